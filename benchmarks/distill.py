@@ -41,12 +41,12 @@ Arm = Iterator[TileBatch]
 
 
 class Live:
-    """Batches with features made now, by the teachers themselves.
+    """Yields batches with features that the teachers compute now.
 
     Args:
-        lake: where the teachers are looked for.
-        batches: with pixels.
-        device: where they run.
+        lake: the lake that names the teachers.
+        batches: batches with pixels.
+        device: device of the teachers.
     """
 
     def __init__(self, lake: Lake, batches: Arm, *, device: str) -> None:
@@ -114,7 +114,7 @@ def measure(
 
 
 def timed(loop: Loop, batches: Arm, steps: int) -> tuple[float, float]:
-    """Return the seconds of so many steps, and the seconds of them that waited for data."""
+    """Return the seconds of `steps` steps, and the seconds of them that waited for data."""
     start, waited = time.perf_counter(), 0.0
     for _ in range(steps):
         # A benchmark needs the step alone, without the run around it.

@@ -52,7 +52,7 @@ Step = Callable[[Tensor, int], Tensor]
 
 
 def epoch(step: Step, read: Read, bags: int, optimiser: torch.optim.Optimizer) -> float:
-    """Seconds of a pass over all bags."""
+    """Return the seconds of a pass over all bags."""
     start = time.perf_counter()
     for at in range(bags):
         loss = step(read(at), at % 2)
@@ -63,7 +63,7 @@ def epoch(step: Step, read: Read, bags: int, optimiser: torch.optim.Optimizer) -
 
 
 def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each round, after one to warm up."""
+    """Return the seconds of each arm in each round, after a round to warm up."""
     seconds_of_arm: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):
         for name, arm in arms.items():
@@ -74,7 +74,7 @@ def turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, lis
 
 
 def our_step(width: int, hidden: int, *, precision: str = "float32") -> tuple[nn.Module, Step]:
-    """Our ABMIL and the loss of a bag."""
+    """Return our ABMIL and the function of a bag's loss."""
     torch.manual_seed(0)
     model = MilModel(
         Abmil(width, hidden=hidden, attention=ATTENTION), BagTask(kind="binary")
@@ -89,7 +89,7 @@ def our_step(width: int, hidden: int, *, precision: str = "float32") -> tuple[nn
 
 
 def their_step(width: int, hidden: int) -> tuple[nn.Module, Step]:
-    """Gated ABMIL of torchmil, of the same widths, with the same layer before it."""
+    """Return torchmil's gated ABMIL, of the same widths and first layer, and its loss function."""
     torch.manual_seed(0)
     before = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.25))
     model = ABMIL(in_shape=(width,), att_dim=ATTENTION, gated=True, feat_ext=before).train()
@@ -103,7 +103,7 @@ def their_step(width: int, hidden: int) -> tuple[nn.Module, Step]:
 
 
 def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> list[Line]:
-    """An epoch from the lake against one from h5 files, at two sizes of model."""
+    """Compare an epoch from the lake with an epoch from h5 files, at two sizes of model."""
     slides = [(f"s{at:02d}",) for at in range(bags)]
     fresh = PatientBags(lake, slides, "big", mpps=(MPP,), cache_bytes=0)
     kept = PatientBags(lake, slides, "big", mpps=(MPP,))
@@ -140,13 +140,13 @@ def reading(lake: Lake, folder: Path, bags: int, width: int, rounds: int) -> lis
 def _arm(
     model: nn.Module, step: Step, read: Read, bags: int, *, fused: bool
 ) -> Callable[[], float]:
-    """An epoch with an optimiser of its own; ours is fused."""
+    """Return an epoch with its own optimiser; ours is fused."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     return partial(epoch, step, read, bags, optimiser)
 
 
 def sum_seconds(read: Read, bags: int) -> float:
-    """Seconds of reading alone."""
+    """Return the seconds of reading alone."""
     start = time.perf_counter()
     for at in range(bags):
         read(at)
@@ -154,7 +154,7 @@ def sum_seconds(read: Read, bags: int) -> float:
 
 
 def against_torchmil(lake: Lake, bags: int, width: int, rounds: int) -> Line:
-    """Forward and backward passes on the same bags in memory."""
+    """Compare forward and backward passes on the same bags in memory."""
     slides = [(f"s{at:02d}",) for at in range(bags)]
     kept = PatientBags(lake, slides, "big", mpps=(MPP,))
     held = [floats(kept[at].features) for at in range(bags)]
@@ -169,7 +169,7 @@ def against_torchmil(lake: Lake, bags: int, width: int, rounds: int) -> Line:
 
 
 def folds_side_by_side(lake: Lake, bags: int, rounds: int) -> Line:
-    """5 folds x 3 feature sets as Ray tasks on all cores, against a loop in one process."""
+    """Compare 5 folds x 3 feature sets as Ray tasks on all cores with a loop in one process."""
     label = [at % 2 for at in range(bags)]
     patients = tuple(
         Patient(patient_id=f"p{at:02d}", slide_ids=(f"s{at:02d}",), outcome=(float(y),))

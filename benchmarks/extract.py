@@ -50,7 +50,7 @@ def build():
 
 
 def make_lake(folder: Path, *, columns: int, rows: int) -> Lake:
-    """The real slide, repeated, in tiles of 256 px."""
+    """Return a lake of the real slide, repeated, in tiles of 256 px."""
     slide = str(write_wide_slide(folder / "wide.svs", columns=columns, rows=rows))
     config = LakeConfig(mpps=(MPP,))
     lake = create_lake(folder / "lake", config)
@@ -62,14 +62,14 @@ def make_lake(folder: Path, *, columns: int, rows: int) -> Lake:
 
 
 class Ours:
-    """The work of one actor, again and again, with networks that are loaded once."""
+    """Repeats the work of one actor, with networks that are loaded once."""
 
     def __init__(self, lake: Lake, threads: int, device: str) -> None:
         self.lake, self.threads, self.device = lake, threads, device
         self._extractor = Extractor()
 
     def __call__(self, teachers: Sequence[Teacher], units: Sequence[Unit]) -> float:
-        """Seconds for all columns of some teachers; the files are left uncommitted."""
+        """Return the seconds for all columns of some teachers; their files are not committed."""
         start = time.perf_counter()
         for unit in units:
             settings = {
@@ -89,7 +89,7 @@ class Ours:
 
 
 def bare(lake: Lake, teacher: Teacher, threads: int, device: str) -> Callable[[], float]:
-    """The network over normalised pixels in memory, all of them, as a clock to be read."""
+    """Return a function that measures the seconds of the network over all pixels in memory."""
     gpu = device == "cuda"
     encoder = load_encoder(
         lake.store, teacher, device=device, precision=teacher.card.precision if gpu else "float32"
@@ -157,7 +157,7 @@ def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device:
 
 
 def _by_onnx(lake: Lake, name: str) -> list[tuple[Teacher, list[Unit]]]:
-    """The same network in ONNX Runtime, under the name of a copy of its card."""
+    """Return the same network in ONNX Runtime, under the name of a copy of its card."""
     copy = replace(CARDS[name], name=f"{name}-onnx")
     CARDS[copy.name] = copy
     (teacher,) = find_teachers(lake.store, [copy.name])

@@ -30,7 +30,7 @@ DEPTH = [0]
 
 
 def counted(method: Callable[..., None]) -> Callable[..., None]:
-    """A method whose CPU time is added up; calls within another are counted once."""
+    """Return a method with its CPU time summed; calls within another call are counted once."""
 
     def counting(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the method takes them
         start = time.process_time()
@@ -45,7 +45,7 @@ def counted(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def study_of(lake: Lake, bags: int, epochs: int) -> Study:
-    """Three folds of ABMIL on one feature set."""
+    """Return a study of three folds of ABMIL on one feature set."""
     label = [at % 2 for at in range(bags)]
     patients = tuple(
         Patient(patient_id=f"p{at:02d}", slide_ids=(f"s{at:02d}",), outcome=(float(y),))
@@ -79,7 +79,7 @@ def study_of(lake: Lake, bags: int, epochs: int) -> Study:
 
 
 def share_of_run(lake: Lake, bags: int, epochs: int) -> dict[str, float]:
-    """CPU seconds of a run's cells, and of comparing in them."""
+    """Return the CPU seconds of a run's cells, and the part that compares checksums."""
     SPENT["comparing"] = 0.0
     start = time.process_time()
     for cell in study_of(lake, bags, epochs).cells():
@@ -89,7 +89,7 @@ def share_of_run(lake: Lake, bags: int, epochs: int) -> dict[str, float]:
 
 
 def share_of_reading(lake: Lake, bags: int) -> dict[str, float]:
-    """CPU seconds of reading every bag once, and of comparing in it."""
+    """Return the CPU seconds of reading every bag once, and the part that compares checksums."""
     SPENT["comparing"] = 0.0
     fresh, start = open_lake(lake.uri), time.process_time()
     for at in range(bags):

@@ -50,7 +50,7 @@ class Case:
 
 
 def ours(slide: Path, case: Case, folder: Path) -> tuple[float, npt.NDArray[np.int64]]:
-    """Tiles per second of `cut_slide`, and the cells (y, x) that it cut."""
+    """Return the tiles per second of `cut_slide`, and the cells (y, x) that it cut."""
     shutil.rmtree(folder, ignore_errors=True)
     copied = (case.mpp,) if case.copied else ()
     config = LakeConfig(mpps=(case.mpp,), tile_px=case.tile_px, passthrough=copied)
@@ -66,7 +66,7 @@ def ours(slide: Path, case: Case, folder: Path) -> tuple[float, npt.NDArray[np.i
 
 
 def peer(slide: Path, grid: Grid, cells: npt.NDArray[np.int64], folder: Path) -> float:
-    """Tiles per second of the usual loop."""
+    """Return the tiles per second of the usual loop."""
     start = time.perf_counter()
     with openslide.OpenSlide(slide) as file, tarfile.open(folder / "peer.tar", "w") as tar:
         level = file.get_best_level_for_downsample(grid.side_px / grid.tile_px * 1.01)
@@ -85,14 +85,14 @@ def peer(slide: Path, grid: Grid, cells: npt.NDArray[np.int64], folder: Path) ->
     return len(cells) / (time.perf_counter() - start)
 
 
-def _append(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _append(tar: tarfile.TarFile, name: str, jpeg: bytes) -> None:
     member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+    member.size = len(jpeg)
+    tar.addfile(member, io.BytesIO(jpeg))
 
 
 def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:
-    """The line of one case."""
+    """Return the report line of one case."""
     with open_slide(str(slide), reader="openslide") as reader:
         grid = plan_grids(reader.size_px, reader.mpp, case.tile_px, {case.mpp: 1})[case.mpp]
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -106,7 +106,7 @@ def measure(slide: Path, case: Case, rounds: int, folder: Path) -> Line:
 
 
 def cases(slide: Path) -> list[Case]:
-    """Copied at the slide's own tile size; encoded at another; reduced to an mpp between levels."""
+    """Return the cases: tiles copied, tiles encoded, and tiles reduced to an mpp between levels."""
     with open_slide(str(slide)) as reader:
         native = reader.stored_tile_px(0.5)
     native_levels = [

@@ -22,7 +22,7 @@ from tests.worlds.slide_server import SlideServer, slide_server
 
 
 def ingest(inputs: list[str], mpp: float, folder: Path) -> float:
-    """Seconds of the command that makes a new lake."""
+    """Return the seconds of the command that writes a new lake."""
     lake = folder / "lake"
     shutil.rmtree(lake, ignore_errors=True)
     command = [sys.executable, "-m", "slidelake", "ingest", str(lake), *inputs, "--mpp", str(mpp)]
@@ -32,10 +32,10 @@ def ingest(inputs: list[str], mpp: float, folder: Path) -> float:
 
 
 def share(server: SlideServer, urls: list[str], mpp: float, folder: Path) -> float:
-    """Bytes that travel, of those of the files."""
+    """Return the share of the files' bytes that the server sends."""
     before = server.sent
     ingest(urls, mpp, folder)
-    return (server.sent - before) / sum(len(data) for data in server.files.values())
+    return (server.sent - before) / sum(len(slide_bytes) for slide_bytes in server.files.values())
 
 
 def main(
@@ -46,13 +46,13 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
 ) -> None:
     """Print the table and write it as JSON."""
-    data = slide.read_bytes()
+    slide_bytes = slide.read_bytes()
     seconds: dict[str, list[float]] = {"remote": [], "local": []}
     with tempfile.TemporaryDirectory() as scratch, slide_server() as server:
         folder = Path(scratch)
         server.latency_s = latency_ms / 1e3
         names = [f"{slide.stem}-{number}{slide.suffix}" for number in range(slides)]
-        server.files = {f"/{name}": data for name in names}
+        server.files = {f"/{name}": slide_bytes for name in names}
         urls = [f"{server.url}/{name}" for name in names]
         local = [folder / name for name in names]
         for path in local:
@@ -63,7 +63,7 @@ def main(
             typer.echo({name: round(travelled[-1], 1) for name, travelled in seconds.items()})
         shares = {mpp: share(server, urls, mpp, folder) for mpp in (0.5, 2.0)}
     # The ratio of a line is the peer's time over ours: a disk is as fast as it gets, so below 1.
-    title = f"ingest of {slides} slides of {len(data) / 1e6:.0f} MB, {latency_ms:g} ms away"
+    title = f"ingest of {slides} slides of {len(slide_bytes) / 1e6:.0f} MB, {latency_ms:g} ms away"
     lines = [Line.of(title, "from a disk", seconds, ("remote", "local"), 1 / 1.3)]
     for (mpp, travelled), most in zip(shares.items(), (1.02, 0.15), strict=True):
         title = f"bytes that travel for {mpp} mpp"

@@ -3,7 +3,7 @@
     python -m benchmarks.ingest_rivals --slide SLIDE.svs --venv VENV
 
 VENV is a folder with hs2p, wsi-patching, cucim-cu12 and PyTurboJPEG installed beside their own
-dependencies. The slide is given to each tool so many times under other names; what counts is the
+dependencies. Each tool gets several copies of the slide under other names; what counts is the
 time of the whole command: start, tissue, tiles at 0.5 mpp, and tars. hs2p reads with cuCIM and
 encodes with libjpeg-turbo, its fastest settings; wsi-patching has PNG alone and no tissue search
 of a whole slide, so it cuts all tiles and drops those of low contrast. Ours starts and stops Ray.
@@ -47,7 +47,7 @@ if __name__ == "__main__":
 
 
 def run(command: list[str], folder: Path) -> float:
-    """Seconds of a command; its output goes to a file, which is shown if it fails."""
+    """Return the seconds of a command; its output goes to a file, which is shown on failure."""
     log = folder / "log.txt"
     start = time.perf_counter()
     with log.open("w") as out:
@@ -60,7 +60,7 @@ def run(command: list[str], folder: Path) -> float:
 
 
 def ours(slides: list[Path], venv: Path, folder: Path) -> float:
-    """`slidelake ingest` of a new lake."""
+    """Return the seconds of `slidelake ingest` into a new lake."""
     lake = folder / "lake"
     shutil.rmtree(lake, ignore_errors=True)
     command = [sys.executable, "-m", "slidelake", "ingest", str(lake), *map(str, slides)]
@@ -68,7 +68,7 @@ def ours(slides: list[Path], venv: Path, folder: Path) -> float:
 
 
 def hs2p(slides: list[Path], venv: Path, folder: Path) -> float:
-    """`hs2p` with tars."""
+    """Return the seconds of `hs2p` with tars."""
     out, csv, config = folder / "hs2p", folder / "slides.csv", folder / "hs2p.yaml"
     shutil.rmtree(out, ignore_errors=True)
     rows = [f"{path.stem},{path},\n" for path in slides]
@@ -82,7 +82,7 @@ def hs2p(slides: list[Path], venv: Path, folder: Path) -> float:
 
 
 def wsi_patching(slides: list[Path], venv: Path, folder: Path) -> float:
-    """A script as in its documentation."""
+    """Return the seconds of wsi-patching, by a script as in its documentation."""
     out, script = folder / "wsi", folder / "wsi.py"
     shutil.rmtree(out, ignore_errors=True)
     script.write_text(WSI_PATCHING)

@@ -31,13 +31,13 @@ class Case:
     """A recipe as it is run here.
 
     Attributes:
-        recipe: its name.
-        teachers: in its order.
-        mpps: of the lake's three.
-        epochs: of training.
+        recipe: name of the recipe.
+        teachers: the teachers, in the recipe's order.
+        mpps: mpps of the tiles, among the lake's three.
+        epochs: number of epochs of training.
         untrained: whether an untrained student of the same kind is made too: `evaluate` builds one
             itself where the student sees pixels.
-        more: other settings.
+        more: other settings of the recipe.
     """
 
     recipe: str
@@ -63,7 +63,7 @@ CASES = {
 
 
 def make_lake(lake: Path) -> None:
-    """Make slides, tiles and teachers; those that are there are left as they are."""
+    """Write slides, tiles and teachers; parts that exist are not written again."""
     labels = make_cohort(
         lake.parent / "recipes-cohort", patients=24, slides=32, width_px=2560, height_px=2304
     )
@@ -134,13 +134,13 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def spread(cosine: dict[str, float]) -> str:
-    """Write mean (least - greatest)."""
+    """Return the text "mean (least - greatest)"."""
     return f"{cosine['mean']:.3f} ({cosine['min']:.3f}-{cosine['max']:.3f})"
 
 
-def summed(values: list[float]) -> dict[str, float]:
-    """Return mean, least and greatest."""
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+def summed(numbers: list[float]) -> dict[str, float]:
+    """Return the mean, least and greatest of some numbers."""
+    return {"mean": sum(numbers) / len(numbers), "min": min(numbers), "max": max(numbers)}
 
 
 def student_of(one: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lines of a benchmark: how much faster than a peer, and on what it was measured."""
+"""Lines of a benchmark's report: ratio to a peer, machine and versions."""
 
 import datetime as dt
 import json
@@ -31,17 +31,17 @@ PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One arm against another.
+    """The comparison of our arm with a peer's.
 
     Attributes:
-        title: of our arm.
-        peer: the other.
+        title: title of our arm.
+        peer: title of the peer's arm.
         ratio: the peer's time over ours, median over rounds (for bytes: written over new).
-        target: what the ratio should reach, or None if there is no target.
-        met: whether it does.
-        rate: of our arm.
-        ratios: of each round.
-        seconds: medians of ours and the peer's.
+        target: least ratio that is required, or None without a target.
+        met: whether the ratio reaches the target.
+        rate: rate of our arm, as text.
+        ratios: ratio of each round.
+        seconds: median seconds of our arm and the peer's.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Line:
         arms: tuple[str, str],
         target: float | None = None,
     ) -> Self:
-        """A line from the times of two arms in the same rounds."""
+        """Return the line of two arms from their seconds in the same rounds."""
         ours, peers = (seconds[arm] for arm in arms)
         ratios = tuple(round(b / a, 3) for a, b in zip(ours, peers, strict=True))
         ratio = statistics.median(ratios)
@@ -77,13 +77,13 @@ class Line:
         )
 
     def at(self, amount: float, unit: str, scale: float = 1.0) -> Self:
-        """The line with our arm's rate, for so much in a round."""
+        """Return the line with our arm's rate, for `amount` units in a round."""
         if self.seconds is None:
             return self
         return replace(self, rate=f"{amount * scale / self.seconds[0]:,.0f} {unit}/s")
 
     def text(self) -> str:
-        """Return the line for people."""
+        """Return the line as readable text."""
         verdict = (
             ""
             if self.target is None
@@ -96,7 +96,7 @@ class Line:
 def write_report(
     folder: Path, lines: Sequence[Any], settings: dict[str, Any], *, name: str
 ) -> Path:
-    """Write a table with the date, machine, versions and commit; named `name`."""
+    """Write the table `name`, with date, machine, versions and commit."""
     now = dt.datetime.now(dt.UTC)
     machine = {
         "cpu": _cpu(),
@@ -136,7 +136,7 @@ def _commit() -> str:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Lines with the same keys as a Markdown table; None is left empty."""
+    """Return lines with the same keys as a Markdown table; None becomes an empty cell."""
     rows = [[_shown(value) for value in line.values()] for line in lines]
     head = [list(lines[0]), ["---"] * len(lines[0])]
     return "\n".join("| " + " | ".join(row) + " |" for row in [*head, *rows])

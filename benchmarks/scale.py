@@ -59,7 +59,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def tiles_of(slide: int, mpp: float) -> pa.Table:
-    """Rows of a slide's tiles."""
+    """Return the rows of a slide's tiles."""
     at = np.arange(TILES)
     zeros = np.zeros(TILES, np.int32)
     columns = {
@@ -76,7 +76,7 @@ def tiles_of(slide: int, mpp: float) -> pa.Table:
 
 
 def cut_of(slide: int) -> SlideCut:
-    """A slide as a worker would hand it over, without pixels."""
+    """Return a slide as a worker would return it, without pixels."""
     grids = {
         mpp: GridCut(
             tiles=tiles_of(slide, mpp),
@@ -93,7 +93,7 @@ def cut_of(slide: int) -> SlideCut:
 
 
 def row_of(slide: int) -> dict[str, Any]:
-    """A row of `slides`."""
+    """Return a row of the table `slides`."""
     name = f"slide-{slide:07d}"
     return {"slide": slide, "slide_id": name, "uri": f"{name}.svs", "fingerprint": "x"}
 
@@ -145,7 +145,7 @@ def load(lake: Lake, rel: str, schema: pa.Schema, rows: list[dict[str, Any]]) ->
 
 
 def features(lake: Lake, mpp: float, field: pa.Field, slides: range) -> lance.FragmentMetadata:
-    """A fragment of slides with the teacher's column, tiles and features in one file."""
+    """Write a fragment of slides with the teacher's column; tiles and features are in one file."""
     table = pa.concat_tables([tiles_of(slide, mpp) for slide in slides])
     values = pa.array(np.ones(table.num_rows * DIM, np.float16))
     column = pa.FixedSizeListArray.from_arrays(values, type=field.type)
@@ -153,7 +153,7 @@ def features(lake: Lake, mpp: float, field: pa.Field, slides: range) -> lance.Fr
 
 
 def catalog_rows(cut: SlideCut) -> Iterator[dict[str, Any]]:
-    """Catalog rows of a slide's tiles and of its teacher, at each mpp."""
+    """Return the catalog rows of a slide's tiles and of its teacher, at each mpp."""
     crc = features_crc32(np.ones((TILES, DIM), np.float16))
     for mpp, grid in cut.grids.items():
         tiles = tiles_row(cut.row, mpp, grid, 0)
@@ -163,7 +163,7 @@ def catalog_rows(cut: SlideCut) -> Iterator[dict[str, Any]]:
 
 
 def timed(work: Callable[[], Any], rounds: int = 5) -> float:
-    """Median milliseconds of some calls."""
+    """Return the median milliseconds of some calls."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -173,7 +173,7 @@ def timed(work: Callable[[], Any], rounds: int = 5) -> float:
 
 
 def measure(uri: str, slides: int) -> dict[str, Any]:
-    """Milliseconds of what a reader and a committer do, and the reader's memory."""
+    """Return the milliseconds of a reader's and a committer's steps, and the reader's memory."""
     lake = open_lake(uri, version=FILLED)  # a kept lake has grown since
     names = [f"slide-{slide:07d}" for slide in np.random.default_rng(0).integers(0, slides, 40)]
     picked = iter(names * 4)
@@ -224,7 +224,7 @@ def main(
     keep: Annotated[str, typer.Option(help="Folder to make the lakes in; kept.")] = "",
     child: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Print and store one line per size; each is measured in a process of its own."""
+    """Print and store one line per size; each size is measured in its own process."""
     if child:
         typer.echo(json.dumps(measure(child, slides[0])))
         return

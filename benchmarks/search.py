@@ -49,7 +49,7 @@ MORE_REFINES = (5, 20, 50)
 
 
 def embeddings(sizes: list[int], dim: int, seed: int) -> list[Float16Array]:
-    """Features [N, dim] of each slide."""
+    """Return features [N, dim] of each slide."""
     rng = np.random.default_rng(seed)
     kinds = rng.normal(size=(KINDS, CAUSES)).astype(np.float32)
     matrix = rng.normal(size=(CAUSES, dim)).astype(np.float32) / 4
@@ -70,7 +70,7 @@ def truth(
     tile_id: npt.NDArray[np.int64],
     query: Float16Array,
 ) -> pl.DataFrame:
-    """The K + 1 nearest tiles of each query by numpy, as `Lake.nearest` gives them."""
+    """Return the K + 1 nearest tiles of each query by numpy, in the form of `Lake.nearest`."""
     unit = features.astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     query_features = query.astype(np.float32)
@@ -99,7 +99,7 @@ def ask(index: SearchedColumn, query: Float16Array) -> tuple[pl.DataFrame, list[
 
 
 def measure(lake: Lake, name: str | None, dim: int, expected: "Truth") -> list[dict[str, Any]]:
-    """Lines of one kind of index, or of the exact search."""
+    """Return the lines of one kind of index, or of the exact search."""
     line: dict[str, Any] = {"index": name or "none", "build_s": None, "share": None}
     base = lake.table(features_table(MPP))
     if name is not None:
@@ -132,7 +132,7 @@ def measure(lake: Lake, name: str | None, dim: int, expected: "Truth") -> list[d
 
 
 class Truth:
-    """Queries of a lake and their true neighbours."""
+    """Return queries of a lake and their true neighbours."""
 
     def __init__(self, lake: Lake, features: Float16Array, queries: int) -> None:
         self.bytes = features.nbytes
@@ -142,7 +142,7 @@ class Truth:
 
 
 def main(
-    tiles: Annotated[int, typer.Option(help="About so many.")] = 100_000,
+    tiles: Annotated[int, typer.Option(help="About this number of tiles.")] = 100_000,
     dim: Annotated[int, typer.Option(help="Values of an embedding.")] = 1536,
     queries: Annotated[int, typer.Option(help="Tiles that are asked for.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the data.")] = 0,

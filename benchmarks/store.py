@@ -1,4 +1,4 @@
-"""What the store costs and saves: ratios in one run, against peers written on the same data.
+"""Costs and savings of the store: ratios in one run, against peers written on the same data.
 
     python -m benchmarks.store --rounds 7
 
@@ -61,9 +61,9 @@ class Data:
     """The lake, its copies and the tiles that all arms read.
 
     Attributes:
-        folder: of the lake and the peers' files.
-        lake: open, warm.
-        features: per teacher, of each slide [N, D].
+        folder: folder of the lake and the peers' files.
+        lake: the open lake, after a first read.
+        features: features of each slide [N, D], by teacher.
     """
 
     folder: Path
@@ -73,11 +73,11 @@ class Data:
     @property
     def tiles(self) -> int:
         """Return the number of tiles of all slides."""
-        return sum(len(values) for values in self.features[MIDDLE])
+        return sum(len(slide_features) for slide_features in self.features[MIDDLE])
 
 
 def race(arms: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each round; arms take turns, and a first round warms them."""
+    """Return the seconds of each arm in each round; arms alternate, after a round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, work in arms.items():
@@ -89,7 +89,7 @@ def race(arms: dict[str, Work], rounds: int) -> dict[str, list[float]]:
 
 
 def make_data(folder: Path, *, slides: int, tiles: int, seed: int) -> Data:
-    """A lake with features of all teachers; the first slides have pixels too."""
+    """Return a lake with features of all teachers; the first slides have pixels too."""
     sizes = slide_sizes(slides, tiles, seed)
     lake = make_lake(folder / "lake", sizes, with_pixels=PIXEL_SLIDES, seed=seed)
     features = {}
@@ -99,21 +99,21 @@ def make_data(folder: Path, *, slides: int, tiles: int, seed: int) -> Data:
     return Data(folder=folder, lake=lake.refreshed(), features=features)
 
 
-def bags(data: Data, rounds: int) -> list[Line]:
+def bags(store_data: Data, rounds: int) -> list[Line]:
     """Read all bags of the 1536-d teacher, one after the other."""
-    values = data.features[MIDDLE]
-    h5 = write_trident(data.folder / "trident", values)
-    raw = write_raw(data.folder / "raw", values)
-    names = [f"s{slide:02d}" for slide in range(len(values))]
-    looked_up = data.lake.bags(MIDDLE, mpp=MPP)
+    slide_features = store_data.features[MIDDLE]
+    h5 = write_trident(store_data.folder / "trident", slide_features)
+    raw = write_raw(store_data.folder / "raw", slide_features)
+    names = [f"s{slide:02d}" for slide in range(len(slide_features))]
+    looked_up = store_data.lake.bags(MIDDLE, mpp=MPP)
 
     def from_files() -> None:
-        for path, array in zip(raw, values, strict=True):
+        for path, array in zip(raw, slide_features, strict=True):
             np.fromfile(path, np.float16).reshape(array.shape)
 
     seconds = race(
         {
-            "lake.bag": lambda: [data.lake.bag(name, MIDDLE, mpp=MPP) for name in names],
+            "lake.bag": lambda: [store_data.lake.bag(name, MIDDLE, mpp=MPP) for name in names],
             "lake.bags": lambda: [looked_up[index] for index in range(len(names))],
             "h5": lambda: [read_h5(path) for path in h5],
             "raw": from_files,
@@ -127,25 +127,25 @@ def bags(data: Data, rounds: int) -> list[Line]:
         Line.of("lake.bag, look-up of each slide", "np.fromfile", seconds, ("lake.bag", "raw")),
         Line.of("lake.bags, looked up once", "np.fromfile", seconds, ("lake.bags", "raw")),
     ]
-    return [line.at(values_bytes(values), "MB", 1e-6) for line in lines]
+    return [line.at(values_bytes(slide_features), "MB", 1e-6) for line in lines]
 
 
-def values_bytes(values: Sequence[Float16Array]) -> int:
-    """Bytes of float16 features."""
-    return sum(array.nbytes for array in values)
+def values_bytes(slide_features: Sequence[Float16Array]) -> int:
+    """Return the bytes of float16 features."""
+    return sum(array.nbytes for array in slide_features)
 
 
-def shuffled(data: Data, rounds: int) -> list[Line]:
-    """Batches of 256 tiles with three teachers; all arms give the same number, in one thread."""
-    h5 = write_chunked(data.folder / "chunked", data.features)
-    sizes = [len(values) for values in data.features[MIDDLE]]
+def shuffled(store_data: Data, rounds: int) -> list[Line]:
+    """Compare batches of 256 tiles with three teachers; all arms read as many, in one thread."""
+    h5 = write_chunked(store_data.folder / "chunked", store_data.features)
+    sizes = [len(slide_features) for slide_features in store_data.features[MIDDLE]]
     slide = np.repeat(np.arange(len(sizes)), sizes)
     row = np.concatenate([np.arange(size) for size in sizes])
     rng = np.random.default_rng(0)
-    single = data.lake.stream(
+    single = store_data.lake.stream(
         TEACHERS, mpp=MPP, batch_tiles=BATCH, block_tiles=1, buffer_tiles=BATCH, threads=1
     )
-    blocks = data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=1)
+    blocks = store_data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=1)
     epochs = itertools.count()
 
     def from_h5() -> None:
@@ -175,20 +175,20 @@ def shuffled(data: Data, rounds: int) -> list[Line]:
     return [line.at(RANDOM_BATCHES * BATCH, "tiles") for line in lines]
 
 
-def add_a_teacher(data: Data, rounds: int) -> list[Line]:
-    """A further 1536-d teacher each round, written, checked, summed and committed."""
-    values = data.features[MIDDLE]
+def add_a_teacher(store_data: Data, rounds: int) -> list[Line]:
+    """Add a further 1536-d teacher each round, written, checked, summed and committed."""
+    slide_features = store_data.features[MIDDLE]
     number = itertools.count()
-    before = folder_bytes(data.folder / "lake")
+    before = folder_bytes(store_data.folder / "lake")
     seconds = race(
         {
-            "lake": lambda: add_teacher(data.lake, f"more{next(number)}", values),
-            "raw": lambda: write_raw(data.folder / f"raw{next(number)}", values),
+            "lake": lambda: add_teacher(store_data.lake, f"more{next(number)}", slide_features),
+            "raw": lambda: write_raw(store_data.folder / f"raw{next(number)}", slide_features),
         },
         rounds,
     )
-    written = folder_bytes(data.folder / "lake") - before
-    ratio = written / (values_bytes(values) * (rounds + 1))
+    written = folder_bytes(store_data.folder / "lake") - before
+    ratio = written / (values_bytes(slide_features) * (rounds + 1))
     return [
         Line(
             title="add a 1536-d teacher: bytes written",
@@ -198,20 +198,20 @@ def add_a_teacher(data: Data, rounds: int) -> list[Line]:
             met=ratio <= 1.01,
         ),
         Line.of("add a 1536-d teacher", "ndarray.tofile of the same", seconds, ("lake", "raw")).at(
-            values_bytes(values), "MB", 1e-6
+            values_bytes(slide_features), "MB", 1e-6
         ),
     ]
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def stream_features(data: Data, rounds: int) -> list[Line]:
-    """An epoch of features alone against Lance's own scan of the same columns, batch by batch."""
-    stream = data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=THREADS)
-    table = data.lake.table(features_table(MPP))
+def stream_features(store_data: Data, rounds: int) -> list[Line]:
+    """Compare an epoch of features with Lance's own scan of the same columns, batch by batch."""
+    stream = store_data.lake.stream(TEACHERS, mpp=MPP, batch_tiles=BATCH, threads=THREADS)
+    table = store_data.lake.table(features_table(MPP))
 
     def epoch() -> None:
         for _ in stream:
@@ -225,15 +225,15 @@ def stream_features(data: Data, rounds: int) -> list[Line]:
     line = Line.of(
         "lake.stream, features of 3 teachers", "Lance scan", seconds, ("stream", "scan"), 0.7
     )
-    return [line.at(data.tiles, "tiles")]
+    return [line.at(store_data.tiles, "tiles")]
 
 
-def stream_pixels(data: Data, rounds: int) -> list[Line]:
-    """An epoch of decoded pixels with one teacher, against decoding alone."""
+def stream_pixels(store_data: Data, rounds: int) -> list[Line]:
+    """Compare an epoch of decoded pixels with one teacher with decoding alone."""
     names = [f"s{slide:02d}" for slide in range(PIXEL_SLIDES)]
     settings = {"mpp": MPP, "slide_ids": names, "batch_tiles": BATCH, "threads": THREADS}
-    stream = data.lake.stream(MIDDLE, pixels="uint8", **settings)  # type: ignore[arg-type]
-    stored = data.lake.stream(MIDDLE, pixels="jpeg", **settings)  # type: ignore[arg-type]
+    stream = store_data.lake.stream(MIDDLE, pixels="uint8", **settings)  # type: ignore[arg-type]
+    stored = store_data.lake.stream(MIDDLE, pixels="jpeg", **settings)  # type: ignore[arg-type]
     jpegs = [jpeg for batch in stored for jpeg in batch.jpeg or ()]
 
     def epoch() -> None:
@@ -255,7 +255,7 @@ def stream_pixels(data: Data, rounds: int) -> list[Line]:
 
 
 def first_rows(folder: Path, rounds: int, *, slides: int, seed: int) -> list[Line]:
-    """The first rows of a million, with their features."""
+    """Measure the read of the first rows of a million, with their features."""
     one = random_features([HEAD_TILES], DIMS[MIDDLE], seed)
     lake = make_lake(folder / "head", [HEAD_TILES] * slides, with_pixels=0, seed=seed)
     add_teacher(lake, MIDDLE, one * slides)
@@ -281,18 +281,24 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent
     / "results",
 ) -> None:
-    """Print the table and write it as JSON with what it was measured on."""
+    """Print the table and write it as JSON, with machine and versions."""
     with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
-        data = make_data(Path(folder), slides=slides, tiles=tiles, seed=seed)
+        store_data = make_data(Path(folder), slides=slides, tiles=tiles, seed=seed)
         lines = []
         for part in (bags, shuffled, add_a_teacher, stream_features, stream_pixels):
-            for line in part(data, rounds):
+            for line in part(store_data, rounds):
                 typer.echo(line.text())
                 lines.append(line)
         for line in first_rows(Path(folder), HEAD_ROUNDS, slides=head_slides, seed=seed):
             typer.echo(line.text())
             lines.append(line)
-    settings = {"rounds": rounds, "slides": slides, "tiles": data.tiles, "dims": DIMS, "seed": seed}
+    settings = {
+        "rounds": rounds,
+        "slides": slides,
+        "tiles": store_data.tiles,
+        "dims": DIMS,
+        "seed": seed,
+    }
     typer.echo(f"-> {write_report(out, lines, {**settings, 'threads': THREADS}, name='store')}")
 
 

@@ -35,13 +35,13 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def slide_sizes(slides: int, tiles: int, seed: int) -> list[int]:
-    """Tiles of each slide: lognormal around `tiles`; the first has exactly that many."""
+    """Return the tiles of each slide: lognormal around `tiles`, the first exactly `tiles`."""
     drawn = np.random.default_rng(seed).lognormal(np.log(tiles), 0.4, slides).astype(int)
     return [tiles, *drawn[1:].tolist()]
 
 
 def make_lake(folder: Path, sizes: list[int], *, with_pixels: int, seed: int) -> Lake:
-    """A lake of slides `s00`, `s01`, ... in one fragment, the first `with_pixels` of them whole."""
+    """Return a lake of slides `s00`, ... in one fragment; the first `with_pixels` have pixels."""
     lake = create_lake(folder, CONFIG)
     names = [f"s{number:02d}" for number in range(len(sizes))]
     rows = lake.committer.register([{"slide_id": s, "uri": f"{s}.svs"} for s in names])
@@ -57,7 +57,7 @@ def make_lake(folder: Path, sizes: list[int], *, with_pixels: int, seed: int) ->
 
 
 def real_jpegs(seed: int) -> Iterator[bytes]:
-    """Random crops of the sample slide as JPEG, without end."""
+    """Yield random crops of the sample slide as JPEG, without end."""
     with OpenSlide(SLIDE) as slide:
         whole = slide.read_region((0, 0), 0, slide.dimensions)
     pixels = np.asarray(whole.convert("RGB"))
@@ -69,7 +69,7 @@ def real_jpegs(seed: int) -> Iterator[bytes]:
 
 
 def grid_of(tiles: int) -> tuple[Int64Array, Int64Array]:
-    """(grid_y, grid_x) of each tile: rows of 80, every third cell of the grid left out."""
+    """Return grid_y and grid_x of each tile: rows of 80, without every third cell of the grid."""
     cells = np.flatnonzero(np.arange(2 * tiles) % 3)[:tiles]
     return cells // 80, cells % 80
 
@@ -108,7 +108,7 @@ def _cut(slide: int, slide_id: str, tiles: int, shard: Shard | None) -> GridCut:
 
 
 def random_features(sizes: list[int], dim: int, seed: int) -> list[npt.NDArray[np.float16]]:
-    """Normal float16 features [N, dim] of each slide."""
+    """Return normally distributed float16 features [N, dim] of each slide."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((n, dim), np.float32).astype(np.float16) for n in sizes]
 
@@ -121,7 +121,9 @@ def add_teacher(lake: Lake, teacher: str, features: list[npt.NDArray[np.float16]
     for (fragment,), rows in lake.tiles_of(mpp=MPP).sort("slide").group_by("fragment"):
         with ColumnWriter(lake.store, MPP, field, fragment) as writer:
             for slide in rows["slide"]:
-                values = features[slide]
-                writer.add(slide, tile_ids(slide, MPP, *grid_of(len(values))), values)
+                slide_features = features[slide]
+                writer.add(
+                    slide, tile_ids(slide, MPP, *grid_of(len(slide_features))), slide_features
+                )
             files.append(writer.finish())
     lake.committer.commit_columns(MPP, files)

@@ -1,4 +1,4 @@
-"""What `store.py` compares the lake with: the same features and JPEGs in others' files, or none."""
+"""Peers of `store.py`: the same features and JPEGs in other file formats, or in memory."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,49 +16,49 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def write_trident(folder: Path, features: Sequence[Float16Array]) -> list[Path]:
-    """A file per slide as TRIDENT lays it out: float32, a chunk a row, extensible."""
+    """Write a file per slide in TRIDENT's layout: float32, a chunk a row, extensible."""
     folder.mkdir()
     paths = []
-    for slide, values in enumerate(features):
+    for slide, slide_features in enumerate(features):
         paths.append(folder / f"{slide}.h5")
         with h5py.File(paths[-1], "w") as file:
             file.create_dataset(
                 "features",
-                data=values.astype(np.float32),
-                chunks=(1, values.shape[1]),
-                maxshape=(None, values.shape[1]),
+                data=slide_features.astype(np.float32),
+                chunks=(1, slide_features.shape[1]),
+                maxshape=(None, slide_features.shape[1]),
             )
     return paths
 
 
 def read_h5(path: Path) -> npt.NDArray[np.float32]:
-    """A whole bag, as TRIDENT's own loader reads it."""
+    """Return a whole bag, read as by TRIDENT's own loader."""
     with h5py.File(path) as file:
-        values: npt.NDArray[np.float32] = file["features"][:]
-    return values
+        slide_features: npt.NDArray[np.float32] = file["features"][:]
+    return slide_features
 
 
 def write_chunked(folder: Path, features: dict[str, list[Float16Array]]) -> list[Path]:
-    """A file per slide with all teachers in it: float16 in chunks of 256 rows."""
+    """Write a file per slide with all teachers: float16 in chunks of 256 rows."""
     folder.mkdir()
     paths = [folder / f"{slide}.h5" for slide in range(len(next(iter(features.values()))))]
     for slide, path in enumerate(paths):
         with h5py.File(path, "w") as file:
-            for teacher, values in features.items():
-                rows, dim = values[slide].shape
+            for teacher, slide_features in features.items():
+                rows, dim = slide_features[slide].shape
                 file.create_dataset(
-                    teacher, data=values[slide], chunks=(min(CHUNK_ROWS, rows), dim)
+                    teacher, data=slide_features[slide], chunks=(min(CHUNK_ROWS, rows), dim)
                 )
     return paths
 
 
 def take_h5(paths: Sequence[Path], teachers: Sequence[str], rows: Int64Array) -> Float16Array:
-    """Rows of many slides, each slide's file opened once, as a shuffling data set does it.
+    """Return rows of many slides; each slide's file is opened once, as in a shuffling data set.
 
     Args:
-        paths: a file per slide.
-        teachers: data sets in each file.
-        rows: (slide, row in it) of each tile [B, 2].
+        paths: file of each slide.
+        teachers: names of the data sets in each file.
+        rows: slide and row in the slide, for each tile [B, 2].
     """
     parts = []
     for slide in np.unique(rows[:, 0]).tolist():
@@ -71,11 +71,11 @@ def take_h5(paths: Sequence[Path], teachers: Sequence[str], rows: Int64Array) ->
 
 
 def write_raw(folder: Path, features: Sequence[Float16Array]) -> list[Path]:
-    """A file per slide with nothing but the values."""
+    """Write a file per slide with the raw features alone."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{slide}.raw" for slide in range(len(features))]
-    for path, values in zip(paths, features, strict=True):
-        values.tofile(path)
+    for path, slide_features in zip(paths, features, strict=True):
+        slide_features.tofile(path)
     return paths
 
 

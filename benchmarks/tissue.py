@@ -38,20 +38,20 @@ OURS: dict[str, Callable[[Picture], Mask]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Scores of one detector on a group of pictures; None where there is nothing to measure.
+    """Scores of one detector on a group of pictures; None without pixels to measure.
 
     Attributes:
-        group: of pictures.
-        detector: whose.
-        pictures: in the group.
-        dice: of tissue, away from pen.
+        group: name of the group of pictures.
+        detector: name of the detector.
+        pictures: number of pictures in the group.
+        dice: Dice coefficient of tissue, away from pen.
         lost: share of the true tissue away from pen that was missed.
         lost_fat: share of the true fat away from pen that was missed.
         pen_called_tissue: share of pen on bare glass that was called tissue.
         lost_under_pen: share of the tissue under pen that was missed.
         glass_called_tissue: share of glass without pen that was called tissue.
         kept: share of the picture that was called tissue.
-        ms: median time.
+        ms: median milliseconds for a picture.
     """
 
     group: str
@@ -97,7 +97,7 @@ def _wider(pen: Mask) -> Mask:
 
 
 def run_ours(cases: Iterable[Case]) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
-    """Masks by `name|detector`, and milliseconds by detector and name."""
+    """Return masks by `name|detector`, and milliseconds by detector and name, of our detector."""
     masks: dict[str, Mask] = {}
     times: dict[str, dict[str, float]] = {detector: {} for detector in OURS}
     for case in cases:
@@ -114,7 +114,7 @@ def run_ours(cases: Iterable[Case]) -> tuple[dict[str, Mask], dict[str, dict[str
 def run_rivals(
     cases: Iterable[Case], python: str
 ) -> tuple[dict[str, Mask], dict[str, dict[str, float]]]:
-    """The same of the rivals."""
+    """Return masks and milliseconds of the rivals, as `run_ours` does."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "pictures.npz", Path(folder) / "masks.npz"
         np.savez(source, allow_pickle=False, **{case.name: case.picture for case in cases})
@@ -125,7 +125,7 @@ def run_rivals(
 
 
 def real_cases(python: str) -> Iterator[Case]:
-    """Pictures of real slides, without truth."""
+    """Yield pictures of real slides, without truth."""
     with open_slide(str(REAL)) as slide:
         yield real_case("real H&E (CMU, inked margin)", "CMU", slide.overview(16.0)[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -136,13 +136,13 @@ def real_cases(python: str) -> Iterator[Case]:
 
 
 def real_case(group: str, name: str, picture: Picture) -> Case:
-    """A picture without truth."""
+    """Return the case of a picture without truth."""
     none = np.zeros(picture.shape[:2], bool)
     return Case(group=group, name=name, picture=picture, tissue=None, pen=none, fat=none)
 
 
 def reduced(picture: Picture) -> Picture:
-    """A field at about 0.5 mpp as an overview would show it, repeated to some size."""
+    """Return a field at about 0.5 mpp at the overview's mpp, repeated to some size."""
     small = cv2.resize(picture, None, fx=1 / 16, fy=1 / 16, interpolation=cv2.INTER_AREA)
     mirrored = np.concatenate([small, small[:, ::-1]], 1)
     tiled: Picture = np.tile(np.concatenate([mirrored, mirrored[::-1]]), (6, 8, 1))
@@ -152,7 +152,7 @@ def reduced(picture: Picture) -> Picture:
 def scores(
     cases: list[Case], masks: dict[str, Mask], times: dict[str, dict[str, float]]
 ) -> list[Score]:
-    """One line per group and detector."""
+    """Return one score per group and detector."""
     lines = []
     for group in dict.fromkeys(case.group for case in cases):
         members = [case for case in cases if case.group == group]
@@ -177,7 +177,7 @@ def _known(measures: list[dict[str, float | None]], key: str) -> list[float]:
 
 
 def draw(cases: list[Case], masks: dict[str, Mask], detectors: Iterable[str], to: Path) -> None:
-    """Draw each picture, with what is not called tissue in green, one detector beside the other."""
+    """Draw each picture, pixels not called tissue in green, the detectors side by side."""
     to.mkdir(parents=True, exist_ok=True)
     for case in cases:
         parts = [case.picture]

@@ -1,4 +1,4 @@
-"""Pictures of slides with known tissue and pen: generated ones, and what can go wrong with them."""
+"""Pictures of slides with known tissue and pen: generated slides, and artefacts added to them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,11 +31,11 @@ PENS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One picture at 16 mpp.
+    """A picture at 16 mpp, with its true tissue and pen.
 
     Attributes:
-        group: what is averaged over.
-        name: of the picture.
+        group: group over which scores are averaged.
+        name: name of the picture.
         picture: RGB [H, W, 3].
         tissue: true tissue [H, W]; None for a real picture.
         pen: true pen [H, W].
@@ -51,7 +51,7 @@ class Case:
 
 
 def read_slide(path: Path, group: str) -> Case:
-    """A slide of the generator, with the truth beside it."""
+    """Return the case of a generated slide, with the truth beside it."""
     with open_slide(str(path)) as slide:
         picture, scale = slide.overview(16.0)
     with np.load(path.with_suffix(".truth.npz")) as truth:
@@ -75,13 +75,13 @@ def _fitted(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 
 def changed(case: Case, group: str, picture: npt.ArrayLike, name: str = "") -> Case:
-    """The same truth under another picture."""
+    """Return a case with the same truth and another picture."""
     pixels = np.clip(np.asarray(picture), 0, 255).astype(np.uint8)
     return replace(case, group=group, name=name or group, picture=pixels)
 
 
 def without_truth(group: str, picture: npt.ArrayLike, *, tissue: bool = False) -> Case:
-    """A picture that is all glass, or all tissue."""
+    """Return a case that is all glass, or all tissue."""
     pixels = np.clip(np.asarray(picture), 0, 255).astype(np.uint8)
     none = np.zeros(pixels.shape[:2], bool)
     whole = none | tissue
@@ -89,7 +89,7 @@ def without_truth(group: str, picture: npt.ArrayLike, *, tissue: bool = False) -
 
 
 def painted(plain: Case) -> Iterator[Case]:
-    """A slide without pen, with strokes in colours that others measured."""
+    """Yield a slide without pen, with strokes painted in published colours."""
     height, width = plain.picture.shape[:2]
     ink = np.zeros((height, width), np.uint8)
     turn = np.linspace(0, 4.5, 80)
@@ -109,7 +109,7 @@ def painted(plain: Case) -> Iterator[Case]:
 
 
 def edge_cases(plain: Case) -> Iterator[Case]:
-    """Yield pictures of what scanners and laboratories do to a slide."""
+    """Yield pictures with artefacts of scanners and laboratories."""
     assert plain.tissue is not None
     rng = np.random.default_rng(1)
     shape = plain.picture.shape
@@ -135,7 +135,7 @@ def edge_cases(plain: Case) -> Iterator[Case]:
 
 
 def _with_dirt(plain: Case, rng: np.random.Generator) -> Picture:
-    """Brown and grey specks of 30 to 400 um on glass and tissue."""
+    """Return a picture with brown and grey specks of 30 to 400 um on glass and tissue."""
     picture = plain.picture.copy()
     height, width = picture.shape[:2]
     for _ in range(150):
@@ -148,7 +148,7 @@ def _with_dirt(plain: Case, rng: np.random.Generator) -> Picture:
 
 
 def _inside(plain: Case) -> Picture:
-    """The largest square of tissue without glass, repeated over a whole picture."""
+    """Return the largest square of tissue without glass, repeated over a whole picture."""
     assert plain.tissue is not None
     away = cv2.distanceTransform(plain.tissue.astype(np.uint8), cv2.DIST_C, 3)
     half = int(away.max()) - 3

@@ -36,47 +36,47 @@ Measure = Callable[[Picture, int], Scores]
 
 
 def focus(pixels: Picture, factor: int) -> Scores:
-    """Ours: energy of the Laplacian over that of the gradient."""
+    """Return our focus score: energy of the Laplacian over energy of the gradient."""
     shape = (pixels.shape[0] // factor, pixels.shape[1] // factor)
     return focus_map([(0, 0, pixels[: shape[0] * factor, : shape[1] * factor])], shape, factor)
 
 
 def laplacian(pixels: Picture, factor: int) -> Scores:
-    """The usual: mean square of the Laplacian of grey."""
+    """Return the usual focus score: mean square of the Laplacian of grey."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     return cells(cv2.Laplacian(grey, cv2.CV_32F) ** 2, factor)
 
 
-def cells(values: Scores, factor: int) -> Scores:
-    """Means over squares of `factor` pixels; what is left over at the end is dropped."""
-    height, width = (n // factor * factor for n in values.shape)
+def cells(focus_scores: Scores, factor: int) -> Scores:
+    """Return means over squares of `factor` pixels; pixels of partial squares are dropped."""
+    height, width = (n // factor * factor for n in focus_scores.shape)
     size = (width // factor, height // factor)
-    means: Scores = cv2.resize(values[:height, :width], size, interpolation=cv2.INTER_AREA)
+    means: Scores = cv2.resize(focus_scores[:height, :width], size, interpolation=cv2.INTER_AREA)
     return means
 
 
-def of_tiles(values: Scores, within: Mask) -> tuple[Scores, Scores]:
-    """Mean over each tile within a mask, and the share of the tile that is."""
+def of_tiles(focus_scores: Scores, within: Mask) -> tuple[Scores, Scores]:
+    """Return each tile's mean within a mask, and the share of the tile in the mask."""
     share = cells(within.astype(np.float32), CELLS)
-    sums = cells(np.where(within, values, 0).astype(np.float32), CELLS)
+    sums = cells(np.where(within, focus_scores, 0).astype(np.float32), CELLS)
     means: Scores = (sums / np.maximum(share, 1e-6)).astype(np.float32)
     return means, share
 
 
 def auc(sharp: Scores, blurred: Scores) -> float:
-    """The chance that a sharp tile has the higher score."""
+    """Return the probability that a sharp tile has a higher score than a blurred tile."""
     truth = np.r_[np.ones(len(sharp)), np.zeros(len(blurred))]
     return float(roc_auc_score(truth, np.r_[sharp, blurred]))
 
 
 def fainter(pixels: Picture, strength: float) -> Picture:
-    """The same section in a stain of another strength."""
+    """Return the same section in a stain of another strength."""
     faint = GLASS * (np.maximum(pixels, 1) / GLASS) ** strength
     return np.clip(faint, 0, 255).astype(np.uint8)
 
 
 def halved(pixels: Picture) -> Picture:
-    """Twice the mpp."""
+    """Return the picture at twice the mpp."""
     size = (pixels.shape[1] // 2, pixels.shape[0] // 2)
     half: Picture = cv2.resize(
         pixels[: size[1] * 2, : size[0] * 2], size, interpolation=cv2.INTER_AREA
@@ -85,7 +85,7 @@ def halved(pixels: Picture) -> Picture:
 
 
 def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """AUC on each slide, for each measure, mpp and strength of stain."""
+    """Yield the AUC on each slide, for each measure, mpp and strength of stain."""
     scores_by_case: dict[tuple[str, float, float], list[tuple[float, float, float]]] = {}
     for path in paths:
         with open_slide(str(path)) as slide:
@@ -114,20 +114,20 @@ def on_generated(paths: list[Path]) -> Iterator[dict[str, Any]]:
         }
 
 
-def split(values: Scores, truth: dict[str, Mask]) -> tuple[Scores, Scores]:
-    """Scores of tiles that are sharp for sure, and of those that are blurred for sure."""
-    height, width = values.shape
+def split(focus_scores: Scores, truth: dict[str, Mask]) -> tuple[Scores, Scores]:
+    """Return the scores of the certainly sharp tiles, and of the certainly blurred tiles."""
+    height, width = focus_scores.shape
     tissue, pen, blur = (truth[name][:height, :width] for name in ("tissue", "pen", "blur"))
-    values = values[: tissue.shape[0], : tissue.shape[1]]
+    focus_scores = focus_scores[: tissue.shape[0], : tissue.shape[1]]
     clear = tissue & ~(cv2.dilate(pen.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
     near = cv2.dilate(blur.astype(np.uint8), np.ones((NEAR_CELLS, NEAR_CELLS), np.uint8))
-    scores, share = of_tiles(values, clear)
+    scores, share = of_tiles(focus_scores, clear)
     inside, outside = (cells(mask.astype(np.float32), CELLS) for mask in (blur, near))
     return scores[(share > 0.5) & (outside == 0)], scores[(share > 0.5) & (inside > 0.9)]
 
 
 def on_real() -> Iterator[dict[str, Any]]:
-    """AUC of the real slide against itself, blurred."""
+    """Yield the AUC of the real slide against its blurred copies."""
     with open_slide(str(REAL)) as slide:
         sharp_pixels, _ = slide.overview(0.5)
     sharp = real_scores(sharp_pixels)
@@ -148,16 +148,16 @@ def on_real() -> Iterator[dict[str, Any]]:
 
 
 def real_scores(pixels: Picture) -> dict[tuple[str, float], Scores]:
-    """Scores of the tiles with tissue, from a picture at 0.5 mpp that is stored as JPEG first."""
+    """Return scores of the tiles with tissue, from a picture at 0.5 mpp after JPEG encoding."""
     by_score = {}
     pixels = decode_jpeg(encode_jpeg(np.ascontiguousarray(pixels), quality=80))
     tissue = find_tissue(halved(halved(halved(halved(halved(pixels))))), 16.0).mask
     for mpp in (0.5, 1.0, 2.0, 4.0):
         for name, run in (("focus", focus), ("Laplacian", laplacian)):
-            values = run(pixels, round(16 / mpp))
-            shape = tuple(min(a, b) for a, b in zip(values.shape, tissue.shape, strict=True))
+            focus_scores = run(pixels, round(16 / mpp))
+            shape = tuple(min(a, b) for a, b in zip(focus_scores.shape, tissue.shape, strict=True))
             cut = (slice(shape[0]), slice(shape[1]))
-            scores, share = of_tiles(values[cut], tissue[cut])
+            scores, share = of_tiles(focus_scores[cut], tissue[cut])
             by_score[name, mpp] = scores[share > 0.5]
         pixels = halved(pixels)
     return by_score

@@ -32,7 +32,7 @@ Detector = Callable[[Picture], Mask]
 
 
 def clam_mask(picture: Picture, *, otsu: bool) -> npt.NDArray[np.uint8]:
-    """CLAM's binary image: saturation, median of 7, threshold of 8 or Otsu's, closing of 4."""
+    """Return CLAM's binary image: saturation, median 7, threshold 8 or Otsu's, closing 4."""
     saturation = cv2.medianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[:, :, 1], 7)
     kind = cv2.THRESH_OTSU + cv2.THRESH_BINARY if otsu else cv2.THRESH_BINARY
     _, mask = cv2.threshold(saturation, 0 if otsu else 8, 255, kind)
@@ -43,7 +43,7 @@ def clam_mask(picture: Picture, *, otsu: bool) -> npt.NDArray[np.uint8]:
 
 
 def clam(picture: Picture, *, otsu: bool, downsample: float = 32.0) -> Mask:
-    """CLAM's contours: those over 100 patches of 512 px at level 0, less their 8 largest holes."""
+    """Return the mask of CLAM's contours over 100 patches of 512 px, less their 8 largest holes."""
     mask = clam_mask(picture, otsu=otsu)
     patch = int(REF_PATCH_PX**2 / downsample**2)
     contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -64,14 +64,14 @@ def clam(picture: Picture, *, otsu: bool, downsample: float = 32.0) -> Mask:
 
 
 def hs2p(method: str) -> Detector:
-    """The detector of hs2p with its default numbers; `hsv` is its default method."""
+    """Return the mask of hs2p's detector with default numbers; `hsv` is its default method."""
     config = importlib.import_module("hs2p.configs").SegmentationConfig(method=method)
     segment = importlib.import_module("hs2p.segmentation").segment_tissue_image
     return lambda picture: np.asarray(segment(picture, config=config) > 0)
 
 
 def histolab() -> Detector:
-    """Apply what histolab's TissueMask applies to the thumbnail of a slide."""
+    """Apply the filters of histolab's TissueMask to the thumbnail of a slide."""
     compositions = importlib.import_module("histolab.filters.compositions")
     slide = importlib.import_module("histolab.slide").Slide
     from_array = importlib.import_module("PIL.Image").fromarray
@@ -90,7 +90,7 @@ def detectors() -> dict[str, Detector]:
 
 
 def check_clam(pictures: dict[str, Picture]) -> None:
-    """Raise if our reading of CLAM's first half is not what hs2p computes.
+    """Compare our version of CLAM's first half with hs2p's, and raise if they differ.
 
     Raises:
         AssertionError: a mask differs.

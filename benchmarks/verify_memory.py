@@ -1,4 +1,4 @@
-"""How much memory `verify` and `repair` take, at several sizes of a lake.
+"""Memory of `verify` and `repair` at several sizes of a lake.
 
     python -m benchmarks.verify_memory --slides 20000 --slides 80000
     python -m benchmarks.verify_memory --slides 4000 --slides 16000 --sample 1
@@ -97,7 +97,7 @@ def features(
 
 
 def catalog_rows(slide: int, mpp: float, crc32: int, shards: bool) -> list[dict[str, Any]]:  # noqa: FBT001
-    """Rows of the catalog of one slide at one mpp: its tiles and its teachers."""
+    """Return the catalog rows of one slide at one mpp: its tiles and its teachers."""
     row = {
         "slide": slide,
         "slide_id": row_of(slide)["slide_id"],
@@ -115,7 +115,7 @@ def catalog_rows(slide: int, mpp: float, crc32: int, shards: bool) -> list[dict[
 
 
 def memory_mb() -> int:
-    """Memory of this process at its peak; `getrusage` would count that of its parent."""
+    """Return this process's peak memory; `getrusage` would count its parent's."""
     status = Path("/proc/self/status").read_text()
     return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 

@@ -60,7 +60,7 @@ def ingest_one(lake: Lake, number: int) -> None:
 
 
 def sizes(moment: str, folder: Path) -> dict[str, Any]:
-    """Megabytes of a lake, and of its lists and transactions."""
+    """Return the megabytes of a lake, and of its lists and transactions."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     history = [path for path in files if path.parent.name in ("_versions", "_transactions")]
     return {

@@ -24,10 +24,10 @@ class StudentRecord:
     """A finished student of a lake.
 
     Attributes:
-        name: of the student.
-        card: how it is run; None for a student of other columns, which `extract` has to write.
-        report: of its training.
-        mpps: at which it was trained.
+        name: the student's name.
+        card: the student's card; None for a student of features, whose column `extract` writes.
+        report: the report of its training.
+        mpps: the mpps at which it was trained.
         under: a finer mpp, if its targets are its teachers' mean features of the tiles under it.
     """
 
@@ -39,24 +39,24 @@ class StudentRecord:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """The fields of its recipe."""
+        """Return the fields of the student's recipe."""
         recipe: Mapping[str, Any] = self.report["recipe"]
         return recipe
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The teachers' columns that hold one vector for each tile."""
-        whats = ((name, name.partition(":")[2]) for name in self.recipe["teachers"])
-        return tuple(name for name, part in whats if not part.startswith(NOT_TILES))
+        """Return the teachers' columns that hold one vector for each tile."""
+        parts = ((name, name.partition(":")[2]) for name in self.recipe["teachers"])
+        return tuple(name for name, part in parts if not part.startswith(NOT_TILES))
 
     @property
     def held_out(self) -> frozenset[str]:
-        """Slides that nothing of it was fitted on."""
+        """Return the slides that no part of the student was fitted on."""
         return frozenset(self.report["held_out_slides"])
 
     @property
     def network(self) -> str:
-        """Its settings as text that is equal for equal networks."""
+        """Return the network's settings as text that is equal for equal networks."""
         card = self.card
         if card is None:
             return json.dumps(self.recipe.get("student"), sort_keys=True)
@@ -64,7 +64,7 @@ class StudentRecord:
 
     @property
     def setting(self) -> tuple[frozenset[str], tuple[float, ...], float | None]:
-        """The slides, mpps and levels that students of one split share."""
+        """Return the slides, mpps and levels that students of one split share."""
         return self.held_out, self.mpps, self.under
 
     @property
@@ -75,10 +75,10 @@ class StudentRecord:
 
     @property
     def gain(self) -> float:
-        """The mean over its teachers of (cosine - baseline) / (1 - baseline), by its own report.
+        """Return the mean over the teachers of (cosine - baseline) / (1 - baseline).
 
-        That is the share of what the mean feature leaves open, so teachers with features that all
-        resemble each other count no more than others.
+        This is the share that is explained of what the mean feature leaves open, so teachers with
+        features that all resemble each other count no more than others.
         """
         reports = self.report["fidelity"].values()
         gains = [(t["cosine"] - t["baseline"]) / max(1 - t["baseline"], 1e-6) for t in reports]
@@ -90,13 +90,13 @@ class EvaluationSplit:
     """Students that hold out the same slides, and the student that they are compared with.
 
     Attributes:
-        held_out: slides that are evaluated on.
+        held_out: slides that the evaluation uses.
         train: slides that read-outs are fitted on.
-        students: those that were named.
+        students: the students that were named.
         single: the best student of one teacher, if there is one.
-        patient: of each slide.
-        mpps: of the tiles.
-        teachers: all students' teachers that have features there.
+        patient: the patient of each slide.
+        mpps: mpps of the tiles.
+        teachers: all students' teachers that have features at these mpps.
     """
 
     held_out: tuple[str, ...]
@@ -109,17 +109,17 @@ class EvaluationSplit:
 
     @property
     def under(self) -> float | None:
-        """The finer mpp of which the teachers' mean features are taken, if there is one."""
+        """Return the finer mpp of which the teachers' mean features are the targets, or None."""
         return self.students[0].under
 
     @property
     def runnable(self) -> tuple[StudentRecord, ...]:
-        """The students, and the one of one teacher."""
+        """Return the students, and the single-teacher student."""
         return (*self.students, *((self.single,) if self.single else ()))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that are read with each tile: cached teachers, and students of features."""
+        """Return the columns that are read with each tile: teachers and students of features."""
         cached = () if self.under else self.teachers
         return (*cached, *(student.name for student in self.runnable if student.card is None))
 
@@ -128,7 +128,7 @@ def find_student(lake: Lake, name: str) -> StudentRecord:
     """Find a finished student by its name.
 
     Raises:
-        DistillError: there is none of this name that is finished, or its report lacks a key.
+        DistillError: no finished student has this name, or its report lacks a key.
     """
     finished = [n for n in lake.store.names("students") if lake.exists(_report_path(n))]
     if name not in finished:
@@ -158,7 +158,7 @@ def _report_path(name: str) -> str:
     return f"{student_folder(name)}/report.json"
 
 
-def splits(
+def evaluation_splits(
     lake: Lake,
     names: Sequence[str],
     *,
@@ -170,10 +170,10 @@ def splits(
     Seeds may hold out other patients each: every student is evaluated on its own.
 
     Args:
-        lake: where they are.
-        names: of the students.
+        lake: the lake that holds the students.
+        names: names of the students.
         single: the name of the student of one teacher to compare with; the best if None.
-        mpps: of the tiles; the students' own if None.
+        mpps: mpps of the tiles; the students' own if None.
 
     Raises:
         DistillError: a student is unknown, its held-out slides are not in the lake any more, or
@@ -181,7 +181,7 @@ def splits(
         LakeError: the lake has no such mpp.
     """
     students = [find_student(lake, name) for name in dict.fromkeys(names)]
-    others = _others(lake, {student.name for student in students}) if single is None else []
+    others = _other_students(lake, {student.name for student in students}) if single is None else []
     notes: list[str] = []
     all_splits = []
     for setting in dict.fromkeys(student.setting for student in students):
@@ -200,7 +200,7 @@ def splits(
             if mpps is None
             else tuple(lake.known_mpp(mpp) for mpp in mpps)
         )
-        all_splits.append(_split(lake, students_of_split, best, split_mpps))
+        all_splits.append(_evaluation_split(lake, students_of_split, best, split_mpps))
         teachers = {teacher for student in students_of_split for teacher in student.teachers}
         if lacking := sorted(teachers - set(all_splits[-1].teachers)):
             notes.append(
@@ -219,7 +219,7 @@ def _refuse_leak(single: StudentRecord | None, held_out: frozenset[str]) -> None
         raise DistillError(msg)
 
 
-def _others(lake: Lake, names: set[str]) -> list[StudentRecord]:
+def _other_students(lake: Lake, names: set[str]) -> list[StudentRecord]:
     """Return all other finished students of the lake."""
     others = [name for name in lake.store.names("students") if name not in names]
     return [find_student(lake, name) for name in others if lake.exists(_report_path(name))]
@@ -228,13 +228,13 @@ def _others(lake: Lake, names: set[str]) -> list[StudentRecord]:
 def best_single(
     students: Sequence[StudentRecord], others: Sequence[StudentRecord]
 ) -> StudentRecord | None:
-    """Choose the student of one teacher to compare with: of the same network, by `gain`.
+    """Choose the single-teacher student to compare with: the same network, the highest `gain`.
 
-    It may have seen none of the held-out slides, and its teacher is one of the students'.
+    It was trained on none of the held-out slides, and its teacher is a teacher of the students.
     """
     networks = {student.network for student in students}
     teachers = {teacher for student in students for teacher in student.teachers}
-    fit = [
+    candidates = [
         other
         for other in others
         if len(other.recipe["teachers"]) == 1
@@ -244,10 +244,10 @@ def best_single(
         and other.under == students[0].under
         and students[0].held_out <= other.held_out
     ]
-    return max(fit, key=lambda other: (other.gain, other.name), default=None)
+    return max(candidates, key=lambda other: (other.gain, other.name), default=None)
 
 
-def _split(
+def _evaluation_split(
     lake: Lake,
     students: tuple[StudentRecord, ...],
     single: StudentRecord | None,
@@ -283,10 +283,10 @@ def _split(
 def _teachers_at(
     lake: Lake, students: Sequence[StudentRecord], mpps: Sequence[float]
 ) -> tuple[str, ...]:
-    """Return the students' teachers that have a column wherever it is needed.
+    """Return the students' teachers that have a column at every mpp where it is needed.
 
     Raises:
-        DistillError: none has, or a student of features has none itself.
+        DistillError: no teacher has such columns, or a student of features has no column itself.
     """
     under = students[0].under
     columns = [lake.teachers(mpp=mpp) for mpp in ((under,) if under else mpps)]

@@ -29,7 +29,7 @@ MOST_TILES = 1024
 Numbers = dict[str, float]
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
+def machine_facts(device: str, threads: int) -> dict[str, Any]:
     """Describe the machine on which times are measured."""
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
     return {"cpu": _cpu_name(), "cpus": os.cpu_count(), "threads": threads, "gpu": gpu}
@@ -48,58 +48,60 @@ def throughput(
     """Measure the speed of a network, alone and with reading and decoding before it.
 
     Args:
-        lake: where the slides are.
+        lake: the lake that holds the slides.
         runner: the network.
-        mpp: of the tiles.
-        slides: read in order, 1,024 tiles of them at most.
-        alone_s: seconds of a tile in the network alone.
+        mpp: mpp of the tiles.
+        slides: slides that are read in order, at most 1,024 tiles in all.
+        alone_s: seconds that the network alone needs for a tile.
 
     Returns:
         `parameters`; `network_tiles_s`, resizing and network on decoded tiles;
-        `end_to_end_tiles_s`, reading of shards and JPEG decoding too; `slides_min`, that by the
-        mean number of tiles of a slide, `tiles_per_slide`; `tiles`, how many were run. Finding
-        tissue and cutting slides are not in it.
+        `end_to_end_tiles_s`, reading of shards and JPEG decoding too; `slides_min`,
+        slides in a minute by the mean number of tiles of a slide, `tiles_per_slide`; `tiles`, the
+        number of tiles that were run. Tissue detection and tiling are not included.
     """
     mean = float(lake.tiles_of(mpp=mpp, slide_ids=slides)["tiles"].to_numpy().mean())
-    start, done = time.perf_counter(), 0
-    for keys, pixels in _decoded(lake, mpp, slides, runner.threads):
+    start, tiles_done = time.perf_counter(), 0
+    for keys, pixels in _decoded_batches(lake, mpp, slides, runner.threads):
         runner(pixels, keys)
-        done += len(keys)
-    tiles_s = done / (time.perf_counter() - start)
+        tiles_done += len(keys)
+    tiles_s = tiles_done / (time.perf_counter() - start)
     return {
         "parameters": float(runner.parameters),
         "network_tiles_s": 1 / alone_s,
         "end_to_end_tiles_s": tiles_s,
         "slides_min": 60 * tiles_s / mean,
         "tiles_per_slide": mean,
-        "tiles": float(done),
+        "tiles": float(tiles_done),
     }
 
 
-def _decoded(
+def _decoded_batches(
     lake: Lake, mpp: float, slides: Sequence[str], threads: int
 ) -> Iterator[tuple[Int64Array, RgbArray]]:
-    """Yield keys and pixels of 64 tiles at a time; the next ones are decoded meanwhile."""
+    """Yield keys and pixels of 64 tiles at a time; the next batches are decoded meanwhile."""
 
-    def work(reader: ShardReader, keys: Int64Array) -> tuple[Int64Array, RgbArray]:
+    def decoded_batch(reader: ShardReader, keys: Int64Array) -> tuple[Int64Array, RgbArray]:
         return keys, np.stack([decode_tile(bytes(jpeg)) for jpeg in reader.jpegs(keys)])
 
-    waiting: deque[Future[tuple[Int64Array, RgbArray]]] = deque()
+    pending_batches: deque[Future[tuple[Int64Array, RgbArray]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for reader, keys in itertools.islice(_parts(lake, mpp, slides), MOST_TILES // BATCH_TILES):
-            waiting.append(pool.submit(work, reader, keys))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for reader, keys in itertools.islice(
+            _key_batches(lake, mpp, slides), MOST_TILES // BATCH_TILES
+        ):
+            pending_batches.append(pool.submit(decoded_batch, reader, keys))
+            if len(pending_batches) > threads:
+                yield pending_batches.popleft().result()
+        while pending_batches:
+            yield pending_batches.popleft().result()
 
 
-def _parts(
+def _key_batches(
     lake: Lake, mpp: float, slides: Sequence[str]
 ) -> Iterator[tuple[ShardReader, Int64Array]]:
-    places = lake.tiles_of(mpp=mpp, slide_ids=slides).drop_nulls("shard").sort("shard")
-    for place in places.iter_rows(named=True):
-        reader = ShardReader.of(lake.store, place)
+    shard_rows = lake.tiles_of(mpp=mpp, slide_ids=slides).drop_nulls("shard").sort("shard")
+    for shard_row in shard_rows.iter_rows(named=True):
+        reader = ShardReader.of(lake.store, shard_row)
         for at in range(0, len(reader), BATCH_TILES):
             yield reader, reader.tile_id[at : at + BATCH_TILES]
 
@@ -107,20 +109,20 @@ def _parts(
 def read_seconds(tiles: SampledTiles) -> float:
     """Measure the seconds to decode a tile, in one thread."""
     start = time.perf_counter()
-    some = tiles.jpeg[:BATCH_TILES]
-    for jpeg in some:
+    jpegs = tiles.jpeg[:BATCH_TILES]
+    for jpeg in jpegs:
         decode_tile(jpeg)
-    return (time.perf_counter() - start) / len(some)
+    return (time.perf_counter() - start) / len(jpegs)
 
 
-def training(
+def training_numbers(
     lake: Lake, student: StudentRecord, split: EvaluationSplit, mpps: Sequence[float]
 ) -> Numbers | None:
     """Return the numbers of a student's training from its report; None if it lacks them.
 
     Returns:
-        `epochs`; `tiles` of an epoch, as the lake has them now; `seconds_per_tile` of a step, which
-        includes the wait for data.
+        `epochs`; `tiles`, the number of tiles of an epoch, as the lake has them now;
+        `seconds_per_tile`, seconds of a step for each tile, the wait for data included.
     """
     epochs, batch = (_number(student.recipe, name) for name in ("epochs", "batch_tiles"))
     trained_tiles = float(student.report.get("steps", 0)) * (batch or 0)
@@ -148,14 +150,14 @@ def amortisation(
     and decoding are in the step.
 
     Args:
-        trained: as `training` gives it.
-        teacher_s: seconds of a tile, per teacher with weights on this machine.
+        trained: numbers of the training, from `training_numbers`.
+        teacher_s: seconds for a tile, by name of each teacher with weights on this machine.
         decode_s: seconds to decode a tile.
 
     Returns:
-        `passes`, `cached_s`, `recomputed_s` side by side; `break_even_passes`, from which on
-        caching is cheaper: `1 + decode_s / teachers' s`; `most_saved`, the ratio of both costs in
-        the limit of many passes; and what they were made of.
+        `passes`, `cached_s`, `recomputed_s` side by side; `break_even_passes`, the number of passes
+        from which caching is cheaper: `1 + decode_s / teachers' s`; `most_saved`, the ratio of both
+        costs in the limit of many passes; and the numbers from which they were computed.
     """
     tiles, step = trained["tiles"], trained["seconds_per_tile"]
     teachers = sum(teacher_s.values())

@@ -24,8 +24,8 @@ from ingest.teachers.weights.weight_keys import load_weights
 from ingest.teachers.weights.weights_files import find_weights
 
 TIMED_S = 0.5
-STATISTICS_TILES = 512  # of which an untrained network's batch norms take theirs
-FLAT = 1e-6  # a channel of less spread is a constant
+STATISTICS_TILES = 512  # tiles that set the batch norms' statistics of an untrained network
+FLAT = 1e-6  # a channel with less spread counts as constant
 
 Array = npt.NDArray[np.floating]
 RgbArray = npt.NDArray[np.uint8]
@@ -36,13 +36,13 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """An encoder that is ready, and the column that it makes.
+    """An encoder with its weights, and the column that it computes.
 
     Attributes:
         encoder: the network.
         output: the column.
-        parameters: of the network.
-        threads: in which it computes, each some tiles.
+        parameters: number of the network's parameters.
+        threads: number of threads among which the tiles are divided.
     """
 
     encoder: Encoder
@@ -59,50 +59,53 @@ class Runner:
         return np.concatenate([self(pixels, keys) for keys, pixels in tiles.batches()])
 
     def seconds_per_tile(self, tiles: SampledTiles) -> float:
-        """Measure resizing and the network on decoded tiles: the least of several runs.
+        """Measure the seconds per tile of resizing and the network: the least of several runs.
 
-        As few tiles as keep all threads busy: on a CPU a large teacher takes seconds for each.
+        The tiles are decoded before, and only as many as keep all threads busy: on a CPU a large
+        teacher needs seconds for each tile.
         """
         keys, pixels = next(tiles.first(self.busy_tiles).batches())
-        taken: list[float] = []
-        while len(taken) < 2 or sum(taken) < TIMED_S:
+        run_seconds: list[float] = []
+        while len(run_seconds) < 2 or sum(run_seconds) < TIMED_S:
             start = time.perf_counter()
             self(pixels, keys)
-            taken.append(time.perf_counter() - start)
-        return min(taken) / len(keys)
+            run_seconds.append(time.perf_counter() - start)
+        return min(run_seconds) / len(keys)
 
     @property
     def busy_tiles(self) -> int:
-        """The number of tiles that it computes at the same time."""
+        """Return the number of tiles that the encoder computes at the same time."""
         return self.encoder.part_tiles * self.threads
 
 
 def run_student(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
-    """Load a student of pixels, with the weights of its folder."""
-    return _runner(lake, name, device=device, threads=threads)
+    """Load a student of pixels with the weights in its folder."""
+    return _load_runner(lake, name, device=device, threads=threads)
 
 
-def _runner(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
+def _load_runner(lake: Lake, name: str, *, device: str, threads: int) -> Runner:
     (teacher,) = find_teachers(lake.store, [name])
     card = teacher.card
     model = build(card.architecture, card.input_px, card.arguments)
     with weights_of(lake.store, card) as path:
         load_weights(model, path, card)
-    return _ready(card, model, teacher.outputs[0], device=device, threads=threads)
+    return _runner_of(card, model, teacher.outputs[0], device=device, threads=threads)
 
 
-def _ready(card: Card, model: nn.Module, output: Output, *, device: str, threads: int) -> Runner:
+def _runner_of(
+    card: Card, model: nn.Module, output: Output, *, device: str, threads: int
+) -> Runner:
     encoder = Encoder(card, model, device=device, threads=threads)
     count = sum(p.numel() for p in model.parameters())
     return Runner(encoder=encoder, output=output, parameters=count, threads=threads)
 
 
 def run_teacher(lake: Lake, column: str, *, mpp: float, device: str, threads: int) -> Runner:
-    """Load a teacher that has its weights on this machine; nothing is downloaded.
+    """Load a teacher with the weights on this machine; nothing is downloaded.
 
     Raises:
-        DistillError: they are not here, are others than the column's, or the column is no plain
-            embedding of the tile.
+        DistillError: the weights are not here, are not the weights of the column, or the column
+            is no plain embedding of the tile.
     """
     try:
         card = find_card(lake.store, column)
@@ -119,7 +122,7 @@ def run_teacher(lake: Lake, column: str, *, mpp: float, device: str, threads: in
     try:
         (teacher,) = find_teachers(lake.store, [column])
         _refuse_other_weights(lake, column, mpp, teacher.sha256)
-        return _runner(lake, column, device=device, threads=threads)
+        return _load_runner(lake, column, device=device, threads=threads)
     except (TeacherError, LakeError) as error:
         msg = f"{column}: {error}"
         raise DistillError(msg) from error
@@ -137,21 +140,21 @@ def run_undistilled(
 ) -> Runner:
     """Build a student's network before any training: random weights of a fixed seed.
 
-    The output of a deep network of fresh batch norms, which pass their input on, may vanish or blow
-    up, and the comparison would be with rounding errors. Its statistics are therefore taken, as
-    plain means over batches, from 512 training tiles that pass through once; nothing is learned.
-    Networks without batch norm run as they are made.
+    Fresh batch norms pass their input on, so the output of a deep network may vanish or overflow,
+    and the comparison would be with rounding errors. The statistics of its batch norms are
+    therefore plain means over the batches of 512 training tiles that pass through once; no
+    parameter is learned. Networks without batch norm are not changed.
     """
     card = replace(card, name=f"undistilled-{card.architecture}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(card.architecture, card.input_px, card.arguments)
-    _take_statistics(model, card, tiles.first(STATISTICS_TILES))
+    _set_batch_norms(model, card, tiles.first(STATISTICS_TILES))
     (output,) = outputs_of(card.name, card)
-    return _ready(card, model, output, device=device, threads=threads)
+    return _runner_of(card, model, output, device=device, threads=threads)
 
 
-def _take_statistics(model: nn.Module, card: Card, tiles: SampledTiles) -> None:
+def _set_batch_norms(model: nn.Module, card: Card, tiles: SampledTiles) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -175,9 +178,9 @@ class Pca:
     """Principal components of all teachers' features side by side, each channel standardised.
 
     Attributes:
-        mean: of each channel on the training tiles [D].
+        mean: mean of each channel on the training tiles [D].
         spread: standard deviation [D]; 1 for a constant.
-        axes: [D, E].
+        axes: the components as columns of length 1 [D, E].
     """
 
     mean: Float64Array
@@ -185,7 +188,7 @@ class Pca:
     axes: Float64Array
 
     def __call__(self, features: Mapping[str, Array]) -> Float32Array:
-        """Return components [N, E] of raw features per teacher, in the order of the fit."""
+        """Return the components [N, E] of raw features by teacher, in the order of the fit."""
         x_ND = _side_by_side(features)
         components: Float32Array = (((x_ND - self.mean) / self.spread) @ self.axes).astype(
             np.float32
@@ -194,18 +197,19 @@ class Pca:
 
 
 def fit_pca(features: Mapping[str, Array], width: int) -> Pca:
-    """Fit the first components on training tiles: `width`, or fewer if tiles or channels are.
+    """Fit the first `width` components on training tiles, or as many as tiles and channels allow.
 
-    They are the best that a student of this width could keep of all teachers by a linear map,
-    though at the cost of running all of them.
+    No linear map to this width keeps more of all teachers' features, but all teachers must be run.
     """
     x_ND = _side_by_side(features)
     mean, spread = x_ND.mean(axis=0), x_ND.std(axis=0)
     spread[spread < FLAT] = 1.0
     z_ND = (x_ND - mean) / spread
     dual = len(z_ND) < z_ND.shape[1]
-    values, vectors = np.linalg.eigh(z_ND @ z_ND.T if dual else z_ND.T @ z_ND)
-    kept = [at for at in np.argsort(-values)[:width] if values[at] > FLAT * values.max()]
+    eigenvalues, vectors = np.linalg.eigh(z_ND @ z_ND.T if dual else z_ND.T @ z_ND)
+    kept = [
+        at for at in np.argsort(-eigenvalues)[:width] if eigenvalues[at] > FLAT * eigenvalues.max()
+    ]
     axes = z_ND.T @ vectors[:, kept] if dual else vectors[:, kept]
     return Pca(mean=mean, spread=spread, axes=axes / np.linalg.norm(axes, axis=0))
 

@@ -38,12 +38,12 @@ import polars as pl
 
 from cluster import progress
 from distill.errors import DistillError
-from distill.evaluate.compared_students import EvaluationSplit, StudentRecord, splits
-from distill.evaluate.cost import machine
-from distill.evaluate.evaluation_page import page
+from distill.evaluate.compared_students import EvaluationSplit, StudentRecord, evaluation_splits
+from distill.evaluate.cost import machine_facts
+from distill.evaluate.evaluation_page import evaluation_page
 from distill.evaluate.evaluation_spec import EvaluationSpec
-from distill.evaluate.one_split import SplitTiles, measure_split, read_split, steps
-from distill.evaluate.seed_summary import Tree, group_name, merged, plain
+from distill.evaluate.one_split import SplitTiles, measure_split, read_split, subject_count
+from distill.evaluate.seed_summary import Tree, group_name, merged_numbers, strict_json
 from distill.evaluate.subjects import Subject
 from distill.evaluate.tile_labels import read_labels, refuse_unmet
 from featurestore import Lake, mpp_name, open_lake
@@ -67,12 +67,12 @@ def evaluate(
 
     Args:
         lake_uri: the lake.
-        students: their names. Those that differ in their seed alone are shown together.
+        students: names of the students; students that differ in their seed alone are merged.
         spec: settings; the defaults if None.
-        version: of the lake, or a snapshot; the newest if None.
+        version: version of the lake, or a snapshot; the newest if None.
 
     Returns:
-        What `report.json` holds, see the docstring of this module.
+        The content of `report.json`, see the docstring of this module.
 
     Raises:
         DistillError: a student or a label is not as it must be; nothing was written.
@@ -83,17 +83,17 @@ def evaluate(
     if not students:
         msg = "no student given; name one or more with --student"
         raise DistillError(msg)
-    parts, notes = splits(lake, students, single=spec.single, mpps=spec.mpps)
+    parts, notes = evaluation_splits(lake, students, single=spec.single, mpps=spec.mpps)
     labels, classes = _labels(lake, spec)
     report = _report(lake, parts, spec, labels)
     report["classes"], report["left_out"] = classes, [*notes, *report["left_out"]]
     names = list(dict.fromkeys(students))
     report["settings"] = {"students": names, **spec.to_json(), "mpps": report.pop("mpps")}
-    return _written(lake, report, labels)
+    return _write_report(lake, report, labels)
 
 
 def _labels(lake: Lake, spec: EvaluationSpec) -> tuple[pl.DataFrame | None, list[str]]:
-    """Return the labels of tiles and the names of the classes; None and none without a table."""
+    """Return the labels of tiles and the names of the classes; None and [] without a table."""
     if spec.labels is None:
         return None, []
     return read_labels(spec.labels, lake, column=spec.label_column, distinct_ids=spec.distinct_ids)
@@ -105,7 +105,7 @@ def _report(
     """Measure all splits, one after the other, and gather their numbers."""
     measured: list[tuple[Subject, Tree]] = []
     amortisations, split_reports, notes = [], [], []
-    with progress("evaluate", total=sum(map(steps, parts)), unit="embeddings") as bar:
+    with progress("evaluate", total=sum(map(subject_count, parts)), unit="embeddings") as bar:
         for split in parts:
             # One split's tiles are in memory at a time.
             tiles = read_split(lake, split, labels, spec)
@@ -120,18 +120,18 @@ def _report(
         "schema": SCHEMA,
         "lake": lake.uri,
         "lake_version": lake.version,
-        "machine": machine(**spec.runs_on),
+        "machine": machine_facts(**spec.runs_on),
         "students": {s.name: _student_report(s) for split in parts for s in split.runnable},
         "splits": split_reports,
-        "embeddings": groups(measured),
-        "amortisation": next((one for one in amortisations if one), None),
+        "embeddings": merged_subjects(measured),
+        "amortisation": next((costs for costs in amortisations if costs), None),
         "left_out": list(dict.fromkeys(notes)),
         "mpps": sorted({mpp for split in parts for mpp in split.mpps}),
     }
 
 
 def _student_report(student: StudentRecord) -> Report:
-    """Return a student's part of the report."""
+    """Return the report's entry of a student."""
     return {
         "run": student.report.get("run"),
         "recipe": student.recipe.get("name"),
@@ -143,7 +143,7 @@ def _student_report(student: StudentRecord) -> Report:
 
 
 def _split_report(split: EvaluationSplit, tiles: SplitTiles) -> Report:
-    """Return a split's part of the report: its students, slides and numbers of tiles."""
+    """Return the report's entry of a split: its students, slides and numbers of tiles."""
     parts = {
         "train": tiles.train,
         "held_out": tiles.held,
@@ -162,7 +162,7 @@ def _split_report(split: EvaluationSplit, tiles: SplitTiles) -> Report:
     }
 
 
-def groups(measured: Sequence[tuple[Subject, Tree]]) -> list[Report]:
+def merged_subjects(measured: Sequence[tuple[Subject, Tree]]) -> list[Report]:
     """Merge numbers of subjects that differ in their seed alone; students come first."""
     order = ("student", "single_teacher", "undistilled", "pca", "teacher")
     alike: dict[tuple[str, str], list[tuple[Subject, Tree]]] = {}
@@ -182,19 +182,19 @@ def _group(kind: str, members: Sequence[tuple[Subject, Tree]]) -> Report:
         "members": names,
         "runs": len(members),
         "seeds": sorted(set(seeds)),
-        **merged([tree for _, tree in members]),
+        **merged_numbers([tree for _, tree in members]),
     }
 
 
-def _written(lake: Lake, report: Report, labels: pl.DataFrame | None) -> Report:
-    """Write the page, then the report: where the JSON is, the page is complete."""
+def _write_report(lake: Lake, report: Report, labels: pl.DataFrame | None) -> Report:
+    """Write the page, then the report, so that the page is complete if the JSON is there."""
     students = {name: student["run"] for name, student in report["students"].items()}
     text = json.dumps([report["settings"], report["lake_version"], students], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     if labels is not None:
         digest.update(labels.write_csv().encode())
     run = f"evaluate-{digest.hexdigest()[:12]}"
-    written: Report = plain({"schema": report["schema"], "run": run, **report})
-    lake.write_bytes(f"runs/{run}/report.html", page(written).encode())
+    written: Report = strict_json({"schema": report["schema"], "run": run, **report})
+    lake.write_bytes(f"runs/{run}/report.html", evaluation_page(written).encode())
     lake.write_json(f"runs/{run}/report.json", written)
     return written

@@ -27,30 +27,30 @@ Report = Mapping[str, Any]
 Spread = Mapping[str, float | None]
 
 
-def page(report: Report) -> str:
+def evaluation_page(report: Report) -> str:
     """Render a report as HTML."""
-    made = environment(_TEMPLATES)
-    made.filters |= {
+    templates = environment(_TEMPLATES)
+    templates.filters |= {
         "mean": mean_text,
         "range": range_text,
         "interval": interval_text,
         "kind": KINDS.get,
     }
     teachers = list(dict.fromkeys(t for e in report["embeddings"] for t in e["fidelity"]))
-    return made.get_template("evaluate.html.j2").render(
+    return templates.get_template("evaluate.html.j2").render(
         report=report,
         teachers=teachers,
         fidelity=FIDELITY,
         robust=ROBUST,
-        flagged=list(flagged(report)),
+        flagged=list(flagged_students(report)),
         robustness_rows=list(_robustness_rows(report)),
         label_mpps=_label_mpps(report),
-        pictures=pictures(report, teachers),
+        pictures=draw_pictures(report, teachers),
     )
 
 
-def pictures(report: Report, teachers: Sequence[str]) -> dict[str, str]:
-    """Draw the pictures that the numbers allow, as data URIs by name."""
+def draw_pictures(report: Report, teachers: Sequence[str]) -> dict[str, str]:
+    """Draw the pictures for which the report has numbers; return data URIs by name."""
     embeddings = report["embeddings"]
     pngs = {f"fidelity {name}": bars_png(embeddings, name) for name in teachers}
     if any(e.get("robustness") for e in embeddings):
@@ -60,8 +60,8 @@ def pictures(report: Report, teachers: Sequence[str]) -> dict[str, str]:
     return {name: data_uri(png, "image/png") for name, png in pngs.items()}
 
 
-def flagged(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield students that represent a teacher much worse at one mpp than at another."""
+def flagged_students(report: Report) -> Iterator[dict[str, Any]]:
+    """Yield the students that represent a teacher much worse at one mpp than at another."""
     for embedding in report["embeddings"]:
         for teacher, switching in embedding["mode_switching"].items():
             if embedding["kind"] == "student" and switching["flagged"]["max"]:
@@ -69,11 +69,11 @@ def flagged(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _robustness_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """Yield the rows of the table of robustness: key and text."""
+    """Yield the key and the text of each row of the robustness table."""
     first: Mapping[str, Any] = next(
         (e["robustness"] for e in report["embeddings"] if e.get("robustness")), {}
     )
-    words = {
+    texts = {
         "all": "all pairs",
         "cross_scanner": "other scanner",
         "cross_stain": "other stain",
@@ -81,7 +81,7 @@ def _robustness_rows(report: Report) -> Iterator[tuple[str, str]]:
     }
     for key in first:
         if key not in {"board", "chance"}:
-            yield key, words.get(key, f"original and {key}")
+            yield key, texts.get(key, f"original and {key}")
 
 
 def _label_mpps(report: Report) -> list[str]:

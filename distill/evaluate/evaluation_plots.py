@@ -31,7 +31,7 @@ Embedding = Mapping[str, Any]
 
 
 def bars_png(embeddings: Sequence[Embedding], teacher: str) -> bytes:
-    """Draw the read-out cosine of every embedding with a teacher, one panel per mpp.
+    """Draw the read-out cosine of every embedding with a teacher, one panel per mpp, as PNG.
 
     Ticks are baselines; whiskers are the range over seeds.
     """
@@ -46,25 +46,25 @@ def bars_png(embeddings: Sequence[Embedding], teacher: str) -> bytes:
                 base = numbers["baseline"]["mean"]
                 axes.plot([base, base], [row - 0.42, row + 0.42], color="black", linewidth=1.6)
         axes.set_title(f"{teacher} at {mpp} mpp", fontsize=10)
-        axes.set(xlabel="cosine on held-out tiles", xlim=(_least(shown, teacher), 1))
+        axes.set(xlabel="cosine on held-out tiles", xlim=(_axis_start(shown, teacher), 1))
         _names(axes, [e["name"] for e in shown], show=axes is panels[0])
     return to_png(figure)
 
 
-def _least(shown: Sequence[Embedding], teacher: str) -> float:
+def _axis_start(shown: Sequence[Embedding], teacher: str) -> float:
     """Return the start of the axis: a little below the lowest number, never above 0.9."""
-    values = [
+    cosines = [
         numbers[name]["mean"]
         for e in shown
         for numbers in e["fidelity"][teacher].values()
         for name in ("cosine", "baseline")
         if numbers[name]["mean"] is not None
     ]
-    return min(0.9, min(values, default=0.0) - 0.05)
+    return min(0.9, min(cosines, default=0.0) - 0.05)
 
 
 def robustness_png(embeddings: Sequence[Embedding]) -> bytes:
-    """Draw the four medians of PLISM's board of every embedding that was run on perturbed tiles."""
+    """Draw PLISM's four medians of every embedding that was run on perturbed tiles, as PNG."""
     shown = [e for e in embeddings if e.get("robustness")]
     figure, panels = _figure(11.5, 1.0 + 0.36 * len(shown), len(ROBUST))
     for axes, (kind, title) in zip(panels, ROBUST.items(), strict=True):

@@ -20,13 +20,13 @@ class EvaluationSpec:
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different,
             see `read_labels`.
         single: the student of one teacher to compare with; the best of the same network if None.
-        mpps: of the tiles; the students' if None.
-        tiles: most tiles per mpp, of training slides and of held-out ones each.
-        robust_tiles: most held-out tiles that are perturbed; each makes 16.
-        teacher_seconds: a teacher that would take longer than this on them is left out there.
-        seed: of all that is drawn.
-        device: torch's name of it; a GPU if there is one and None is given.
-        threads: of the CPU; all if None.
+        mpps: mpps of the tiles; the students' if None.
+        tiles: largest number of tiles per mpp, for training slides and for held-out slides each.
+        robust_tiles: largest number of held-out tiles that are perturbed, each in 16 variants.
+        teacher_seconds: a teacher that would need more seconds for the perturbed tiles is left out.
+        seed: seed of all random draws.
+        device: torch's name of the device; if None, a GPU if there is one.
+        threads: number of CPU threads; all if None.
 
     Raises:
         DistillError: too few tiles or threads.
@@ -60,9 +60,9 @@ class EvaluationSpec:
 
     @property
     def runs_on(self) -> dict[str, Any]:
-        """Device and threads of networks, as arguments."""
+        """Return the device and the threads of networks, as keyword arguments."""
         return {"device": self.device or "cpu", "threads": self.threads or 1}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as the report keeps them; ids that were matched are in the labels."""
+        """Return the settings for the report, without `distinct_ids`, which shows in the labels."""
         return {name: part for name, part in asdict(self).items() if name != "distinct_ids"}

@@ -9,20 +9,25 @@ import polars as pl
 from cluster import Progress
 from distill.errors import DistillError
 from distill.evaluate.compared_students import EvaluationSplit
-from distill.evaluate.cost import amortisation, read_seconds, throughput, training
+from distill.evaluate.cost import amortisation, read_seconds, throughput, training_numbers
 from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.measures.embedding_measures import (
     EmbeddedTiles,
-    Labelled,
+    LabelledEmbeddings,
     fidelity,
     mode_switching,
     probes,
     retrieval_scores,
 )
-from distill.evaluate.measures.stain_robustness import VARIANTS, perturbed, robustness
-from distill.evaluate.sampled_tiles import SampledTiles, labelled, readable, sample
+from distill.evaluate.measures.stain_robustness import VARIANTS, embed_variants, robustness
+from distill.evaluate.sampled_tiles import (
+    SampledTiles,
+    readable_slides,
+    sample_labelled_tiles,
+    sample_tiles,
+)
 from distill.evaluate.seed_summary import Tree, spread
-from distill.evaluate.subjects import Subject, subjects
+from distill.evaluate.subjects import Subject, gather_subjects
 from featurestore import Lake, mpp_name
 
 Sampled = dict[float, SampledTiles]
@@ -35,8 +40,8 @@ class SplitTiles:
     Attributes:
         train: tiles that read-outs are fitted on, per mpp.
         held: tiles that are evaluated, per mpp.
-        label_train: labelled ones of the first kind.
-        label_held: and of the second.
+        label_train: labelled tiles of training slides, per mpp.
+        label_held: labelled tiles of held-out slides, per mpp.
         notes: a sentence for each part that was left out, with the reason.
     """
 
@@ -57,8 +62,8 @@ def read_split(
     """
     split_tiles, bound = SplitTiles(train={}, held={}), {"most": spec.tiles, "seed": spec.seed}
     for mpp in split.mpps:
-        train = sample(lake, split, split.train, mpp=mpp, **bound)
-        held = sample(lake, split, split.held_out, mpp=mpp, **bound)
+        train = sample_tiles(lake, split, split.train, mpp=mpp, **bound)
+        held = sample_tiles(lake, split, split.held_out, mpp=mpp, **bound)
         if train is None or held is None:
             kind = "training" if train is None else "held-out"
             split_tiles.notes.append(f"no {kind} tiles with all features at {mpp_name(mpp)} mpp")
@@ -73,63 +78,76 @@ def read_split(
     parts = ((split_tiles.label_train, split.train), (split_tiles.label_held, split.held_out))
     for (mpp,), rows in [] if labels is None else labels.group_by("mpp", maintain_order=True):
         for into, slides in parts:
-            labelled_tiles = labelled(lake, split, slides, rows, mpp=float(str(mpp)), **bound)
+            labelled_tiles = sample_labelled_tiles(
+                lake, split, slides, rows, mpp=float(str(mpp)), **bound
+            )
             if labelled_tiles is not None:
                 into[float(str(mpp))] = labelled_tiles
     return split_tiles
 
 
-def steps(split: EvaluationSplit) -> int:
-    """Return about how many subjects a split has; perturbed tiles count as one more."""
+def subject_count(split: EvaluationSplit) -> int:
+    """Return about how many subjects a split has, plus one for the perturbed tiles."""
     return len(split.runnable) + len(split.students) + 2 + len(split.teachers)
 
 
 def measure_split(
     lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, spec: EvaluationSpec, bar: Progress
 ) -> tuple[list[tuple[Subject, Tree]], Tree | None]:
-    """Measure every subject, and the time that cached teachers saved the first student."""
-    split_subjects, notes = subjects(lake, split, split_tiles.train, spec)
+    """Measure every subject of a split.
+
+    Returns:
+        Each subject with its numbers, and the cost of training the first student with cached and
+        with recomputed teachers (see `amortisation`), None if it is not known.
+    """
+    split_subjects, notes = gather_subjects(lake, split, split_tiles.train, spec)
     split_tiles.notes += notes
     trees = []
     for subject in split_subjects:
-        trees.append(_measure(lake, split, split_tiles, subject))
+        trees.append(_measure_subject(lake, split, split_tiles, subject))
         bar.advance()
-    for tree, numbers in zip(trees, _robust(split_subjects, trees, split_tiles, spec), strict=True):
+    for tree, numbers in zip(
+        trees, _measured_robustness(split_subjects, trees, split_tiles, spec), strict=True
+    ):
         tree["robustness"] = numbers
     bar.advance()
-    return list(zip(split_subjects, trees, strict=True)), _amortised(
+    return list(zip(split_subjects, trees, strict=True)), _amortisation(
         lake, split, split_tiles, split_subjects, trees
     )
 
 
-def _measure(lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, subject: Subject) -> Tree:
-    train, held = (_parts(subject, tiles, split) for tiles in (split_tiles.train, split_tiles.held))
+def _measure_subject(
+    lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, subject: Subject
+) -> Tree:
+    train, held = (
+        _embedded_tiles(subject, tiles, split) for tiles in (split_tiles.train, split_tiles.held)
+    )
     by_teacher = fidelity(train, held)
     switching = {t: mode_switching(by_mpp) for t, by_mpp in by_teacher.items()}
     return {
         "width": float(next(iter(held.values())).x.shape[1]),
-        "fidelity": {t: _named(by_mpp) for t, by_mpp in by_teacher.items()},
+        "fidelity": {t: _by_mpp_name(by_mpp) for t, by_mpp in by_teacher.items()},
         "mode_switching": {t: numbers for t, numbers in switching.items() if numbers},
-        **_with_labels(split_tiles, subject),
-        "throughput": _fast(lake, split, split_tiles, subject),
+        **_label_scores(split_tiles, subject),
+        "throughput": _measured_throughput(lake, split, split_tiles, subject),
     }
 
 
-def _parts(
+def _embedded_tiles(
     subject: Subject, tiles: Mapping[float, SampledTiles], split: EvaluationSplit
 ) -> dict[float, EmbeddedTiles]:
     return {
         mpp: EmbeddedTiles(
-            x=subject.embed(some),
-            features={name: some.features[name] for name in split.teachers},
-            patient=some.patient,
+            x=subject.embed(sampled),
+            features={name: sampled.features[name] for name in split.teachers},
+            patient=sampled.patient,
         )
-        for mpp, some in tiles.items()
+        for mpp, sampled in tiles.items()
     }
 
 
-def _named(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
-    """Return numbers by the mpp's name, and under `all` their mean over the mpps."""
+def _by_mpp_name(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
+    """Return the numbers by name of the mpp, and under `all` their mean over the mpps."""
     names = next(iter(by_mpp.values()))
     mean = {name: spread([n[name] for n in by_mpp.values()])["mean"] for name in names}
     mean["tiles"] = sum(numbers["tiles"] for numbers in by_mpp.values())
@@ -139,12 +157,12 @@ def _named(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
 # ---------------------------------------------------------------------- labels
 
 
-def _with_labels(split_tiles: SplitTiles, subject: Subject) -> Tree:
+def _label_scores(split_tiles: SplitTiles, subject: Subject) -> Tree:
     tree: Tree = {"probe": {}, "retrieval": {}}
     for mpp, tiles in split_tiles.label_held.items():
         name = mpp_name(mpp)
         try:
-            held = _labelled(subject, tiles)
+            held = _labelled_embeddings(subject, tiles)
         except DistillError as error:
             _note(split_tiles, f"{name} mpp: {error}")
             continue
@@ -153,24 +171,24 @@ def _with_labels(split_tiles: SplitTiles, subject: Subject) -> Tree:
         except DistillError as error:
             _note(split_tiles, f"{name} mpp: {error}")
         try:
-            tree["probe"][name] = probes(_labelled_at(subject, split_tiles, mpp), held)
+            tree["probe"][name] = probes(_labelled_train(subject, split_tiles, mpp), held)
         except DistillError as error:
             _note(split_tiles, f"{name} mpp: {error}")
     return tree
 
 
-def _labelled_at(subject: Subject, split_tiles: SplitTiles, mpp: float) -> Labelled:
+def _labelled_train(subject: Subject, split_tiles: SplitTiles, mpp: float) -> LabelledEmbeddings:
     if mpp not in split_tiles.label_train:
         msg = "no labelled tiles of training slides, so no probe can be fitted"
         raise DistillError(msg)
-    return _labelled(subject, split_tiles.label_train[mpp])
+    return _labelled_embeddings(subject, split_tiles.label_train[mpp])
 
 
-def _labelled(subject: Subject, tiles: SampledTiles) -> Labelled:
+def _labelled_embeddings(subject: Subject, tiles: SampledTiles) -> LabelledEmbeddings:
     if tiles.label is None:
         msg = "tiles without labels can't be classified"
         raise DistillError(msg)
-    return Labelled(x=subject.embed(tiles), label=tiles.label, patient=tiles.patient)
+    return LabelledEmbeddings(x=subject.embed(tiles), label=tiles.label, patient=tiles.patient)
 
 
 def _note(split_tiles: SplitTiles, text: str) -> None:
@@ -181,28 +199,31 @@ def _note(split_tiles: SplitTiles, text: str) -> None:
 # ---------------------------------------------------------------------- on pixels
 
 
-def _robust(
+def _measured_robustness(
     split_subjects: Sequence[Subject],
     trees: Sequence[Tree],
     split_tiles: SplitTiles,
     spec: EvaluationSpec,
 ) -> list[Tree | None]:
-    """Measure robustness on held-out tiles of the finest mpp; None where it can't be run."""
+    """Measure robustness on held-out tiles of the finest mpp; None for subjects that can't run."""
     tiles = split_tiles.held[min(split_tiles.held)].first(spec.robust_tiles)
     encoders = {
         str(at): subject.runner
         for at, (subject, tree) in enumerate(zip(split_subjects, trees, strict=True))
-        if subject.runner is not None and _soon(subject, tree, len(tiles), split_tiles, spec)
+        if subject.runner is not None and _within_time(subject, tree, len(tiles), split_tiles, spec)
     }
-    by_subject = perturbed(encoders, tiles.batches())
+    by_subject = embed_variants(encoders, tiles.batches())
     numbers = {at: robustness(by_variant) for at, by_variant in by_subject.items()}
     return [numbers.get(str(at)) for at in range(len(split_subjects))]
 
 
-def _soon(
+def _within_time(
     subject: Subject, tree: Tree, tiles: int, split_tiles: SplitTiles, spec: EvaluationSpec
 ) -> bool:
-    """Return whether a teacher is quick enough to be run on perturbed tiles; all else is."""
+    """Return whether a subject can be run on perturbed tiles in the seconds that are allowed.
+
+    Only teachers are limited.
+    """
     if subject.kind != "teacher":
         return True
     needed_s = tiles * len(VARIANTS) / tree["throughput"]["network"]["network_tiles_s"]
@@ -215,10 +236,13 @@ def _soon(
     return bool(needed_s <= spec.teacher_seconds)
 
 
-def _fast(
+def _measured_throughput(
     lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, subject: Subject
 ) -> Tree | None:
-    """Measure throughput per mpp of students; of teachers only the network's, on a few tiles."""
+    """Measure tiles per second: of a student end to end at each mpp, of a teacher its network only.
+
+    None for subjects without a network to time.
+    """
     runner = subject.runner
     if runner is None or subject.kind in {"undistilled", "pca"}:
         return None
@@ -227,14 +251,16 @@ def _fast(
         unknown = dict.fromkeys(("end_to_end_tiles_s", "slides_min", "tiles_per_slide", "tiles"))
         numbers = {"parameters": float(runner.parameters), "network_tiles_s": 1 / alone_s}
         return {"network": {**numbers, **unknown}}
-    slides = {mpp: readable(lake, [], mpp=mpp, slides=split.held_out) for mpp in split_tiles.held}
+    slides = {
+        mpp: readable_slides(lake, [], mpp=mpp, slides=split.held_out) for mpp in split_tiles.held
+    }
     return {
-        mpp_name(mpp): throughput(lake, runner, mpp=mpp, slides=some, alone_s=alone_s)
-        for mpp, some in slides.items()
+        mpp_name(mpp): throughput(lake, runner, mpp=mpp, slides=slide_ids, alone_s=alone_s)
+        for mpp, slide_ids in slides.items()
     }
 
 
-def _amortised(
+def _amortisation(
     lake: Lake,
     split: EvaluationSplit,
     split_tiles: SplitTiles,
@@ -242,7 +268,7 @@ def _amortised(
     trees: Sequence[Tree],
 ) -> dict[str, Any] | None:
     student = split.students[0]
-    trained = training(lake, student, split, list(split_tiles.train))
+    trained = training_numbers(lake, student, split, list(split_tiles.train))
     seconds = {
         subject.name: 1 / tree["throughput"]["network"]["network_tiles_s"]
         for subject, tree in zip(split_subjects, trees, strict=True)

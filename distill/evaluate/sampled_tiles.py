@@ -18,7 +18,7 @@ from distill.evaluate.compared_students import EvaluationSplit
 from featurestore import Lake, ShardReader, TileBatch
 from ingest.tile_jpeg import decode_tile
 
-BLOCK_TILES = 4  # neighbours that are read together
+BLOCK_TILES = 4  # neighbouring tiles that are read together
 BATCH_TILES = 64
 
 RgbArray = npt.NDArray[np.uint8]
@@ -31,12 +31,12 @@ class SampledTiles:
     """Some tiles of one mpp.
 
     Attributes:
-        mpp: of the tiles.
-        tile_id: keys [N].
+        mpp: mpp of the tiles.
+        tile_id: keys of the tiles [N].
         patient: a number for each patient [N].
-        features: raw [N, D] per column.
-        jpeg: as they are stored [N].
-        label: class of each [N], if they have any.
+        features: raw features [N, D], by column.
+        jpeg: JPEG files of the tiles, as they are stored [N].
+        label: class of each tile [N], if the tiles have labels.
     """
 
     mpp: float
@@ -50,7 +50,7 @@ class SampledTiles:
         return len(self.tile_id)
 
     def first(self, count: int) -> Self:
-        """Return the first tiles: again a sample, as they are in no order."""
+        """Return the first `count` tiles, which are a sample again, since tiles are in no order."""
         return type(self)(
             mpp=self.mpp,
             tile_id=self.tile_id[:count],
@@ -67,7 +67,9 @@ class SampledTiles:
             yield self.tile_id[rows], np.stack([decode_tile(jpeg) for jpeg in self.jpeg[rows]])
 
 
-def readable(lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence[str]) -> list[str]:
+def readable_slides(
+    lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence[str]
+) -> list[str]:
     """Return the slides that have tiles with pixels and all columns' features at an mpp."""
     rows = lake.tiles_of(mpp=mpp, slide_ids=slides)
     rows = rows.filter((pl.col("tiles") > 0) & pl.col("shard").is_not_null())
@@ -77,7 +79,7 @@ def readable(lake: Lake, columns: Sequence[str], *, mpp: float, slides: Sequence
     return sorted(slide_ids)
 
 
-def sample(
+def sample_tiles(
     lake: Lake,
     split: EvaluationSplit,
     slides: Sequence[str],
@@ -86,21 +88,21 @@ def sample(
     most: int,
     seed: int = 0,
 ) -> SampledTiles | None:
-    """Sample tiles of all slides together, drawn in blocks of four; None if there are none.
+    """Sample tiles of all slides together, in blocks of four; None if no slide has such tiles.
 
-    Features are the columns of the split; of a split with a finer mpp, the teachers' are their
-    means over the tiles under each tile. A tile that one of them lacks is left out.
+    Features are the columns of the split. If the split has a finer mpp, a teacher's features are
+    the mean over the tiles under each tile. A tile without features of a teacher is left out.
     """
-    readable_slides = readable(lake, split.columns, mpp=mpp, slides=slides)
+    shared_slides = readable_slides(lake, split.columns, mpp=mpp, slides=slides)
     if split.under:
-        fine = readable(lake, split.teachers, mpp=split.under, slides=slides)
-        readable_slides = sorted(set(readable_slides) & set(fine))
-    if not readable_slides:
+        fine = readable_slides(lake, split.teachers, mpp=split.under, slides=slides)
+        shared_slides = sorted(set(shared_slides) & set(fine))
+    if not shared_slides:
         return None
     stream = lake.stream(
         split.columns,
         mpp=mpp,
-        slide_ids=readable_slides,
+        slide_ids=shared_slides,
         pixels="jpeg",
         under={split.under: split.teachers} if split.under else None,
         batch_tiles=min(most, 256),
@@ -108,18 +110,20 @@ def sample(
         buffer_tiles=min(most, 1024),
         seed=seed,
     )
-    numbers = _patients(stream.slides, split.patient)
+    numbers = _patient_numbers(stream.slides, split.patient)
     parts: list[SampledTiles] = []
     with contextlib.closing(iter(stream)) as batches:
         for batch in batches:
-            parts.append(_complete(_of_batch(batch, numbers, split.under)))
+            parts.append(_complete_tiles(_tiles_of_batch(batch, numbers, split.under)))
             if sum(len(part) for part in parts) >= most:
                 break
     sampled = joined_tiles(parts).first(most)
     return sampled if len(sampled) else None
 
 
-def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None) -> SampledTiles:
+def _tiles_of_batch(
+    batch: TileBatch, numbers: Mapping[int, int], under: float | None
+) -> SampledTiles:
     means = {}
     if under:
         below = batch.under[under]
@@ -134,41 +138,41 @@ def _of_batch(batch: TileBatch, numbers: Mapping[int, int], under: float | None)
 
 
 def _mean_under(x_BrrD: Array, mask_Brr: npt.NDArray[np.bool_]) -> Array:
-    """Average features over the tiles under each tile [B, D]; NaN where there is none."""
+    """Average features over the tiles under each tile [B, D]; NaN where no tile is under it."""
     kept = np.where(mask_Brr[..., None], x_BrrD.astype(np.float32), 0).sum(axis=(1, 2))
     counts = mask_Brr.sum(axis=(1, 2))[:, None]
     mean_BD: Array = np.where(counts, kept / np.maximum(counts, 1), np.nan).astype(np.float32)
     return mean_BD
 
 
-def _patients(slides: pl.DataFrame, patient: Mapping[str, str]) -> dict[int, int]:
-    """Return the number of the patient by the slide's number; equal for all calls on a lake."""
+def _patient_numbers(slides: pl.DataFrame, patient: Mapping[str, str]) -> dict[int, int]:
+    """Return the patient's number by the slide's number; all calls on a lake return the same."""
     order = {name: at for at, name in enumerate(sorted(set(patient.values())))}
     rows = slides.select("slide", "slide_id").iter_rows()
     return {number: order[patient[slide_id]] for number, slide_id in rows}
 
 
-def _complete(tiles: SampledTiles) -> SampledTiles:
-    """Leave out the tiles that a teacher was not run on."""
+def _complete_tiles(tiles: SampledTiles) -> SampledTiles:
+    """Leave out the tiles without features of a teacher."""
     absent = np.zeros(len(tiles), bool)
     for x_ND in tiles.features.values():
         absent |= ~np.isfinite(x_ND[:, 0])
-    return _taken(tiles, np.flatnonzero(~absent)) if absent.any() else tiles
+    return _selected_tiles(tiles, np.flatnonzero(~absent)) if absent.any() else tiles
 
 
-def _taken(tiles: SampledTiles, which: Int64Array) -> SampledTiles:
+def _selected_tiles(tiles: SampledTiles, selected_rows: Int64Array) -> SampledTiles:
     return SampledTiles(
         mpp=tiles.mpp,
-        tile_id=tiles.tile_id[which],
-        patient=tiles.patient[which],
-        features={name: x[which] for name, x in tiles.features.items()},
-        jpeg=[tiles.jpeg[at] for at in which.tolist()],
-        label=None if tiles.label is None else tiles.label[which],
+        tile_id=tiles.tile_id[selected_rows],
+        patient=tiles.patient[selected_rows],
+        features={name: x[selected_rows] for name, x in tiles.features.items()},
+        jpeg=[tiles.jpeg[at] for at in selected_rows.tolist()],
+        label=None if tiles.label is None else tiles.label[selected_rows],
     )
 
 
 def joined_tiles(parts: Sequence[SampledTiles]) -> SampledTiles:
-    """Join the tiles of some parts of one mpp, one after the other."""
+    """Join parts of the tiles of one mpp, one after the other."""
     labels = [part.label for part in parts if part.label is not None]
     return SampledTiles(
         mpp=parts[0].mpp,
@@ -186,7 +190,7 @@ def joined_tiles(parts: Sequence[SampledTiles]) -> SampledTiles:
 # ---------------------------------------------------------------------- with labels
 
 
-def labelled(
+def sample_labelled_tiles(
     lake: Lake,
     split: EvaluationSplit,
     slides: Sequence[str],
@@ -196,34 +200,36 @@ def labelled(
     most: int,
     seed: int = 0,
 ) -> SampledTiles | None:
-    """Sample labelled tiles of some slides; None if there are none.
+    """Sample labelled tiles of some slides; None if the slides have none.
 
     Args:
-        lake: where they are.
-        split: its columns at this mpp come with the tiles.
-        slides: that have the tiles.
+        lake: the lake that holds the slides.
+        split: the split; its columns at this mpp are read with the tiles.
+        slides: ids of the slides.
         labels: `slide_id`, `x`, `y` (level-0 pixels of a tile's top-left corner) and `label`, a
             number.
-        mpp: of the tiles.
-        most: tiles that are drawn if there are more.
-        seed: of the draw.
+        mpp: mpp of the tiles.
+        most: largest number of tiles; if there are more, that many are drawn.
+        seed: seed of the draw.
     """
     columns = [name for name in split.columns if name in lake.teachers(mpp=mpp)]
-    readable_slides = readable(lake, columns, mpp=mpp, slides=slides)
-    rows = labels.filter(pl.col("slide_id").is_in(readable_slides)).sort("slide_id", "y", "x")
+    shared_slides = readable_slides(lake, columns, mpp=mpp, slides=slides)
+    rows = labels.filter(pl.col("slide_id").is_in(shared_slides)).sort("slide_id", "y", "x")
     if rows.height > most:
         drawn = np.random.default_rng((seed, rows.height)).permutation(rows.height)[:most]
         rows = rows[np.sort(drawn)]
     order = {name: number for number, name in enumerate(sorted(set(split.patient.values())))}
     parts = []
-    for (slide_id,), some in rows.group_by("slide_id", maintain_order=True):
+    for (slide_id,), slide_labels in rows.group_by("slide_id", maintain_order=True):
         number = order[split.patient[str(slide_id)]]
-        if (part := _of_slide(lake, columns, str(slide_id), some, mpp, number)) is not None:
+        if (
+            part := _tiles_of_slide(lake, columns, str(slide_id), slide_labels, mpp, number)
+        ) is not None:
             parts.append(part)
     return joined_tiles(parts) if parts else None
 
 
-def _of_slide(
+def _tiles_of_slide(
     lake: Lake,
     columns: Sequence[str],
     slide_id: str,
@@ -231,23 +237,23 @@ def _of_slide(
     mpp: float,
     patient: int,
 ) -> SampledTiles | None:
-    """Return the labelled tiles of a slide; labels that are of no tile are left out."""
+    """Return the labelled tiles of a slide; labels that match no tile are left out."""
     tiles = lake.tiles(mpp=mpp).filter(pl.col("slide_id") == slide_id)
-    met = (
+    labelled_rows = (
         tiles.select("tile_id", "x", "y")
         .cast({"x": pl.Int64, "y": pl.Int64})
         .collect()
         .join(labels.select("x", "y", "label"), on=["x", "y"])
         .sort("tile_id")
     )
-    if met.is_empty():
+    if labelled_rows.is_empty():
         return None
-    place = lake.tiles_of(mpp=mpp, slide_ids=[slide_id]).row(0, named=True)
-    keys, features = met["tile_id"].to_numpy(), {}
+    shard_row = lake.tiles_of(mpp=mpp, slide_ids=[slide_id]).row(0, named=True)
+    keys, features = labelled_rows["tile_id"].to_numpy(), {}
     if columns:
         bag = lake.bag(slide_id, columns, mpp=mpp)
         is_known = np.isin(keys, bag.tile_id)
-        keys, met = keys[is_known], met.filter(is_known)
+        keys, labelled_rows = keys[is_known], labelled_rows.filter(is_known)
         at = np.searchsorted(bag.tile_id, keys)
         features = {name: x[at] for name, x in bag.by_teacher.items()}
     return SampledTiles(
@@ -255,11 +261,13 @@ def _of_slide(
         tile_id=keys,
         patient=np.full(len(keys), patient, np.int64),
         features=features,
-        jpeg=_stored(lake, place, keys),
-        label=met["label"].to_numpy().astype(np.int64),
+        jpeg=_stored_jpegs(lake, shard_row, keys),
+        label=labelled_rows["label"].to_numpy().astype(np.int64),
     )
 
 
-def _stored(lake: Lake, place: Mapping[str, Any], keys: npt.NDArray[np.int64]) -> list[bytes]:
-    with ShardReader.of(lake.store, place) as shard:
+def _stored_jpegs(
+    lake: Lake, shard_row: Mapping[str, Any], keys: npt.NDArray[np.int64]
+) -> list[bytes]:
+    with ShardReader.of(lake.store, shard_row) as shard:
         return [bytes(jpeg) for jpeg in shard.jpegs(keys)]

@@ -8,50 +8,56 @@ from typing import Any
 Tree = dict[str, Any]
 
 
-def merged(trees: Sequence[Tree]) -> Tree:
-    """Merge trees of the same shape into one of `mean`, `min` and `max`.
+def merged_numbers(trees: Sequence[Tree]) -> Tree:
+    """Merge trees of the same shape into one tree of `mean`, `min` and `max`.
 
     A leaf is a number, or an `estimate` with its interval: `low` is then the lowest and `high` the
-    highest end of all intervals. Branches that a tree lacks are merged of those that have them;
-    NaN and None are left out, and are None where nothing is left.
+    highest end of all intervals. A branch is merged from the trees that have it. NaN and None are
+    left out; a leaf with no number left becomes None.
 
-    >>> merged([{"a": 1.0}, {"a": 3.0}])
+    >>> merged_numbers([{"a": 1.0}, {"a": 3.0}])
     {'a': {'mean': 2.0, 'min': 1.0, 'max': 3.0}}
     """
     keys = dict.fromkeys(key for tree in trees for key in tree)
     by_key = {key: [tree[key] for tree in trees if tree.get(key) is not None] for key in keys}
-    return {key: _merged(values) for key, values in by_key.items()}
+    return {key: _merged_leaves(leaves) for key, leaves in by_key.items()}
 
 
-def _merged(values: list[Any]) -> Tree | None:
-    if not values:
+def _merged_leaves(leaves: list[Any]) -> Tree | None:
+    if not leaves:
         return None
-    if not isinstance(values[0], dict):
-        return spread(values)
-    if "estimate" not in values[0]:
-        return merged(values)
-    ends = (
-        spread([estimate[name] for estimate in values])[end]
+    if not isinstance(leaves[0], dict):
+        return spread(leaves)
+    if "estimate" not in leaves[0]:
+        return merged_numbers(leaves)
+    interval_ends = (
+        spread([estimate[name] for estimate in leaves])[end]
         for name, end in (("low", "min"), ("high", "max"))
     )
-    low, high = ends
-    return {**spread([estimate["estimate"] for estimate in values]), "low": low, "high": high}
+    low, high = interval_ends
+    return {**spread([estimate["estimate"] for estimate in leaves]), "low": low, "high": high}
 
 
-def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Return mean, least and greatest of some numbers, NaN and None left out."""
-    numbers = [float(number) for number in values if number is not None and not math.isnan(number)]
-    if not numbers:
+def spread(numbers: Sequence[float | None]) -> dict[str, float | None]:
+    """Return the mean, least and greatest of some numbers, NaN and None left out."""
+    finite_numbers = [
+        float(number) for number in numbers if number is not None and not math.isnan(number)
+    ]
+    if not finite_numbers:
         return dict.fromkeys(("mean", "min", "max"))
-    return {"mean": sum(numbers) / len(numbers), "min": min(numbers), "max": max(numbers)}
+    return {
+        "mean": sum(finite_numbers) / len(finite_numbers),
+        "min": min(finite_numbers),
+        "max": max(finite_numbers),
+    }
 
 
-def plain(tree: Any) -> Any:  # noqa: ANN401 - JSON is what it is
-    """Convert a tree to strict JSON: no NaN, and only text as keys."""
+def strict_json(tree: Any) -> Any:  # noqa: ANN401 - JSON is what it is
+    """Convert a tree to strict JSON: None for NaN, and only text as keys."""
     if isinstance(tree, dict):
-        return {str(key): plain(part) for key, part in tree.items()}
+        return {str(key): strict_json(part) for key, part in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return [plain(part) for part in tree]
+        return [strict_json(part) for part in tree]
     if isinstance(tree, float):
         return float(f"{tree:.6g}") if math.isfinite(tree) else None
     return tree

@@ -30,16 +30,16 @@ Array = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One embedding that is measured.
+    """An embedding that is measured.
 
     Attributes:
-        kind: of embedding.
-        name: of the student, teacher, network or PCA.
+        kind: kind of embedding.
+        name: name of the student, teacher, network or PCA.
         alike: text that is equal for subjects that are merged: seeds of one student.
-        seed: of it, if it has one.
-        embed: embeddings [N, D] of tiles.
-        runner: its network, if it can be run on pixels here.
-        record: of the student, if it is one.
+        seed: seed of the subject, if it has one.
+        embed: function that returns the embeddings [N, D] of tiles.
+        runner: the subject's network, if it can be run on pixels here.
+        record: record of the student, if the subject is one.
     """
 
     kind: Kind
@@ -51,31 +51,31 @@ class Subject:
     record: StudentRecord | None = None
 
 
-def subjects(
+def gather_subjects(
     lake: Lake, split: EvaluationSplit, train: Mapping[float, SampledTiles], spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
-    """Gather all subjects of a split, and notes of those that could not be run on pixels.
+    """Return all subjects of a split, and a note for each that could not be run on pixels.
 
     Args:
-        lake: where they are.
-        split: the students.
+        lake: the lake that holds the students and features.
+        split: the students and slides.
         train: training tiles per mpp, on which PCA and batch norms are fitted.
-        spec: device and seeds.
+        spec: settings of device and seeds.
     """
-    students = [_student(lake, student, split, spec) for student in split.runnable]
-    some = train[min(train)].first(1)
-    widths = {subject.embed(some).shape[1] for subject in students if subject.kind == "student"}
-    fitted = [_pca(split, train, width) for width in sorted(widths)]
-    teachers, notes = _teachers(lake, split, min(train), spec)
+    students = [_student_subject(lake, student, split, spec) for student in split.runnable]
+    one_tile = train[min(train)].first(1)
+    widths = {subject.embed(one_tile).shape[1] for subject in students if subject.kind == "student"}
+    pcas = [_pca_subject(split, train, width) for width in sorted(widths)]
+    teachers, notes = _teacher_subjects(lake, split, min(train), spec)
     notes += [
         f"{student.name} sees features: no untrained network beside it, no pixels to perturb"
         for student in split.students
         if student.card is None
     ]
-    return [*students, *_undistilled(split, train, spec), *fitted, *teachers], notes
+    return [*students, *_undistilled_subjects(split, train, spec), *pcas, *teachers], notes
 
 
-def _student(
+def _student_subject(
     lake: Lake, student: StudentRecord, split: EvaluationSplit, spec: EvaluationSpec
 ) -> Subject:
     runner = None if student.card is None else run_student(lake, student.name, **spec.runs_on)
@@ -85,13 +85,13 @@ def _student(
         name=student.name,
         alike=student.alike,
         seed=None if seed is None else int(seed),
-        embed=_Cached(student.name) if runner is None else runner.embed,
+        embed=_CachedFeatures(student.name) if runner is None else runner.embed,
         runner=runner,
         record=student,
     )
 
 
-def _undistilled(
+def _undistilled_subjects(
     split: EvaluationSplit, train: Mapping[float, SampledTiles], spec: EvaluationSpec
 ) -> list[Subject]:
     """Build each network untrained, with as many seeds as it has students."""
@@ -99,7 +99,7 @@ def _undistilled(
     for student in split.students:
         if student.card is not None:
             networks.setdefault(student.network, []).append(student.card)
-    # Of the finest mpp: an untrained network has no reason to see one rather than another.
+    # The finest mpp: for an untrained network no mpp is better than another.
     tiles = train[min(train)]
     subjects = []
     for network, (card, *more) in networks.items():
@@ -118,20 +118,25 @@ def _undistilled(
     return subjects
 
 
-def _pca(split: EvaluationSplit, train: Mapping[float, SampledTiles], width: int) -> Subject:
+def _pca_subject(
+    split: EvaluationSplit, train: Mapping[float, SampledTiles], width: int
+) -> Subject:
     pca = fit_pca(joined_features(list(train.values()), split.teachers), width)
     name = f"PCA {width} of {len(split.teachers)} teachers"
 
     def embed(tiles: SampledTiles) -> Array:
-        return pca({teacher: _Cached(teacher)(tiles) for teacher in split.teachers})
+        return pca({teacher: _CachedFeatures(teacher)(tiles) for teacher in split.teachers})
 
     return Subject(kind="pca", name=name, alike=name, seed=None, embed=embed)
 
 
-def _teachers(
+def _teacher_subjects(
     lake: Lake, split: EvaluationSplit, mpp: float, spec: EvaluationSpec
 ) -> tuple[list[Subject], list[str]]:
-    """Gather the teachers' cached features, with their networks if the weights are here."""
+    """Return the teachers' cached features as subjects, and notes.
+
+    A subject has its network if the teacher's weights are on this machine.
+    """
     subjects, notes = [], []
     for name in split.teachers:
         runner = None
@@ -140,14 +145,14 @@ def _teachers(
             runner = run_teacher(lake, name, mpp=mpp, **spec.runs_on)
         except DistillError as error:
             notes.append(f"{error}; its robustness and speed were not measured")
-        shown = f"{name} under" if split.under else name
+        shown_name = f"{name} under" if split.under else name
         subjects.append(
             Subject(
                 kind="teacher",
-                name=shown,
-                alike=shown,
+                name=shown_name,
+                alike=shown_name,
                 seed=None,
-                embed=_Cached(name),
+                embed=_CachedFeatures(name),
                 runner=runner,
             )
         )
@@ -161,8 +166,8 @@ def _refuse_under(split: EvaluationSplit, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Cached:
-    """The features of a column, as the lake has them."""
+class _CachedFeatures:
+    """Reads the features of a column from sampled tiles."""
 
     name: str
 

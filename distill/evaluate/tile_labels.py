@@ -19,31 +19,31 @@ NEEDED = ("slide_id", "x", "y")
 def read_labels(
     path: str, lake: Lake, *, column: str | None = None, distinct_ids: bool = False
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Read a table of tile labels, and the names of the classes.
+    """Read a table of tile labels; return the labels and the sorted names of the classes.
 
     Args:
         path: .csv, .tsv, .xlsx or .parquet with `slide_id`, `x`, `y` (a tile's top-left
             corner in level-0 pixels), perhaps `mpp`, and the column of classes.
-        lake: without a column `mpp` the labels are of the tiles of its finest mpp.
-        column: of the classes; the only other one if None.
-        distinct_ids: whether slides and classes that differ from another by case, blanks or
-            Unicode form only are different; else they are refused.
+        lake: the lake that has the tiles; without a column `mpp` labels are for its finest mpp.
+        column: name of the column of classes; the only other column if None.
+        distinct_ids: whether slides and classes that differ only by case, blanks or Unicode form
+            are different; else they are refused.
 
     Returns:
-        Columns `slide_id`, `x`, `y`, `mpp` and `label`, the class's place among the sorted names.
-        Rows without a class are left out.
+        A table with columns `slide_id`, `x`, `y`, `mpp` and `label`, the class's place among the
+        sorted names; rows without a class are left out. And these names.
 
     Raises:
-        DistillError: the table or a cell of it can't be read, it lacks a column, gives a tile two
-            classes, or names an mpp that the lake does not have.
+        DistillError: the table or a cell of it can't be read, it lacks a column, has two
+            classes for a tile, or names an mpp that the lake does not have.
     """
     with tables_raise(DistillError):
-        rows = _rows(read_table(labels_of(lake, path)), lake, column, distinct=distinct_ids)
+        rows = _label_rows(read_table(labels_of(lake, path)), lake, column, distinct=distinct_ids)
     rows = rows.drop_nulls().unique(maintain_order=True)
     if rows.is_empty():
         msg = f"{path} has no row with a slide, a place and a class"
         raise DistillError(msg)
-    _refuse_torn(path, rows)
+    _refuse_two_classes(path, rows)
     lake_mpps = {mpp: lake.known_mpp(mpp) for mpp in rows["mpp"].unique().to_list()}
     names = sorted(rows["name"].unique().to_list())
     number = {name: at for at, name in enumerate(names)}
@@ -54,13 +54,15 @@ def read_labels(
     return rows.drop("name"), names
 
 
-def _rows(table: UserTable, lake: Lake, column: str | None, *, distinct: bool) -> pl.DataFrame:
-    """Return slide, place, mpp and the name of the class of each row."""
+def _label_rows(
+    table: UserTable, lake: Lake, column: str | None, *, distinct: bool
+) -> pl.DataFrame:
+    """Return the slide, place, mpp and class name of each row."""
     lacking = [name for name in NEEDED if not table.has(name)]
     if lacking:
         msg = f"{table.name} has columns {[*table.columns]}; it lacks {', '.join(lacking)}"
         raise DistillError(msg)
-    column = _column(table, column)
+    column = _class_column(table, column)
     slides, names = table.ids("slide_id", distinct=distinct), table.texts(column)
     if not distinct:
         lake_slides = lake.slides().select("slide_id").collect().to_series()
@@ -74,7 +76,7 @@ def _rows(table: UserTable, lake: Lake, column: str | None, *, distinct: bool) -
     return pl.DataFrame([slides.alias("slide_id"), *places, mpp.alias("mpp"), names.alias("name")])
 
 
-def _column(table: UserTable, column: str | None) -> str:
+def _class_column(table: UserTable, column: str | None) -> str:
     used = table.find([*NEEDED, "mpp", "tile_id"])
     others = [name for name in table.columns if name not in used]
     if column is None and len(others) == 1:
@@ -87,24 +89,26 @@ def _column(table: UserTable, column: str | None) -> str:
     raise DistillError(msg)
 
 
-def _refuse_torn(path: str, rows: pl.DataFrame) -> None:
+def _refuse_two_classes(path: str, rows: pl.DataFrame) -> None:
     """Refuse a tile with two classes."""
-    place = ["slide_id", "x", "y", "mpp"]
-    torn = rows.group_by(place).agg(pl.col("name")).filter(pl.col("name").list.len() > 1)
-    if not torn.is_empty():
-        slide_id, x, y, mpp, names = torn.sort(place).row(0)
+    tile_columns = ["slide_id", "x", "y", "mpp"]
+    torn_tiles = (
+        rows.group_by(tile_columns).agg(pl.col("name")).filter(pl.col("name").list.len() > 1)
+    )
+    if not torn_tiles.is_empty():
+        slide_id, x, y, mpp, names = torn_tiles.sort(tile_columns).row(0)
         msg = (
-            f"{path} gives {torn.height} tiles two classes: slide {slide_id}, x {x}, y {y}, mpp "
-            f"{mpp_name(mpp)} is {' and '.join(sorted(names))}; leave one"
+            f"{path} gives {torn_tiles.height} tiles two classes: slide {slide_id}, x {x}, y {y}, "
+            f"mpp {mpp_name(mpp)} is {' and '.join(sorted(names))}; leave one"
         )
         raise DistillError(msg)
 
 
 def refuse_unmet(path: str, labels: pl.DataFrame) -> None:
-    """Refuse labels none of which is of a tile, with the form that places must have.
+    """Refuse labels of which none matches a tile; the message shows the form of places.
 
     Raises:
-        DistillError: always.
+        DistillError: always raised, with an example of a label.
     """
     slide_id, x, y, mpp = labels.select("slide_id", "x", "y", "mpp").row(0)
     msg = (

@@ -1,7 +1,7 @@
 """Losses of one prediction against one target, per sample, in float32 whatever comes in.
 
-Targets are a teacher's: one that requires gradients is refused. All but `info_nce_loss` and
-`log_sum_loss` take tokens [B, N, D] as well and then give [B, N]; see `numeric.weighted_mean`.
+A target that requires gradients is refused. All but `info_nce_loss` and `log_sum_loss` accept
+tokens [B, N, D] as well and then return [B, N]; see `numeric.weighted_mean`.
 
 Shape letters: B samples, N tokens, D embedding.
 """
@@ -40,8 +40,8 @@ def smooth_l1_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
     [1.5]
     """
     check_detached(target_BD, "smooth L1")
-    each = F.smooth_l1_loss(prediction_BD.float(), target_BD.float(), reduction="none")
-    return each.mean(dim=-1)
+    loss_BD = F.smooth_l1_loss(prediction_BD.float(), target_BD.float(), reduction="none")
+    return loss_BD.mean(dim=-1)
 
 
 def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float) -> Tensor:
@@ -57,13 +57,13 @@ def match_loss(prediction_BD: Tensor, target_BD: Tensor, *, cosine_weight: float
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMatch:
-    """`match_loss` for one normalisation of targets; settings that would be no loss are refused.
+    """Computes `match_loss` for one normalisation of targets; settings without effect are refused.
 
     On vectors of length 1 smooth L1 is (1 - cos) / D: at D = 1280 a term of 0.0008 of the cosine.
 
     Attributes:
         targets: the normalisation, one of `target.NORMS`.
-        cosine_weight: 0 to 1; the rest is smooth L1's.
+        cosine_weight: weight of the cosine, 0 to 1; smooth L1 has the rest.
 
     Raises:
         DistillError: the normalisation is not known, the weight is outside 0 to 1, or smooth L1
@@ -95,10 +95,10 @@ class FeatureMatch:
 
 
 def info_nce_loss(prediction_BD: Tensor, target_BD: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Compute symmetric in-batch contrast, [B]: predictions among all targets, and the other way.
+    """Compute symmetric in-batch contrast, [B]: predictions among all targets, and vice versa.
 
-    The mean of two cross-entropies over cosines / temperature, -log softmax at (i, i) along rows
-    and along columns. Log B where all are alike.
+    It is the mean of two cross-entropies over cosines / temperature, -log softmax at (i, i) along
+    rows and along columns; log B if all samples are equal.
 
     Source: van den Oord et al. 2018 (arXiv 1807.03748), both ways as in CLIP; OMNI adds it at a
     weight of 0.1 and a temperature of 0.1.
@@ -111,9 +111,9 @@ def info_nce_loss(prediction_BD: Tensor, target_BD: Tensor, *, temperature: floa
     check_positive(temperature, "temperature")
     with full_precision(prediction_BD, target_BD) as (p_BD, t_BD):
         logits_BB = F.normalize(p_BD, dim=-1) @ F.normalize(t_BD, dim=-1).T / temperature
-        own = torch.arange(len(logits_BB), device=logits_BB.device)
-        rows_B = F.cross_entropy(logits_BB, own, reduction="none")
-        columns_B = F.cross_entropy(logits_BB.T, own, reduction="none")
+        diagonal = torch.arange(len(logits_BB), device=logits_BB.device)
+        rows_B = F.cross_entropy(logits_BB, diagonal, reduction="none")
+        columns_B = F.cross_entropy(logits_BB.T, diagonal, reduction="none")
         return (rows_B + columns_B) / 2
 
 
@@ -131,10 +131,10 @@ def log_sum_loss(
     whole batch: here each sample has its own.
 
     Args:
-        prediction_BD: of the projection.
-        target_BD: normalised.
-        power: of each difference.
-        floor: added to the sum.
+        prediction_BD: output of the projection.
+        target_BD: normalised targets.
+        power: power to which each difference is raised.
+        floor: number that is added to the sum.
 
     Raises:
         DistillError: the target requires gradients, or power or floor are not above 0.

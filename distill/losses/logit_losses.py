@@ -35,21 +35,21 @@ def decoupled_loss(
     target_weight: float = 1.0,
     other_weight: float = 8.0,
 ) -> Tensor:
-    """Decoupled distillation (DKD), [B]: alpha KL(b_t || b_s) + beta KL(q_t || q_s), times T^2.
+    """Compute the decoupled loss (DKD), [B]: T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s)).
 
     b is (p_label, 1 - p_label), q the softmax over all other classes. `kl_loss` is the same with
-    alpha 1 and beta 1 - p_label of the teacher: where the teacher is sure, nothing of the other
-    classes' ratios reaches the student.
+    alpha 1 and beta 1 - p_label of the teacher: if the teacher is certain, the student learns
+    nothing of the other classes' ratios.
 
     Source: Zhao et al. 2022 (arXiv 2203.08679); alpha 1, beta 8, T 4 are its values on CIFAR-100.
 
     Args:
-        student_BC: logits.
-        teacher_BC: logits.
+        student_BC: the student's logits.
+        teacher_BC: the teacher's logits.
         label_B: true class of each sample.
-        temperature: T.
-        target_weight: alpha.
-        other_weight: beta.
+        temperature: the temperature T.
+        target_weight: the weight alpha of the true class.
+        other_weight: the weight beta of the other classes.
 
     Raises:
         DistillError: the teacher's logits require gradients, the temperature is not above 0, or
@@ -78,13 +78,13 @@ def multi_level_loss(
     batch_weight: float = 1.0,
     class_weight: float = 1.0,
 ) -> Tensor:
-    """Multi-level logit distillation, mean over temperatures, [B].
+    """Compute the loss of multi-level logit distillation, mean over temperatures, [B].
 
-    Of P = softmax(logits / T), the sum of three whose mean over samples is
+    With P = softmax(logits / T), the loss is the sum of three terms with the means over samples
 
-    - `kl_loss`, of each sample;
-    - ||P_t P_t^T - P_s P_s^T||^2 / B over the batch: a sample bears its row;
-    - ||P_t^T P_t - P_s^T P_s||^2 / C over classes: all samples bear it alike.
+    - `kl_loss`, for each sample;
+    - ||P_t P_t^T - P_s P_s^T||^2 / B over the batch: a sample has the sum of its row;
+    - ||P_t^T P_t - P_s^T P_s||^2 / C over classes: all samples have the same value.
 
     Source: Jin, Wang and Lin 2023, "Multi-level logit distillation" (CVPR).
 
@@ -120,7 +120,7 @@ def _kl(log_s_BC: Tensor, log_t_BC: Tensor) -> Tensor:
 
 
 def _decoupled(log_BC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logs of (p_label, 1 - p_label) [B, 2] and of the others' softmax [B, C - 1]."""
+    """Return logs of (p_label, 1 - p_label) [B, 2] and of the other classes' softmax [B, C - 1]."""
     others = torch.arange(log_BC.shape[-1] - 1, device=log_BC.device)
     others_BC = others + (others >= label_B[:, None])
     rest_BC = log_BC.gather(1, others_BC)
@@ -130,7 +130,7 @@ def _decoupled(log_BC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _correlations(log_s_BC: Tensor, log_t_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare correlations over the batch, per row [B], and over classes, one number."""
+    """Return the squared gaps of correlations over the batch, per row [B], and over classes []."""
     with full_precision(log_s_BC.exp(), log_t_BC.exp()) as (s_BC, t_BC):
         batch_B = (t_BC @ t_BC.T - s_BC @ s_BC.T).square().sum(dim=1)
         over_classes = (t_BC.T @ t_BC - s_BC.T @ s_BC).square().sum() / s_BC.shape[1]

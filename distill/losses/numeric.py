@@ -30,7 +30,7 @@ def check_detached(target: Tensor, loss_name: str) -> None:
     """Refuse a target that training could move.
 
     Raises:
-        DistillError: it requires gradients.
+        DistillError: the target requires gradients.
     """
     if target.requires_grad:
         msg = (
@@ -52,10 +52,10 @@ def check_batch(samples: int, loss_name: str) -> None:
 
 
 def check_positive(number: float, name: str) -> None:
-    """Refuse a temperature, power or the like that is not above 0.
+    """Refuse a temperature, power or similar number that is not above 0.
 
     Raises:
-        DistillError: it is not.
+        DistillError: the number is not above 0.
     """
     if not number > 0:
         msg = f"{name} must be above 0, {number} given"
@@ -66,24 +66,24 @@ def weighted_mean(values_BN: Tensor, weights_BN: Tensor | None = None) -> Tensor
     """Average over all but the first axis, [B]; 0 for a sample with weights of 0 alone.
 
     Args:
-        values_BN: one value a token; a grid [B, H, W] does as well.
-        weights_BN: of the same shape, at least 0: a mask, or the share of a token that counts.
+        values_BN: one number per token; a grid [B, H, W] is accepted as well.
+        weights_BN: weights of the same shape, at least 0: a mask, or the share that counts.
 
     >>> weighted_mean(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[1, 0], [0, 0]]))
     tensor([1., 0.])
     """
-    values = values_BN.float().flatten(1)
+    numbers_BN = values_BN.float().flatten(1)
     if weights_BN is None:
-        return values.mean(dim=1)
+        return numbers_BN.mean(dim=1)
     weights = weights_BN.flatten(1).float()
-    # `where`, not a product: the value at a masked token may not be finite.
-    kept = torch.where(weights > 0, values, 0) * weights
+    # `where`, not a product: the number at a masked token may not be finite.
+    kept = torch.where(weights > 0, numbers_BN, 0) * weights
     total_B = weights.sum(dim=1)
     return kept.sum(dim=1) / torch.where(total_B > 0, total_B, 1)
 
 
 def mean_over_workers(tensor: Tensor) -> Tensor:
-    """Average a detached tensor over all workers of the run; unchanged where there is one."""
+    """Return the mean of a detached tensor over all workers of the run."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return tensor
     total = tensor.clone()

@@ -14,9 +14,9 @@ from distill.losses.numeric import check_batch, check_detached, full_precision
 
 
 def batch_relation_loss(student_BE: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Compare relations between samples, [B]: sum over j of (G_t - G_s)_ij^2 / B.
+    """Compute the gap of relations between samples, [B]: sum over j of (G_t - G_s)_ij^2 / B.
 
-    G has rows of length 1 of F F^T. The mean over the batch is the squared Frobenius distance /
+    G is F F^T with rows at length 1. The mean over the batch is the squared Frobenius distance /
     B^2. From 0 to 4 / B.
 
     Source: Tung and Mori 2019, "Similarity-preserving knowledge distillation"; the sample level
@@ -35,17 +35,17 @@ def batch_relation_loss(student_BE: Tensor, teacher_BD: Tensor) -> Tensor:
 def token_relation_loss(
     student_BNE: Tensor, teacher_BND: Tensor, mask_BN: Tensor | None = None
 ) -> Tensor:
-    """Compare relations between tokens of each sample, [B]: mean over pairs of (R_t - R_s)^2.
+    """Compute the gap of relations between tokens, [B]: mean over pairs of (R_t - R_s)^2.
 
-    R has rows of length 1 of P P^T, so the mean is the squared Frobenius distance / N^2. Masked
-    tokens are left out, as if they were not there; a sample with none left counts 0.
+    R is P P^T with rows at length 1, so the mean is the squared Frobenius distance / N^2. Masked
+    tokens are left out; a sample with no token left counts 0.
 
     Source: the region level of HVisKD (Sci Rep 2025); its weights are not public.
 
     Args:
-        student_BNE: tokens, on the same grid as the teacher's.
-        teacher_BND: tokens; the four by four tiles inside a tile of lower resolution do as well.
-        mask_BN: True at the tokens that count; all without it.
+        student_BNE: the student's tokens, on the same grid as the teacher's.
+        teacher_BND: the teacher's tokens, or the features of the tiles under a tile.
+        mask_BN: True at the tokens that count; all count if None.
 
     Raises:
         DistillError: the teacher's tokens require gradients, or the numbers of tokens differ.
@@ -68,5 +68,5 @@ def token_relation_loss(
 
 
 def _relations(x_BD: Tensor) -> Tensor:
-    """Return products of all rows [..., B, B], each row of them at length 1."""
+    """Return the products of all rows [..., B, B], with the rows of this matrix at length 1."""
     return F.normalize(x_BD @ x_BD.mT, dim=-1)

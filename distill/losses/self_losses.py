@@ -1,7 +1,7 @@
 """Self-distillation against a moving average: DINO, iBOT, KoLeo and the centre of the teacher.
 
-Logits are over K prototypes. Teacher's probabilities come from `Centre.probabilities`; losses are
-per sample, in float32.
+Logits are over K prototypes. The teacher's probabilities come from `Centre.probabilities`; losses
+are per sample, in float32.
 
 Shape letters: B samples, N tokens, K prototypes, D embedding.
 """
@@ -24,13 +24,13 @@ EPSILON = 1e-8
 
 
 class Centre(nn.Module):
-    """A running mean of the teacher's logits, taken off so that no prototype wins all samples.
+    """A running mean of the teacher's logits, subtracted so that no prototype wins all samples.
 
-    It moves only by `update`, over all workers alike; use another one for patch tokens. Source:
+    Only `update` changes it, equally on all workers; patch tokens need their own centre. Source:
     Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (DINO).
 
     Args:
-        prototypes: K.
+        prototypes: number of prototypes K.
         momentum: share of the old mean that an update keeps.
     """
 
@@ -46,7 +46,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, teacher_BK: Tensor, *, temperature: float) -> Tensor:
-        """softmax((logits - centre) / temperature) over the last axis, without gradient.
+        """Return softmax((logits - centre) / temperature) over the last axis, without gradient.
 
         Raises:
             DistillError: the temperature is not above 0.
@@ -56,7 +56,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update(self, teacher_BK: Tensor) -> None:
-        """Move towards the mean of these logits [..., K]; once a step, after the losses.
+        """Move the centre towards the mean of these logits [..., K]; once a step, after the losses.
 
         Raises:
             DistillError: there are no logits.
@@ -74,9 +74,10 @@ def dino_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float = 0.
     Source: Caron et al. 2021 (arXiv 2104.14294).
 
     Args:
-        student_BK: logits.
-        teacher_BK: probabilities, from `Centre.probabilities`.
-        temperature: of the student; above the teacher's (0.04 to 0.07), which makes it sharper.
+        student_BK: the student's logits.
+        teacher_BK: the teacher's probabilities, from `Centre.probabilities`.
+        temperature: the student's temperature; the teacher's is lower (0.04 to 0.07), so that its
+            probabilities are sharper.
 
     Raises:
         DistillError: the probabilities require gradients, or the temperature is not above 0.
@@ -90,18 +91,18 @@ def dino_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float = 0.
 def ibot_loss(
     student_BNK: Tensor, teacher_BNK: Tensor, mask_BN: Tensor, *, temperature: float = 0.1
 ) -> Tensor:
-    """Compute `dino_loss` of the tokens that were hidden from the student, mean per sample, [B].
+    """Compute the mean `dino_loss` of the tokens that were hidden from the student, per sample [B].
 
-    A sample without masked tokens counts 0: half of them usually have none.
+    A sample without masked tokens counts 0; usually half of the samples have none.
 
     Source: Zhou et al. 2022, "iBOT: image BERT pre-training with online tokenizer"
     (arXiv 2111.07832); the mean per sample as in DINOv2.
 
     Args:
-        student_BNK: logits of the tokens of a masked view.
-        teacher_BNK: probabilities of the tokens of the whole view.
-        mask_BN: True where the student saw a mask instead of the token.
-        temperature: of the student.
+        student_BNK: the student's logits of the tokens of a masked view.
+        teacher_BNK: the teacher's probabilities of the tokens of the whole view.
+        mask_BN: True where the student got a mask instead of the token.
+        temperature: the student's temperature.
 
     Raises:
         DistillError: the probabilities require gradients, or the temperature is not above 0.
@@ -118,10 +119,10 @@ def random_mask(
     probability: float = 0.5,
     share: tuple[float, float] = (0.1, 0.5),
 ) -> Tensor:
-    """Draw masks [samples, tokens] for `ibot_loss`: each sample has one with a probability.
+    """Draw masks [samples, tokens] for `ibot_loss`: a sample is masked with a probability.
 
-    How much of it is masked is uniform between the two shares, and which tokens is at random. At
-    least one token is masked and one is seen.
+    The share of masked tokens is uniform between the two shares, the tokens are random. At least
+    one token is masked and one token is not.
 
     Raises:
         DistillError: fewer than two tokens, or a probability or share outside 0 to 1.
@@ -132,19 +133,19 @@ def random_mask(
             "a probability and a rising pair of shares from 0 to 1 needed"
         )
         raise DistillError(msg)
-    where = generator.device
-    part_B = torch.empty(samples, device=where).uniform_(*share, generator=generator)
+    device = generator.device
+    part_B = torch.empty(samples, device=device).uniform_(*share, generator=generator)
     count_B = (part_B * tokens).round().clamp(1, tokens - 1)
-    chosen_B = torch.rand(samples, generator=generator, device=where) < probability
+    chosen_B = torch.rand(samples, generator=generator, device=device) < probability
     # The rank of each token in a random order.
-    rank_BN = torch.rand(samples, tokens, generator=generator, device=where).argsort().argsort()
+    rank_BN = torch.rand(samples, tokens, generator=generator, device=device).argsort().argsort()
     return (rank_BN < count_B[:, None]) & chosen_B[:, None]
 
 
 def koleo_loss(x_BD: Tensor) -> Tensor:
     """Compute -log of the distance to the nearest other sample on the unit sphere, [B].
 
-    Its minimum spreads a batch over the sphere.
+    At the minimum the batch is spread over the sphere.
 
     Source: Sablayrolles et al. 2019, "Spreading vectors for similarity search"
     (arXiv 1806.03198); DINOv2 adds it at a weight of 0.1.

@@ -1,4 +1,4 @@
-"""VICReg over two or more branches: it holds views together without a teacher or negatives.
+"""VICReg over two or more branches: views are drawn together without a teacher or negatives.
 
 A privileged branch (a stain, nuclei, genes that only training has) is one more branch; each branch
 is kept from collapsing on its own, so that none has to be detached.
@@ -27,10 +27,10 @@ def vicreg_loss(
 ) -> Tensor:
     """Compute VICReg of every pair of branches [B, D], mean over pairs, [B].
 
-    Of a pair a, b: mean squared difference of each sample; the mean of both branches' variance
-    terms; the sum of their covariance terms. The latter two are of the whole batch and all samples
-    bear them alike. All is symmetric, so the mean over the ordered pairs (a, b) and (b, a) is the
-    mean over pairs.
+    The loss of a pair a, b is the sum of the mean squared difference of each sample, the mean of
+    both branches' variance terms, and the sum of their covariance terms. The latter two are
+    computed over the whole batch, and equal for all samples. The loss is symmetric, so the mean
+    over the ordered pairs (a, b) and (b, a) is the mean over pairs.
 
     Source: Bardes, Ponce and LeCun 2022 (arXiv 2105.04906), with its weights 25, 25, 1; three
     branches as in TriDeNT (Farndale et al. 2023), which adds up the pairs.
@@ -38,7 +38,7 @@ def vicreg_loss(
     Raises:
         DistillError: fewer than two branches, fewer than two samples, or shapes differ.
     """
-    _check(branches)
+    _check_branches(branches)
     variances = [variance_loss(branch) for branch in branches]
     covariances = [covariance_loss(branch) for branch in branches]
     pairs = []
@@ -51,13 +51,13 @@ def vicreg_loss(
 
 
 def variance_loss(x_BD: Tensor) -> Tensor:
-    """Average max(0, 1 - sqrt(variance + 1e-4)) over channels, one number; 0 if all vary enough."""
+    """Return the mean of max(0, 1 - sqrt(variance + 1e-4)) over channels, one number."""
     deviation_D = (x_BD.float().var(dim=0) + EPSILON).sqrt()
     return (1 - deviation_D).clamp_min(0).mean()
 
 
 def covariance_loss(x_BD: Tensor) -> Tensor:
-    """Sum the squared covariances between different channels, over D; one number."""
+    """Return the sum of squared covariances between different channels, over D; one number."""
     with full_precision(x_BD) as (x,):
         centred_BD = x - x.mean(dim=0)
         covariance_DD = centred_BD.T @ centred_BD / (len(x) - 1)
@@ -65,7 +65,7 @@ def covariance_loss(x_BD: Tensor) -> Tensor:
         return (squared_DD.sum() - squared_DD.diagonal().sum()) / x.shape[1]
 
 
-def _check(branches: Sequence[Tensor]) -> None:
+def _check_branches(branches: Sequence[Tensor]) -> None:
     if len(branches) < 2:
         msg = f"VICReg holds branches together: {len(branches)} given, at least 2 needed"
         raise DistillError(msg)

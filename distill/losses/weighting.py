@@ -1,4 +1,4 @@
-"""Weights of teachers for each sample; those of a sample add up to 1, without gradient.
+"""Weights of teachers for each sample; the weights of a sample add up to 1, without gradient.
 
 Losses of teachers come stacked, [T, B]; `(weights * losses).sum(0)` is the loss per sample.
 
@@ -20,7 +20,7 @@ class Weighting(nn.Module):
     """Weights [T, B] of losses [T, B]; a module, so that its state is in checkpoints.
 
     Args:
-        teachers: T.
+        teachers: number of teachers T.
     """
 
     def __init__(self, teachers: int) -> None:
@@ -32,14 +32,14 @@ class Weighting(nn.Module):
 
     @torch.no_grad()
     def forward(self, losses_TB: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the weights, float32, without gradient.
+        """Return the weights [T, B], float32, without gradient.
 
         Args:
-            losses_TB: of each teacher and sample.
-            generator: of what is drawn; on any device.
+            losses_TB: loss of each teacher and sample.
+            generator: generator of random draws; on any device.
 
         Raises:
-            DistillError: there is a row too many or too few.
+            DistillError: the number of rows is not the number of teachers.
         """
         if losses_TB.ndim != 2 or len(losses_TB) != self.teachers:
             msg = f"losses are {tuple(losses_TB.shape)}; ({self.teachers}, samples) needed"
@@ -48,15 +48,15 @@ class Weighting(nn.Module):
         return weights_TB / weights_TB.sum(dim=0)
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return weights [T, B] of any sum above 0."""
+        """Return weights [T, B] with any sum above 0 per sample."""
         raise NotImplementedError
 
 
-class Static(Weighting):
-    """The same weights for all samples.
+class StaticWeighting(Weighting):
+    """Weights that are the same for all samples.
 
     Args:
-        weights: at least 0 and not all 0; only their shares count.
+        weights: one weight per teacher, at least 0 and not all 0; only their ratios count.
     """
 
     share: Tensor
@@ -73,18 +73,18 @@ class Static(Weighting):
         return self.share[:, None].expand_as(losses_TB)
 
 
-class KeepMax(Weighting):
-    """Per sample the teacher of the largest loss always counts, each other one with a probability.
+class KeepMaxWeighting(Weighting):
+    """Weights that keep a sample's teacher of the largest loss, and others with a probability.
 
-    Those kept count alike. Teachers that are learned already thus do not hold back the last one.
+    The kept teachers weigh the same. Teachers that are learned already so do not slow down others.
     Source: Sariyildiz et al. 2024, "UNIC: universal classification models via multi-teacher
     distillation" (arXiv 2408.05088), which keeps with 0.5. It divides weights by their sum
     over the batch, so that samples that keep more teachers weigh more; here all weigh the same.
-    Where losses tie the first one is kept.
+    Among equal losses the first teacher is kept.
 
     Args:
-        teachers: T.
-        keep: probability of each teacher but the largest.
+        teachers: number of teachers T.
+        keep: probability of each teacher but that of the largest loss.
     """
 
     def __init__(self, teachers: int, *, keep: float = 0.5) -> None:
@@ -95,7 +95,7 @@ class KeepMax(Weighting):
         self.keep = keep
 
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return 1 for a teacher that is kept, else 0.
+        """Return weights of 1 for a teacher that is kept, else 0.
 
         Raises:
             DistillError: no generator is given, so that a run could not be repeated.
@@ -108,14 +108,14 @@ class KeepMax(Weighting):
         return kept_TB.scatter(0, losses_TB.argmax(dim=0, keepdim=True), value=True).float()
 
 
-class Balance(Weighting):
+class BalanceWeighting(Weighting):
     """Weights of 1 / running mean of each teacher's loss, so that all contribute the same share.
 
-    The mean is over samples and workers and without gradient: it scales losses, and a student gains
-    nothing by making one large. It moves with each call in training mode, before it is used.
+    The mean is over samples and workers and without gradient, so a student gains nothing from a
+    large loss. Each call in training mode updates the mean before it is used.
 
     Args:
-        teachers: T.
+        teachers: number of teachers T.
         momentum: share of the old mean that a step keeps.
     """
 
@@ -133,29 +133,29 @@ class Balance(Weighting):
         """Return 1 / running mean, the same for all samples; equal before the first step."""
         if self.training:
             self.mean.lerp_(mean_over_workers(losses_TB.mean(dim=1)), 1 - self.momentum)
-        # The mean starts at 0: too small by one factor for all, which their shares do not see.
+        # The mean starts at 0, so it is too small by a factor, the same for all: ratios are right.
         return (1 / self.mean.clamp_min(SMALL))[:, None].expand_as(losses_TB)
 
 
 def make_weighting(
     name: str, teachers: int, *, weights: Sequence[float] | None = None, keep: float = 0.5
 ) -> Weighting:
-    """Make a weighting by name: static (equal, if no weights are given), keep-max or balance.
+    """Return a weighting by name: static (equal if no weights are passed), keep-max or balance.
 
     Raises:
-        DistillError: the name is not known, or the weights are not one a teacher.
+        DistillError: the name is not known, or there is not one weight for each teacher.
     """
     if weights is not None and len(weights) != teachers:
         msg = f"{len(weights)} weights given for {teachers} teachers; give one each"
         raise DistillError(msg)
     if name == "static":
-        return Static(weights or [1.0] * teachers)
+        return StaticWeighting(weights or [1.0] * teachers)
     if weights is not None:
         msg = f"weights {list(weights)} are for weighting 'static'; '{name}' computes its own"
         raise DistillError(msg)
     if name == "keep-max":
-        return KeepMax(teachers, keep=keep)
+        return KeepMaxWeighting(teachers, keep=keep)
     if name == "balance":
-        return Balance(teachers)
+        return BalanceWeighting(teachers)
     msg = f"no weighting '{name}' of teachers; known are static, keep-max, balance"
     raise DistillError(msg)

@@ -21,9 +21,9 @@ class Term:
 
     Attributes:
         kind: a name in `terms.TERMS`.
-        weight: of it.
-        teachers: columns that are matched; all of the recipe's if empty.
-        settings: numbers of the kind; its own defaults otherwise.
+        weight: weight of the term in the loss.
+        teachers: columns that are matched; all columns of the recipe if empty.
+        settings: numbers that replace the kind's defaults, by name.
     """
 
     kind: str
@@ -34,12 +34,12 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Changes of the pixels that the student sees; targets stay those of the tile as it is.
+    """Changes of the pixels that the student reads; targets stay those of the unchanged tile.
 
     Attributes:
-        dihedral: turned and flipped at random, cached grids with them.
-        stain: haematoxylin, eosin and the rest are scaled and shifted by up to this, each.
-        brightness: brightness, contrast and saturation are scaled by up to 1 +- this.
+        dihedral: whether tiles are turned and flipped at random, cached grids with them.
+        stain: largest change of scale and shift of haematoxylin, eosin and the residual, each.
+        brightness: largest relative change of brightness, contrast and saturation, each.
     """
 
     dihedral: bool = True
@@ -53,14 +53,14 @@ class Schedule:
 
     Attributes:
         epochs: passes over the training tiles.
-        batch_tiles: tiles in an optimiser step, over all workers and all its parts.
-        accumulate: parts of a step; their gradients are added up, for batches beyond the memory.
-        learning_rate: peak of AdamW's, after a warm-up and before a cosine decay to zero.
-        weight_decay: AdamW's; not for biases and norms.
-        warmup_share: of the steps.
-        clip: the gradient's largest norm.
-        ema: momentum of the moving average that is kept as the student; none if 0.
-        precision: of the networks' arithmetic; losses and statistics are float32 always.
+        batch_tiles: tiles in an optimiser step, over all workers and all parts of the step.
+        accumulate: number of parts of a step; gradients are summed, for batches beyond the memory.
+        learning_rate: peak learning rate of AdamW, after warm-up and before a cosine decay to zero.
+        weight_decay: weight decay of AdamW; biases and norms have none.
+        warmup_share: share of the steps that are warm-up.
+        clip: largest norm of the gradient.
+        ema: momentum of the moving average that is kept as the student; no average if 0.
+        precision: precision of the networks' arithmetic; losses and statistics are always float32.
         compile: whether torch.compile is used.
     """
 
@@ -87,27 +87,27 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe holds all that decides a training run, apart from the data.
+    """The settings that determine a training run, apart from the data.
 
     Attributes:
-        name: of the recipe.
+        name: the recipe's name.
         teachers: columns of cached features that are matched.
         student: settings of the network that is trained.
-        terms: of the loss.
-        mpps: of the tiles; those of the lake that fit if empty. Of a recipe of several levels, one
-            each, in any order.
-        levels: nested mpps that a sample is of: 1, or a tile with the tiles under it.
+        terms: terms of the loss.
+        mpps: mpps of the tiles; if empty, the mpps of the lake that fit. With several levels one
+            mpp for each level, in any order.
+        levels: number of nested mpps in a sample: 1, or more for a tile with the tiles under it.
         targets: normalisation of the teachers' features, one of `target.NORMS`.
         head: kind of head, one of `heads.HEADS`.
-        head_width: its hidden units.
-        weighting: of teachers: static, keep-max or balance.
-        keep: probability of keep-max.
-        widths: first so many channels of the embedding that must do alone (Matryoshka).
-        views: of the student's pixels.
-        schedule: of training.
-        holdout: share of the patients that nothing is fitted on.
-        split_seed: of which patients these are.
-        seed: of the initial weights, the order of tiles and the views.
+        head_width: number of hidden units of a head.
+        weighting: weighting of teachers: static, keep-max or balance.
+        keep: probability with which keep-max keeps a teacher.
+        widths: numbers of first channels of the embedding that are trained alone too (Matryoshka).
+        views: random changes of the student's pixels.
+        schedule: settings of the training loop.
+        holdout: share of the patients that no part is fitted on.
+        split_seed: seed of the choice of held-out patients.
+        seed: seed of the initial weights, the order of tiles and the views.
     """
 
     name: str
@@ -138,14 +138,14 @@ class Recipe:
 
     @property
     def pixels(self) -> bool:
-        """Whether the student sees pixels."""
+        """Whether the student reads pixels."""
         return self.student.sees_pixels
 
     def student_as(self, kind: type[Settings]) -> Settings:
-        """Return the student's settings where they are of a kind.
+        """Return the student's settings, checked to be of a kind.
 
         Raises:
-            TypeError: they are of another kind.
+            TypeError: the settings are of another kind.
         """
         if not isinstance(self.student, kind):
             msg = (
@@ -156,13 +156,13 @@ class Recipe:
         return self.student
 
     def levels_of(self, lake_mpps: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the mpps of the tiles that are read, and those of the tiles under them.
+        """Return the mpps of the tiles that are read, and the finer mpps of the tiles under them.
 
         Args:
             lake_mpps: mpps of the lake.
 
         Raises:
-            DistillError: the lake has no tiles at one of them, or there are not as many as levels.
+            DistillError: the lake has no tiles at an mpp, or the number of mpps is not `levels`.
         """
         missing = sorted(set(self.mpps) - set(lake_mpps))
         if missing:

@@ -11,31 +11,31 @@ from ingest.teachers.outputs import card_name
 
 
 def check(lake: Lake, recipe: Recipe) -> None:
-    """Refuse a run that the lake can't feed, before it starts.
+    """Refuse a recipe for which the lake lacks features, before the run starts.
 
     Raises:
-        DistillError: a teacher's features are missing at an mpp, or were made of some tiles only.
+        DistillError: a teacher's features are missing at an mpp, or exist for some tiles only.
     """
     completeness = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
     for teacher, mpp in recipe.needs(lake.config.mpps):
-        where = f"'{teacher}' for every tile at mpp {mpp_name(mpp)}"
+        needed_features = f"'{teacher}' for every tile at mpp {mpp_name(mpp)}"
         if not completeness.get((teacher, mpp)):
             msg = (
-                f"recipe '{recipe.name}' needs features of {where}: run "
+                f"recipe '{recipe.name}' needs features of {needed_features}: run "
                 f"slidelake extract {lake.uri} --teacher {teacher} --mpp {mpp_name(mpp)}"
             )
             raise DistillError(msg)
-        some = {"where", "share"} & set(lake.identity(teacher, mpp=mpp))
-        if some:
+        restrictions = {"where", "share"} & set(lake.identity(teacher, mpp=mpp))
+        if restrictions:
             msg = (
-                f"recipe '{recipe.name}' needs {where}; it was run on some of them "
-                f"(--{', --'.join(sorted(some))})"
+                f"recipe '{recipe.name}' needs {needed_features}; it was run on some of them "
+                f"(--{', --'.join(sorted(restrictions))})"
             )
             raise DistillError(msg)
 
 
 def columns_of(lake: Lake, recipe: Recipe) -> list[TeacherColumn]:
-    """Return the recipe's teachers as columns."""
+    """Return the columns of the recipe's teachers."""
     at = dict(reversed(recipe.needs(lake.config.mpps)))
     return [_column(lake, teacher, mpp=at[teacher]) for teacher in recipe.teachers]
 
@@ -44,7 +44,7 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
     identity: dict[str, Any] = lake.identity(teacher, mpp=mpp)
     dim = lake.teachers(mpp=mpp)[teacher]
     if identity.get("pooling") != "patches":
-        return TeacherColumn(name=teacher, teacher=_card_of(teacher), dim=dim)
+        return TeacherColumn(name=teacher, teacher=_card_name(teacher), dim=dim)
     tokens = int(identity["tokens"])
     card = find_card(lake.store, teacher)
     sampled = "sample" in identity
@@ -53,7 +53,7 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
         lake.check_teacher(places, mpp=mpp)
     return TeacherColumn(
         name=teacher,
-        teacher=_card_of(teacher),
+        teacher=_card_name(teacher),
         dim=dim // tokens,
         tokens=tokens,
         places=places,
@@ -61,8 +61,8 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
     )
 
 
-def _card_of(teacher: str) -> str:
-    """Return the card's name of a column: several columns of one card weigh as one teacher."""
+def _card_name(teacher: str) -> str:
+    """Return the card's name of a column; several columns of one card weigh as one teacher."""
     try:
         return card_name(teacher)
     except TeacherError:

@@ -1,4 +1,4 @@
-"""The recipes: each a function of the teachers that returns a frozen configuration.
+"""The recipes: each is a function of the teachers that returns a frozen configuration.
 
 The command line sets a few fields. What a recipe keeps and changes of its source is in
 docs/distillation.md.
@@ -18,7 +18,7 @@ Teachers = tuple[str, ...]
 
 
 def agglomerate(teachers: Teachers) -> Recipe:
-    """Distil any number of teachers into one student, from embeddings and patch tokens if any.
+    """Return the recipe that distils all teachers' embeddings and patch tokens into one student.
 
     Source: the union of AM-RADIO, UNIC and OMNI.
     """
@@ -34,7 +34,7 @@ def agglomerate(teachers: Teachers) -> Recipe:
 def xmag(teachers: Teachers) -> Recipe:
     """Distil teachers of a fine mpp into a student of a coarse one; two mpps.
 
-    Targets are the mean and the grid of the tiles under a coarse one.
+    Targets are the mean and the grid of the teachers' features of the fine tiles under a tile.
     Source: XMAG (arXiv 2509.23097).
     """
     match = Term(kind="match", settings={"grid": 0.5})
@@ -42,7 +42,7 @@ def xmag(teachers: Teachers) -> Recipe:
 
 
 def gpfm(teachers: Teachers) -> Recipe:
-    """Distil expert teachers, with self-distillation from pixels: DINO, iBOT, KoLeo, local crops.
+    """Return the GPFM recipe: expert teachers, and self-distillation by DINO, iBOT and KoLeo.
 
     Source: GPFM (arXiv 2407.18449).
     """
@@ -56,7 +56,7 @@ def gpfm(teachers: Teachers) -> Recipe:
 
 
 def h0(teachers: Teachers) -> Recipe:
-    """Distil a single teacher's class and patch tokens: assignments to prototypes, and a match.
+    """Return the H0-mini recipe: prototypes and a match of one teacher's class and patch tokens.
 
     Source: H0-mini (arXiv 2501.16239).
     """
@@ -73,7 +73,7 @@ def h0(teachers: Teachers) -> Recipe:
 
 
 def g2l(teachers: Teachers) -> Recipe:
-    """Distil one giant teacher on few slides of one cancer: a projection and a log-sum loss.
+    """Return the G2L recipe: one large teacher, few slides of one cancer, a log-sum loss.
 
     Source: G2L (arXiv 2510.11176).
     """
@@ -90,9 +90,11 @@ def g2l(teachers: Teachers) -> Recipe:
 
 
 def shazam(teachers: Teachers) -> Recipe:
-    """Fuse the teachers' features of a tile into one vector by cross-attention; no pixels.
+    """Return the Shazam recipe: the teachers' features of a tile are fused by cross-attention.
 
-    Distil the vector into a student of pixels by `agglomerate`, once it is a column of the lake.
+    The student reads no pixels. `agglomerate` can distil its vector into a student of pixels, once
+    the vector is a column of the lake.
+
     Source: Shazam.
     """
     if len(teachers) < 2:
@@ -108,9 +110,10 @@ def shazam(teachers: Teachers) -> Recipe:
 
 
 def pathme(teachers: Teachers) -> Recipe:
-    """Train a region encoder over cached grids of three mpps, with experts; no pixels.
+    """Train a region encoder, self-supervised on one teacher's cached grids at three mpps.
 
-    Self-supervised. The encoder sees the first teacher's features; the others' are matched.
+    It sees the first teacher's features, and also predicts those of the other teachers; no pixels.
+
     Source: PatHME.
     """
     return Recipe(
@@ -154,10 +157,10 @@ def recipes_help() -> str:
 
 
 def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noqa: ANN401
-    """Make a named recipe with some fields set; fields given as None keep the recipe's value.
+    """Return a named recipe with some fields changed; fields passed as None are not changed.
 
-    Fields of its student, views and schedule are given by their own names; `extra_terms` are added
-    to its terms.
+    Fields of the student, the views and the schedule are passed by name as well; `extra_terms` are
+    added to the recipe's terms.
 
     Raises:
         DistillError: the recipe is not known, or has no such field.
@@ -171,19 +174,19 @@ def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noq
     recipe = RECIPES[name](teachers)
     extra: tuple[Term, ...] = tuple(settings.pop("extra_terms", ()))
     settings.setdefault("terms", (*recipe.terms, *extra))
-    return _changed(recipe, settings)
+    return _with_settings(recipe, settings)
 
 
-def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    own = {field.name for field in fields(Recipe)}
-    replaced = {key: settings[key] for key in own & set(settings)}
+def _with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    recipe_fields = {field.name for field in fields(Recipe)}
+    replaced = {key: settings[key] for key in recipe_fields & set(settings)}
     for part in ("student", "views", "schedule"):
         part_settings = replaced.get(part, getattr(recipe, part))
         if not is_dataclass(part_settings):
             continue
         names = {field.name for field in fields(part_settings)} & set(settings)
         replaced[part] = replace(part_settings, **{key: settings.pop(key) for key in names})  # type: ignore[type-var]
-    wrong = sorted(set(settings) - own)
+    wrong = sorted(set(settings) - recipe_fields)
     if wrong:
         msg = f"recipe '{recipe.name}' trains a {type(recipe.student).__name__}; it has no {wrong}"
         raise DistillError(msg)
@@ -197,14 +200,14 @@ def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
     0.1
 
     Raises:
-        DistillError: one is not of this form.
+        DistillError: a term is not of this form.
     """
-    return tuple(_parsed(text) for text in texts)
+    return tuple(_parse_term(text) for text in texts)
 
 
-def _parsed(text: str) -> Term:
-    named, _, weight = text.partition("=")
-    kind, _, teacher = named.partition(":")
+def _parse_term(text: str) -> Term:
+    term_name, _, weight = text.partition("=")
+    kind, _, teacher = term_name.partition(":")
     try:
         number = float(weight) if weight else 1.0
     except ValueError as error:

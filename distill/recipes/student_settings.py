@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class StudentSettings:
-    """Base of all settings of a student.
+    """Base class of all settings of a student.
 
     Attributes:
         sees_pixels: whether the student reads the pixels of tiles; else it reads features alone.
@@ -25,21 +25,21 @@ class StudentSettings:
         """Return the (teacher, mpp) of the features that every tile must have.
 
         Args:
-            teachers: of the recipe.
+            teachers: the recipe's teachers.
             read: mpps of the tiles that are read.
-            under: finer mpps of tiles under these that are read too, coarse to fine.
+            under: finer mpps of the tiles under these that are read too, coarse to fine.
         """
         return [(teacher, mpp) for mpp in under or read for teacher in teachers]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileStudent(StudentSettings):
-    """A timm network that sees the pixels of a tile.
+    """A timm network that reads the pixels of a tile.
 
     Attributes:
-        architecture: timm's name of it.
-        input_px: side of the square that it sees.
-        arguments: for building it, as a teacher card has them.
+        architecture: timm's name of the network.
+        input_px: side of the square input, in pixels.
+        arguments: arguments for building the network, as in a teacher's card.
     """
 
     sees_pixels: ClassVar[bool] = True
@@ -51,12 +51,12 @@ class TileStudent(StudentSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionStudent(StudentSettings):
-    """A network over the teachers' features of a tile, which makes one vector of them.
+    """A network that fuses the teachers' features of a tile into one vector.
 
     Attributes:
-        width: of the vector.
-        blocks: of cross-attention.
-        heads: of attention.
+        width: width of the vector.
+        blocks: number of blocks of cross-attention.
+        heads: number of attention heads.
     """
 
     width: int = 256
@@ -69,12 +69,12 @@ class RegionStudent(StudentSettings):
     """A network over a coarse tile's grids of features at three mpps.
 
     Attributes:
-        width: of its tokens.
-        depth: blocks of the encoder.
-        heads: of attention.
-        prompts: learned tokens in each block of the coarse stream.
-        attention_layers: of hierarchical attention.
-        prototypes: of self-distillation.
+        width: width of the tokens.
+        depth: number of blocks of the encoder.
+        heads: number of attention heads.
+        prompts: number of learned tokens in each block of the coarse stream.
+        attention_layers: number of layers of hierarchical attention.
+        prototypes: number of prototypes of self-distillation.
     """
 
     width: int = 192
@@ -87,7 +87,7 @@ class RegionStudent(StudentSettings):
     def needs(
         self, teachers: Sequence[str], read: Sequence[float], under: Sequence[float]
     ) -> list[tuple[str, float]]:
-        """Return the first teacher, which the student sees, at all mpps; others at the finest."""
+        """Return the first teacher (the student's input) at all mpps, the others at the finest."""
         if not under:
             return super().needs(teachers, read, under)
         input_features = [(teachers[0], mpp) for mpp in (*read, *under)]

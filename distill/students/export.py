@@ -24,34 +24,34 @@ def export_student(lake_uri: str, name: str, folder: str, *, onnx: bool = False)
 
     Args:
         lake_uri: the lake.
-        name: of a student that sees pixels.
-        folder: where to; it appears when all is there.
-        onnx: whether the network is written as ONNX too, and compared with torch's numbers.
+        name: name of a student that reads pixels.
+        folder: path of the new folder, which appears when all files are complete.
+        onnx: whether the network is written as ONNX too, and its output compared with torch's.
 
     Returns:
-        The student and the names of its files.
+        `student`, its name, and `files`, the names of its files.
 
     Raises:
-        DistillError: there is no such student, it sees no pixels, or the folder is there already.
+        DistillError: there is no such student, it reads no pixels, or the folder exists already.
         TeacherError: the ONNX network gives other numbers.
     """
     lake, target = open_lake(lake_uri), Path(folder).absolute()
-    _check(lake, name, target)
+    _check_export(lake, name, target)
     card = find_card(lake.store, name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".slidelake-", dir=target.parent) as scratch:
-        made = Path(scratch) / "student"
-        made.mkdir()
+        student_path = Path(scratch) / "student"
+        student_path.mkdir()
         for file in KEPT:
-            (made / file).write_bytes(student_file(lake.store, name, file))
+            (student_path / file).write_bytes(student_file(lake.store, name, file))
         if onnx:
-            _onnx(made, card)
-        (made / "README.md").write_text(_readme(made, card, onnx=onnx))
-        made.replace(target)
+            _write_onnx(student_path, card)
+        (student_path / "README.md").write_text(_readme_text(student_path, card, onnx=onnx))
+        student_path.replace(target)
     return {"student": name, "files": sorted(path.name for path in target.iterdir())}
 
 
-def _check(lake: Lake, name: str, target: Path) -> None:
+def _check_export(lake: Lake, name: str, target: Path) -> None:
     if not lake.exists(f"{student_folder(name)}/report.json"):
         student_names = ", ".join(lake.store.names("students")) or "none"
         msg = f"no finished student '{name}' in {lake.uri}; there are: {student_names}"
@@ -64,16 +64,16 @@ def _check(lake: Lake, name: str, target: Path) -> None:
         raise DistillError(msg)
 
 
-def _onnx(made: Path, card: Card) -> None:
+def _write_onnx(student_path: Path, card: Card) -> None:
     from ingest.teachers.onnx_engine import export_onnx
 
     model = build(card.architecture, card.input_px, card.arguments)
-    model.load_state_dict(load((made / "model.safetensors").read_bytes()))
-    export_onnx(model, card, made / "model.onnx")
+    model.load_state_dict(load((student_path / "model.safetensors").read_bytes()))
+    export_onnx(model, card, student_path / "model.onnx")
 
 
-def _readme(made: Path, card: Card, *, onnx: bool) -> str:
+def _readme_text(student_path: Path, card: Card, *, onnx: bool) -> str:
     text = (TEMPLATES / "student.md.j2").read_text()
     template = jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(text)
-    report = json.loads((made / "report.json").read_text())
+    report = json.loads((student_path / "report.json").read_text())
     return template.render(card=card, report=report, onnx=onnx)

@@ -1,7 +1,7 @@
 """Columns of students of features: the vectors of a fusion or a region encoder for each tile.
 
-They read what the lake has already, so no tile is decoded: one process writes a fragment after the
-other. A kill loses the fragments since the last commit; the next call makes those.
+They read columns that the lake has already, so no tile is decoded: one process writes a fragment
+after the other. A kill loses the fragments since the last commit; the next call writes them again.
 
 Shape letters: B tiles, D the student's width.
 """
@@ -31,45 +31,45 @@ from ingest.teachers.student_files import WEIGHTS, student_file
 
 COMMIT_FRAGMENTS = 16
 
-Row = dict[str, Any]
+LakeRow = dict[str, Any]
 
 
 def make_columns(lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
-    """Write a student's column for all tiles that lack it and have what it sees.
+    """Write a student's column for all tiles that lack it and have the features that it reads.
 
     Args:
         lake_uri: the lake.
-        name: of the student.
-        mpps: at which; all of its own if None.
+        name: name of the student.
+        mpps: mpps of the tiles; all mpps of the student if None.
 
     Returns:
-        The number of tiles written by this call, and its seconds.
+        The number of tiles that this call wrote, and its seconds.
 
     Raises:
         DistillError: there is no such student, it was not trained at an mpp, or a column that it
-            sees was made anew by another teacher since.
-        LakeError: a slide lacks features that the student sees; it is named.
+            reads was written again by another teacher since.
+        LakeError: a slide lacks features that the student reads; the message names the slide.
     """
     start, lake = time.perf_counter(), open_lake(lake_uri)
     path = f"{student_folder(name)}/{FEATURE_CARD}"
     if not lake.exists(path):
         msg = f"no student of features '{name}' in {lake.uri}: distill one by shazam or pathme"
         raise DistillError(msg)
-    card: Row = json.loads(student_file(lake.store, name, FEATURE_CARD))
-    _check(lake, card, mpps)
+    card: LakeRow = json.loads(student_file(lake.store, name, FEATURE_CARD))
+    _check_inputs(lake, card, mpps)
     tiles = 0
     with writer_lease(lake.store, f"columns of {name}"):
         lake.committer.recover()
         for mpp in mpps or card["mpps"]:
-            tiles += _make(lake.refreshed(), card, lake.known_mpp(mpp))
+            tiles += _write_column(lake.refreshed(), card, lake.known_mpp(mpp))
     return MadeColumn(tiles=tiles, seconds=round(time.perf_counter() - start, 3))
 
 
-def _check(lake: Lake, card: Row, mpps: Sequence[float] | None) -> None:
-    """Refuse mpps that the student was not trained at, and columns made by another teacher since.
+def _check_inputs(lake: Lake, card: LakeRow, mpps: Sequence[float] | None) -> None:
+    """Refuse mpps of no training, and columns that another teacher has written again since.
 
     Raises:
-        DistillError: there is one.
+        DistillError: there is such an mpp or column.
     """
     wrong = sorted(set(mpps or ()) - set(card["mpps"]))
     if wrong:
@@ -85,7 +85,7 @@ def _check(lake: Lake, card: Row, mpps: Sequence[float] | None) -> None:
             raise DistillError(msg)
 
 
-def _make(lake: Lake, card: Row, mpp: float) -> int:
+def _write_column(lake: Lake, card: LakeRow, mpp: float) -> int:
     """Write the column at one mpp, and return the number of tiles written."""
     name = card["name"]
     identity = {
@@ -96,7 +96,7 @@ def _make(lake: Lake, card: Row, mpp: float) -> int:
     }
     field = lake.committer.add_teacher(mpp, name, card["dim"], identity)
     lake = lake.refreshed()
-    rows, whole = _missing(lake, name, mpp), _rows(lake, mpp)
+    rows, fragment_rows = _incomplete_fragments(lake, name, mpp), _fragment_rows(lake, mpp)
     student, files, tiles = _restored(lake, card), list[ColumnFile](), 0
     total = sum(row["tiles"] for group in rows.values() for row in group)
     with progress(f"{name} at {mpp_name(mpp)} mpp", total=total, unit="tiles") as bar:
@@ -108,7 +108,7 @@ def _make(lake: Lake, card: Row, mpp: float) -> int:
                     writer.add(row["slide"], tile_id, vectors)
                     bar.advance(len(tile_id))
                     tiles += len(tile_id)
-            writer.skip(whole[fragment] - writer.rows)
+            writer.skip(fragment_rows[fragment] - writer.rows)
             files.append(writer.finish())
             if len(files) >= COMMIT_FRAGMENTS:
                 lake.committer.commit_columns(mpp, files)
@@ -118,10 +118,10 @@ def _make(lake: Lake, card: Row, mpp: float) -> int:
     return tiles
 
 
-def _missing(lake: Lake, name: str, mpp: float) -> Mapping[int, list[Row]]:
-    """Return the slides of fragments that lack a slide's column, in the order of their rows."""
+def _incomplete_fragments(lake: Lake, name: str, mpp: float) -> Mapping[int, list[LakeRow]]:
+    """Return the slides, in row order, of each fragment in which a slide lacks the column."""
     done = set(lake.features_of(name, mpp=mpp)["slide"])
-    rows: dict[int, list[Row]] = defaultdict(list)
+    rows: dict[int, list[LakeRow]] = defaultdict(list)
     for row in lake.tiles_of(mpp=mpp).sort("row_start").iter_rows(named=True):
         rows[row["fragment"]].append(row)
     return {
@@ -131,16 +131,16 @@ def _missing(lake: Lake, name: str, mpp: float) -> Mapping[int, list[Row]]:
     }
 
 
-def _rows(lake: Lake, mpp: float) -> dict[int, int]:
+def _fragment_rows(lake: Lake, mpp: float) -> dict[int, int]:
     """Return the number of rows of each fragment, deleted ones included."""
     fragments = lake.table(features_table(mpp)).get_fragments()
     return {fragment.fragment_id: fragment.physical_rows for fragment in fragments}
 
 
 def _vectors(
-    lake: Lake, student: FeatureStudent, row: Row, mpp: float
+    lake: Lake, student: FeatureStudent, row: LakeRow, mpp: float
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Embed all tiles of a slide, batch by batch."""
+    """Yield the keys and vectors [B, D] of all tiles of a slide, batch by batch."""
     if not row["tiles"]:
         return
     finer = [level for level in student.levels if level < mpp]
@@ -156,11 +156,11 @@ def _vectors(
         yield batch.tile_id, student.embed(on_device(batch, "cpu")).numpy()
 
 
-def _restored(lake: Lake, card: Row) -> FeatureStudent:
+def _restored(lake: Lake, card: LakeRow) -> FeatureStudent:
     """Load a student of features with its weights.
 
     Raises:
-        DistillError: its kind sees pixels.
+        DistillError: the student reads pixels.
     """
     restore = student_kind(card["kind"]).restore
     if restore is None:

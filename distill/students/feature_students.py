@@ -1,7 +1,7 @@
 """Students of features as column makers, and the `extract` of the front door, which has them.
 
-`ingest` runs encoders of pixels and knows no student; this module hands it those of the lake that
-read other columns.
+`ingest` runs encoders of pixels and does not depend on students; this module adds the students of
+the lake that read other columns.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class FeatureStudents:
 
         Raises:
             DistillError: the student lacks a column that it reads, or was not trained at an mpp.
-            LakeError: a slide lacks features that the student reads; it is named.
+            LakeError: a slide lacks features that the student reads; the message names the slide.
         """
         # Torch takes seconds to import, which an extract of pixels does in its workers alone.
         from distill.students.feature_columns import make_columns

@@ -1,8 +1,8 @@
 """Fusion of K teachers' features of a tile into one vector; no pixels.
 
 Source: Shazam's code (Tuner12/Shazam): a linear map a teacher, a softmax gate, 4 to 5 blocks of
-cross-attention over the K tokens, their mean; distillation at a weight of 0.01. What was changed
-and why stands with each class.
+cross-attention over the K tokens, their mean; distillation at a weight of 0.01. Each class below
+lists its changes and their reasons.
 
 Shape letters: B samples, K teachers, D width of the tokens, E embedding of a teacher.
 """
@@ -28,8 +28,8 @@ from distill.terms.feature_terms import check_term
 from downstream.mil.layers.teacher_fusion import TeacherGate, TokenBlock
 
 SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
-# Norms that divide a token by its own size, if they are over the last axis alone. A batch norm does
-# not: it divides by that of the batch.
+# Norms that divide a token by its own size, if they are over the last axis alone. A batch norm
+# divides by the size over the batch instead.
 ERASING = (nn.LayerNorm, nn.RMSNorm)
 PASSING = (nn.Identity, nn.Dropout)
 
@@ -39,7 +39,7 @@ class FusedTiles:
     """Outputs of a fuser for a batch of tiles.
 
     Attributes:
-        vector: [B, D].
+        vector: the fused vectors [B, D].
         tokens: the teachers' features, each mapped to the width, before the gate [B, K, D].
     """
 
@@ -48,16 +48,16 @@ class FusedTiles:
 
 
 class Fuser(nn.Module):
-    """Features of K teachers in, one vector out.
+    """A network that fuses the features of K teachers into one vector.
 
     Changed from Shazam: features are normalised by statistics that are kept with the weights, per
     teacher and mpp; the gate comes after its norm, since in front of one it has no effect; several
     heads of attention; the last layer's features alone, no cascade of three levels; no dropout.
 
     Args:
-        settings: width, blocks, heads.
-        dims: E of each teacher; their order is that of the tokens.
-        norms: of every teacher at every mpp.
+        settings: width, blocks and heads.
+        dims: width E of each teacher's features, in the order of the tokens.
+        norms: normalisation of every teacher at every mpp.
 
     Raises:
         DistillError: the width is no multiple of the heads, or statistics are missing.
@@ -90,11 +90,11 @@ class Fuser(nn.Module):
         """Restore a fuser from its weights, in evaluation mode.
 
         Args:
-            settings: as it was made.
-            teachers: in the order of then.
-            mpps: of the statistics among the weights.
+            settings: the settings at training.
+            teachers: the teachers in their order at training.
+            mpps: mpps of the statistics among the weights.
             targets: kind of normalisation, one of `target.NORMS`.
-            weights: its state.
+            weights: state of the fuser.
         """
         dims = {name: weights[f"maps.{i}.weight"].shape[1] for i, name in enumerate(teachers)}
         fuser = cls(settings, dims, blank_norms(targets, dims, mpps))
@@ -102,11 +102,11 @@ class Fuser(nn.Module):
         return fuser.eval()
 
     def forward(self, features: Mapping[str, Tensor], mpp: float) -> FusedTiles:
-        """Fuse raw features.
+        """Fuse raw features; return vectors and tokens.
 
         Args:
-            features: raw [B, E] of each teacher.
-            mpp: of the tiles.
+            features: raw features [B, E], by teacher.
+            mpp: mpp of the tiles.
 
         Raises:
             DistillError: there are no statistics at this mpp.
@@ -133,7 +133,7 @@ def check_after_gate(following: nn.Module) -> None:
     learns nothing and does nothing.
 
     Raises:
-        DistillError: it does.
+        DistillError: the module starts with such a norm.
     """
     leaves = (part for part in following.modules() if not list(part.children()))
     first = next((leaf for leaf in leaves if not isinstance(leaf, PASSING)), None)
@@ -157,9 +157,9 @@ class FusionTask(TrainingTask):
     not have, is what ties the vector to the teachers. No task loss: nothing here has labels.
 
     Args:
-        recipe: of a `FusionStudent`.
-        dims: E of each teacher.
-        norms: of every teacher at every mpp.
+        recipe: recipe of a `FusionStudent`.
+        dims: width E of each teacher's features.
+        norms: normalisation of every teacher at every mpp.
 
     Raises:
         DistillError: a term or a setting is not known, nothing is reconstructed, or smooth L1 would
@@ -169,11 +169,11 @@ class FusionTask(TrainingTask):
     def __init__(self, recipe: Recipe, dims: Mapping[str, int], norms: Norms) -> None:
         super().__init__()
         settings = recipe.student_as(FusionStudent)
-        self.terms = [_checked(recipe, term) for term in recipe.terms]
+        self.terms = [_checked_term(recipe, term) for term in recipe.terms]
         self.fuser = Fuser(settings, {name: dims[name] for name in recipe.teachers}, norms)
-        rebuilt = {n for t in self.terms if t.kind == "reconstruct" for n in _teachers(recipe, t)}
-        self._rebuilt = [name for name in recipe.teachers if name in rebuilt]
-        if not self._rebuilt:
+        matched = {n for t in self.terms if t.kind == "reconstruct" for n in _teachers(recipe, t)}
+        self._reconstructed = [name for name in recipe.teachers if name in matched]
+        if not self._reconstructed:
             msg = (
                 f"recipe '{recipe.name}' has no term 'reconstruct': nothing would tie the fused "
                 "vector to the teachers' features"
@@ -181,13 +181,13 @@ class FusionTask(TrainingTask):
             raise DistillError(msg)
         self.heads = nn.ModuleList(
             make_head(recipe.head, settings.width, width=recipe.head_width, dim_out=dims[name])
-            for name in self._rebuilt
+            for name in self._reconstructed
         )
         self.weightings = nn.ModuleList(
             make_weighting(recipe.weighting, len(_teachers(recipe, term)), keep=recipe.keep)
             for term in self.terms
         )
-        self._of = [_teachers(recipe, term) for term in self.terms]
+        self._term_teachers = [_teachers(recipe, term) for term in self.terms]
         self._match = [
             FeatureMatch(targets=recipe.targets, cosine_weight=term.settings.get("cosine", 0.9))
             for term in self.terms
@@ -199,7 +199,7 @@ class FusionTask(TrainingTask):
         losses: dict[str, Tensor] = {}
         for number, term in enumerate(self.terms):
             if term.kind == "fuse":
-                term_losses = {"fuse": self._fuse(fused, self._of[number])}
+                term_losses = {"fuse": self._fuse(fused, self._term_teachers[number])}
             else:
                 term_losses = self._reconstruct(number, fused.vector, batch, generator)
             for name, loss_B in term_losses.items():
@@ -209,12 +209,12 @@ class FusionTask(TrainingTask):
     def _reconstruct(
         self, number: int, vector_BD: Tensor, batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        names = self._of[number]
-        each = []
+        names = self._term_teachers[number]
+        losses = []
         for name in names:
-            predicted_BE = self.heads[self._rebuilt.index(name)](vector_BD)
-            each.append(self._match[number](predicted_BE, self._target(name, batch)))
-        losses_KB = torch.stack(each)
+            predicted_BE = self.heads[self._reconstructed.index(name)](vector_BD)
+            losses.append(self._match[number](predicted_BE, self._target(name, batch)))
+        losses_KB = torch.stack(losses)
         shares_KB = self.weightings[number](losses_KB, generator)
         return {f"reconstruct {n}": shares_KB[i] * losses_KB[i] for i, n in enumerate(names)}
 
@@ -232,7 +232,7 @@ class FusionTask(TrainingTask):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
-        """Predict each teacher's features from the vector."""
+        """Predict each teacher's features from the fused vector."""
         vector_BD = self.fuser(batch.features, batch.mpp).vector
         return {
             name: FeaturePrediction(
@@ -241,22 +241,22 @@ class FusionTask(TrainingTask):
                 norm=self.fuser.norms.norm(name, batch.mpp),
                 mpp=batch.mpp,
             )
-            for name, head in zip(self._rebuilt, self.heads, strict=True)
+            for name, head in zip(self._reconstructed, self.heads, strict=True)
         }
 
     @property
     def student(self) -> nn.Module:
-        """The fuser; heads are not needed to use it."""
+        """Return the fuser; heads are not needed to use it."""
         return self.fuser
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The student, and its heads."""
+        """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
-        """Width of the fused vector."""
+        """Return the width of the fused vector."""
         return self.fuser.width
 
 
@@ -264,11 +264,11 @@ def _teachers(recipe: Recipe, term: Term) -> tuple[str, ...]:
     return term.teachers or recipe.teachers
 
 
-def _checked(recipe: Recipe, term: Term) -> Term:
-    """Return the term, checked.
+def _checked_term(recipe: Recipe, term: Term) -> Term:
+    """Check a term's kind, settings and teachers; return the term.
 
     Raises:
-        DistillError: its kind, a setting or a teacher is not known.
+        DistillError: the kind, a setting or a teacher is not known.
     """
     if term.kind not in SETTINGS:
         msg = f"no term '{term.kind}' of a fusion; known are {', '.join(SETTINGS)}"
@@ -277,13 +277,13 @@ def _checked(recipe: Recipe, term: Term) -> Term:
     return term
 
 
-def _task(inputs: TaskInputs) -> FusionTask:
+def _fusion_task(inputs: TaskInputs) -> FusionTask:
     """Build a fuser with its heads and terms."""
     dims = {column.name: column.dim for column in inputs.columns}
     return FusionTask(inputs.recipe, dims, inputs.norms)
 
 
-def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
+def _restored_fuser(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
     """Restore a fuser from its card and weights."""
     teachers, recipe = card["teachers"], card["recipe"]
     settings = FusionStudent(**recipe["student"])
@@ -293,4 +293,4 @@ def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Feature
     )
 
 
-FUSION = StudentKind(task=_task, keep=feature_card, restore=_restored)
+FUSION = StudentKind(task=_fusion_task, keep=feature_card, restore=_restored_fuser)

@@ -1,7 +1,7 @@
-"""Heads: from a student's embedding or tokens to a teacher's target; dropped after training.
+"""Heads: maps of a student's embedding or tokens to a teacher's target; not part of the student.
 
-A trainable one is needed even where dimensions agree, or the student suffers. All work on the last
-axis, so one serves embeddings [B, C] and tokens [B, N, C] alike.
+A trainable head is needed even where dimensions agree, or the student is worse. All heads work on
+the last axis, for embeddings [B, C] and tokens [B, N, C] alike.
 
 Shape letters: B samples, N tokens, C channels of the student, D of the teacher.
 """
@@ -16,7 +16,7 @@ Levels = Tensor | Sequence[Tensor]
 
 
 def mlp_head(dim_in: int, width: int, dim_out: int) -> nn.Sequential:
-    """Make a head of two layers."""
+    """Return a head of two layers."""
     return nn.Sequential(
         nn.Linear(dim_in, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, dim_out)
     )
@@ -28,10 +28,10 @@ class ResidualHead(nn.Module):
     Source: the adaptor "MLP2" of AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709).
 
     Args:
-        dim_in: C.
-        width: of the blocks.
-        dim_out: D.
-        blocks: how many.
+        dim_in: number of input channels C.
+        width: number of channels of the blocks.
+        dim_out: number of output channels D.
+        blocks: number of residual blocks.
     """
 
     def __init__(self, dim_in: int, width: int, dim_out: int, *, blocks: int = 1) -> None:
@@ -56,9 +56,9 @@ class LadderHead(nn.Module):
     widest (3072 against 768).
 
     Args:
-        dims_in: channels of each level, the last one being the student's own output.
-        width: hidden units of each level's head; four times as many for the last one.
-        dim_out: D.
+        dims_in: channels of each level; the last level is the student's own output.
+        width: hidden units of each level's head; the last head has four times as many.
+        dim_out: number of output channels D.
     """
 
     def __init__(self, dims_in: Sequence[int], width: int, dim_out: int) -> None:
@@ -72,7 +72,7 @@ class LadderHead(nn.Module):
         """Predict targets [B, D] from levels [B, C_i].
 
         Raises:
-            DistillError: there is a level too many or too few.
+            DistillError: the number of levels is not the number of heads.
         """
         if isinstance(levels, Tensor) or len(levels) != len(self.rungs):
             received = "one tensor" if isinstance(levels, Tensor) else f"{len(levels)} levels"
@@ -90,8 +90,8 @@ class NormedHead(nn.Module):
     the loss is hardly sensitive to outputs that are far away.
 
     Args:
-        dim_in: C.
-        dim_out: D.
+        dim_in: number of input channels C.
+        dim_out: number of output channels D.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
@@ -127,10 +127,10 @@ HEADS = (*FLAT_HEADS, "ladder")
 
 
 def make_head(name: str, dim_in: int | Sequence[int], *, width: int, dim_out: int) -> nn.Module:
-    """Make a head by name: linear, normed (of no width), mlp, residual, ladder (of many levels).
+    """Return a head by name: linear, normed (both without width), mlp, residual, ladder.
 
     Raises:
-        DistillError: the name is not known, or a head of one level is to take several.
+        DistillError: the name is not known, or a head of one level gets several levels.
     """
     if name == "ladder":
         return _ladder(dim_in, width, dim_out)
@@ -144,17 +144,17 @@ def make_head(name: str, dim_in: int | Sequence[int], *, width: int, dim_out: in
 
 
 class Heads(nn.Module):
-    """One head per teacher and token: a class token and patch tokens never share one.
+    """One head per teacher and output: the class token and patch tokens never share a head.
 
     Args:
-        name: of the kind of head.
-        dims_in: channels of each of the student's outputs ("cls", "patch", ...); those of all its
-            levels for a ladder.
-        dims_out: D of each (teacher, output).
-        width: hidden units.
+        name: kind of head.
+        dims_in: channels of each of the student's outputs ("cls", "patch", ...); for a ladder the
+            channels of all levels.
+        dims_out: target width D of each (teacher, output).
+        width: number of hidden units.
 
     Raises:
-        DistillError: a target is of an output that the student does not have.
+        DistillError: a target needs an output that the student does not have.
     """
 
     def __init__(
@@ -178,6 +178,6 @@ class Heads(nn.Module):
         )
 
     def forward(self, inputs: Mapping[tuple[str, str], Levels]) -> dict[tuple[str, str], Tensor]:
-        """Predict targets [B, D] or [B, N, D] of each (teacher, output) with an input."""
+        """Predict the targets [B, D] or [B, N, D] of each (teacher, output) that has an input."""
         pairs = zip(self.targets, self.heads, strict=True)
         return {target: head(inputs[target]) for target, head in pairs if target in inputs}

@@ -1,4 +1,4 @@
-"""Attention from coarse tokens to the fine ones under them, some of which are missing.
+"""Attention from coarse tokens to the fine tokens under them; some tokens are missing.
 
 Source: HMSA of PatHME (hvcl/PatHME, `layers/hmsa.py`): 4 layers, 4 heads. In each layer
 each mid token first attends to its own children, then all coarse tokens attend to all fine ones.
@@ -16,16 +16,16 @@ from downstream.mil.layers.attention import MultiHeadAttention
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class HierarchyInputs:
     """Tokens that hierarchical attention works on.
 
     Attributes:
-        mid: tokens [B, M, D].
-        mid_there: which are there [B, M].
-        others: tokens of the coarse stream that have no children: the region's own, prompts
-            [B, P, D].
-        fine: tokens under each mid token [B, M, C, D].
-        fine_there: which are there [B, M, C].
+        mid: mid tokens [B, M, D].
+        mid_there: True at the mid tokens that exist [B, M].
+        others: tokens of the coarse stream without children: the region's own token and the
+            prompts [B, P, D].
+        fine: fine tokens under each mid token [B, M, C, D].
+        fine_there: True at the fine tokens that exist [B, M, C].
     """
 
     mid: Tensor
@@ -36,12 +36,12 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joined:
+class HierarchyOutputs:
     """Tokens after hierarchical attention.
 
     Attributes:
-        mid: tokens [B, M, D].
-        region: mean of the coarse stream's tokens, those mid ones that are there and all others
+        mid: mid tokens [B, M, D].
+        region: mean over the mid tokens that exist and all other tokens of the coarse stream
             [B, D].
     """
 
@@ -53,8 +53,8 @@ class HierarchyLayer(nn.Module):
     """Localised attention of mid tokens, then global attention of all coarse tokens.
 
     Args:
-        width: D.
-        heads: of attention.
+        width: width D of the tokens.
+        heads: number of attention heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -62,8 +62,10 @@ class HierarchyLayer(nn.Module):
         self.own, self.all = MultiHeadAttention(width, heads), MultiHeadAttention(width, heads)
         self.own_norm, self.all_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, mid_BMD: Tensor, others_BPD: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Return the mid tokens [B, M, D] and the others [B, P, D], after one layer."""
+    def forward(
+        self, mid_BMD: Tensor, others_BPD: Tensor, level: HierarchyInputs
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mid tokens [B, M, D] and the other tokens [B, P, D] after one layer."""
         query = F.normalize(mid_BMD.float(), dim=-1).to(mid_BMD.dtype)
         attended_BM = self.own(
             query.flatten(0, 1)[:, None], level.fine.flatten(0, 1), level.fine_there.flatten(0, 1)
@@ -77,40 +79,40 @@ class HierarchyLayer(nn.Module):
 
 
 class Hierarchy(nn.Module):
-    """Layers of localised and global attention, and one vector for the region.
+    """Layers of localised and global attention, with a mean over tokens as the region's vector.
 
     Kept: two steps a layer, queries of length 1 in the first, residual and norm after each.
-    Changed: masks for tiles that are not there; no dropout, since all that is drawn comes from the
-    run's own generator. No places come in, so that turning both grids alike turns the result.
+    Changed: masks for tiles that do not exist; no dropout, since all random draws come from the
+    run's own generator. Tokens have no positions here, so that outputs turn with the grids.
 
     Args:
-        width: D.
-        heads: of attention.
-        layers: how many.
+        width: width D of the tokens.
+        heads: number of attention heads.
+        layers: number of layers.
     """
 
     def __init__(self, width: int, heads: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(HierarchyLayer(width, heads) for _ in range(layers))
 
-    def forward(self, level: Level) -> Joined:
-        """Return mid tokens that attended to those under them, and the region's vector."""
+    def forward(self, level: HierarchyInputs) -> HierarchyOutputs:
+        """Return the mid tokens after attention to the fine tokens, and the region's vector."""
         mid_BMD, others_BPD = level.mid, level.others
         for layer in self.layers:
             mid_BMD, others_BPD = layer(mid_BMD, others_BPD, level)
         mask_BM1 = level.mid_there[..., None]
         total_BD = others_BPD.sum(dim=1) + torch.where(mask_BM1, mid_BMD, 0).sum(dim=1)
         count_B1 = others_BPD.shape[1] + level.mid_there.sum(dim=1, keepdim=True)
-        return Joined(mid=mid_BMD, region=total_BD / count_B1)
+        return HierarchyOutputs(mid=mid_BMD, region=total_BD / count_B1)
 
 
-def by_parent(grid_BRR: Tensor, side: int) -> Tensor:
-    """Group fine cells [B, R, R, ...] by the mid cell that they are under [B, side^2, C, ...].
+def group_by_parent(grid_BRR: Tensor, side: int) -> Tensor:
+    """Group fine cells [B, R, R, ...] by the mid cell above them [B, side^2, C, ...].
 
     >>> by_parent(torch.arange(16).view(1, 4, 4), 2)[0, 1].tolist()
     [2, 3, 6, 7]
     """
     (samples, cells, _), rest = grid_BRR.shape[:3], grid_BRR.shape[3:]
-    each = cells // side
-    split = grid_BRR.reshape(samples, side, each, side, each, *rest)
-    return split.transpose(2, 3).reshape(samples, side**2, each**2, *rest)
+    ratio = cells // side
+    split = grid_BRR.reshape(samples, side, ratio, side, ratio, *rest)
+    return split.transpose(2, 3).reshape(samples, side**2, ratio**2, *rest)

@@ -12,11 +12,11 @@ BOTTLENECK = 64
 
 
 class PrototypeHead(nn.Module):
-    """An MLP, a unit sphere, and cosines to prototypes; in float32 from the sphere on.
+    """A head from embeddings to cosines with prototypes: an MLP, then unit length, in float32.
 
     Args:
-        dim: of the embeddings.
-        prototypes: K.
+        dim: width of the embeddings.
+        prototypes: number of prototypes K.
     """
 
     def __init__(self, dim: int, prototypes: int) -> None:
@@ -25,7 +25,7 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Linear(BOTTLENECK, prototypes, bias=False)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Return logits [..., K]."""
+        """Return the logits [..., K]."""
         unit = F.normalize(self.mlp(x_BD).float(), dim=-1)
         with torch.autocast(unit.device.type, enabled=False):
             directions_KD = F.normalize(self.prototypes.weight.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""The student of regions: cached features of one teacher at three nested mpps in, a vector out.
+"""The student of regions: from cached features of one teacher at three nested mpps to a vector.
 
 Shape letters: B regions, E embedding of the teacher, D width.
 """
@@ -18,24 +18,24 @@ from distill.targets.target import Norms
 
 
 class RegionEncoder(nn.Module):
-    """A coarse tile and the tiles of two finer mpps under it in, one vector out.
+    """A network that embeds a coarse tile and the tiles of two finer mpps under it as one vector.
 
-    The vector is the mean of what hierarchical attention gives for the coarse stream: the mid
-    tokens that are there, the region's own token, and the prompts.
+    The vector is the mean of hierarchical attention's outputs for the coarse stream: the mid tokens
+    that exist, the region's own token, and the prompts.
 
     Kept of PatHME: features of one teacher at three mpps, one linear map and GELU for all; one
     backbone; prompts for the coarse stream alone. Changed: features are normalised by statistics
-    that are kept with the weights; tiles that are not there are masked; the coarse tile itself is
-    seen, as a token of the coarse stream; any two ratios of mpps.
+    that are kept with the weights; tiles that do not exist are masked; the coarse tile itself
+    is a token of the coarse stream; any two ratios of mpps.
 
     Args:
-        settings: width, depth, heads and so on.
-        teacher: the column that it sees.
-        dim: E.
-        norms: of the teacher at three mpps.
+        settings: width, depth, heads and the other sizes.
+        teacher: the column that the encoder reads.
+        dim: width E of the teacher's features.
+        norms: normalisations of the teacher at three mpps.
 
     Raises:
-        DistillError: there are not three.
+        DistillError: the number of mpps is not three.
     """
 
     def __init__(self, settings: RegionStudent, teacher: str, dim: int, norms: Norms) -> None:
@@ -61,11 +61,11 @@ class RegionEncoder(nn.Module):
         """Restore an encoder from its weights, in evaluation mode.
 
         Args:
-            settings: as it was made.
-            teacher: the column that it sees.
-            mpps: of the three levels.
+            settings: the settings at training.
+            teacher: the column that the encoder reads.
+            mpps: mpps of the three levels.
             targets: kind of normalisation, one of `target.NORMS`.
-            weights: its state.
+            weights: state of the encoder.
         """
         dim = weights["network.project.0.weight"].shape[1]
         encoder = cls(settings, teacher, dim, blank_norms(targets, {teacher: dim}, mpps))
@@ -76,7 +76,7 @@ class RegionEncoder(nn.Module):
         """Gather the normalised features of a batch.
 
         Raises:
-            DistillError: it is of another mpp, or has not the tiles of the finer ones under it.
+            DistillError: the batch has another mpp, or lacks the tiles of the finer mpps.
         """
         if batch.mpp != self.coarse or {self.mid, self.fine} - set(batch.under):
             msg = (

@@ -1,4 +1,4 @@
-"""The network of a region encoder: a coarse tile and two grids of finer ones, as two streams.
+"""The network of a region encoder: a coarse tile and two grids of finer tiles, as two streams.
 
 Source: PatHME (hvcl/PatHME): one backbone over features of tiles; learned prompts in every block of
 the coarse stream only; hierarchical attention on top.
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.recipes.student_settings import RegionStudent
-from distill.students.hierarchy import Hierarchy, Joined, Level, by_parent
+from distill.students.hierarchy import Hierarchy, HierarchyInputs, HierarchyOutputs, group_by_parent
 from downstream.mil.layers.attention import MultiHeadAttention
 
 MLP_RATIO = 4
-# The frame of places: a region is so many units wide, whatever its grids.
+# The width of a region in units of the frame of places, whatever its grids.
 FRAME = 16.0
 
 
@@ -30,11 +30,11 @@ class Region:
     """A coarse tile's features and those of the tiles under it, normalised.
 
     Attributes:
-        coarse: [B, E].
-        mid: [B, r, r, E].
-        mid_there: which are there [B, r, r].
-        fine: [B, R, R, E], R a multiple of r.
-        fine_there: which are there [B, R, R].
+        coarse: features of the coarse tile [B, E].
+        mid: features of the mid tiles [B, r, r, E].
+        mid_there: True at the mid tiles that exist [B, r, r].
+        fine: features of the fine tiles [B, R, R, E], R a multiple of r.
+        fine_there: True at the fine tiles that exist [B, R, R].
     """
 
     coarse: Tensor
@@ -58,18 +58,18 @@ class Tokens:
     """Tokens of a grid before the blocks.
 
     Attributes:
-        values: [B, S, D].
-        mask: which are there [B, S].
+        values: the tokens [B, S, D].
+        mask: True at the tokens that exist [B, S].
     """
 
     values: Tensor
     mask: Tensor
 
     def at(self, index_BCS: Tensor) -> "Tokens":
-        """Return the tokens at some places, one row for each of C choices: [B * C, S, D]."""
+        """Return the tokens at chosen places, one row for each of C choices: [B * C, S, D]."""
         rows_BC = torch.arange(len(index_BCS), device=index_BCS.device)[:, None, None]
-        values, mask = self.values[rows_BC, index_BCS], self.mask[rows_BC, index_BCS]
-        return Tokens(values=values.flatten(0, 1), mask=mask.flatten(0, 1))
+        x_BCSD, mask = self.values[rows_BC, index_BCS], self.mask[rows_BC, index_BCS]
+        return Tokens(values=x_BCSD.flatten(0, 1), mask=mask.flatten(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class StreamOutputs:
 
     Attributes:
         cls: the class token [B, D].
-        tokens: those of the grid [B, S, D].
-        others: the region's own token and the prompts [B, P, D]; those of the coarse stream.
+        tokens: the tokens of the grid [B, S, D].
+        others: the region's own token and the prompts [B, P, D]; empty for the fine stream.
     """
 
     cls: Tensor
@@ -92,22 +92,22 @@ class RegionOutputs:
     """Outputs of the network for a whole region.
 
     Attributes:
-        fine: of the fine stream.
-        mid: of the coarse stream.
-        joined: of hierarchical attention.
+        fine: outputs of the fine stream.
+        mid: outputs of the coarse stream.
+        joined: outputs of hierarchical attention.
     """
 
     fine: StreamOutputs
     mid: StreamOutputs
-    joined: Joined
+    joined: HierarchyOutputs
 
 
 class Block(nn.Module):
-    """A transformer block over tokens of which some are not there.
+    """A transformer block over tokens of which some are missing.
 
     Args:
-        width: D.
-        heads: of attention.
+        width: width D of the tokens.
+        heads: number of attention heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -119,7 +119,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        """Return the tokens [B, S, D]."""
+        """Return the tokens [B, S, D] after the block."""
         normed_BSD = self.norm(x_BSD)
         x_BSD = x_BSD + self.attention(normed_BSD, normed_BSD, mask_BS)
         out_BSD: Tensor = x_BSD + self.mlp(self.mlp_norm(x_BSD))
@@ -135,8 +135,8 @@ class RegionNetwork(nn.Module):
     learned vector; no drop-path.
 
     Args:
-        settings: width, depth, heads, prompts.
-        dim: E.
+        settings: width, depth, heads and prompts.
+        dim: width E of the features.
     """
 
     def __init__(self, settings: RegionStudent, dim: int) -> None:
@@ -163,7 +163,7 @@ class RegionNetwork(nn.Module):
 
         Args:
             region: normalised features.
-            hidden: which fine [B, R^2] and which mid tokens [B, r^2] are hidden; none without it.
+            hidden: True at the hidden fine [B, R^2] and mid tokens [B, r^2]; none if None.
         """
         fine, mid, own_B1D = self.tokens(region)
         if hidden is not None:
@@ -171,19 +171,19 @@ class RegionNetwork(nn.Module):
                 self._hide(t, h, i)
                 for i, (t, h) in enumerate(zip((fine, mid), hidden, strict=True))
             )
-        low, high = self.fine_stream(fine), self.mid_stream(mid, own_B1D)
+        fine_outputs, mid_outputs = self.fine_stream(fine), self.mid_stream(mid, own_B1D)
         side = region.mid.shape[1]
-        level = Level(
-            mid=high.tokens,
+        level = HierarchyInputs(
+            mid=mid_outputs.tokens,
             mid_there=mid.mask,
-            others=high.others,
-            fine=by_parent(low.tokens.view(*region.fine.shape[:3], -1), side),
-            fine_there=by_parent(region.fine_there, side),
+            others=mid_outputs.others,
+            fine=group_by_parent(fine_outputs.tokens.view(*region.fine.shape[:3], -1), side),
+            fine_there=group_by_parent(region.fine_there, side),
         )
-        return RegionOutputs(fine=low, mid=high, joined=self.hierarchy(level))
+        return RegionOutputs(fine=fine_outputs, mid=mid_outputs, joined=self.hierarchy(level))
 
     def tokens(self, region: Region) -> tuple[Tokens, Tokens, Tensor]:
-        """Return the tokens of the two grids, and the region's own [B, 1, D]."""
+        """Return the fine tokens, the mid tokens, and the region's own token [B, 1, D]."""
         fine = self._grid(region.fine, region.fine_there, 0)
         mid = self._grid(region.mid, region.mid_there, 1)
         own_BD = self.project(region.coarse) + self._places(1, 2)
@@ -191,24 +191,24 @@ class RegionNetwork(nn.Module):
 
     def _grid(self, x_BrrE: Tensor, mask_Brr: Tensor, level: int) -> Tokens:
         mask_BS = mask_Brr.flatten(1)
-        # Features of tiles that are not there may be anything.
+        # Features of tiles that do not exist are arbitrary.
         x_BSE = torch.where(mask_BS[..., None], x_BrrE.flatten(1, 2), 0)
-        values = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
-        return Tokens(values=values, mask=mask_BS)
+        x_BSD = self.project(x_BSE) + self._places(x_BrrE.shape[1], level)
+        return Tokens(values=x_BSD, mask=mask_BS)
 
     def _hide(self, tokens: Tokens, hidden_BS: Tensor, level: int) -> Tokens:
-        """Replace the hidden tokens by one learned value, at their places."""
+        """Replace the hidden tokens by a learned vector with their places."""
         side = math.isqrt(hidden_BS.shape[1])
-        instead_SD = (self.hidden + self._places(side, level)).to(tokens.values.dtype)
-        values = torch.where(hidden_BS[..., None], instead_SD, tokens.values)
-        return replace(tokens, values=values)
+        replacement_SD = (self.hidden + self._places(side, level)).to(tokens.values.dtype)
+        x_BSD = torch.where(hidden_BS[..., None], replacement_SD, tokens.values)
+        return replace(tokens, values=x_BSD)
 
     def _places(self, side: int, level: int) -> Tensor:
-        """Return vectors that encode a token's place and level [side^2, D]."""
-        return self.levels[level] + places(side, self.width).to(self.levels.device)
+        """Return the vectors that encode each token's place and level [side^2, D]."""
+        return self.levels[level] + place_sines(side, self.width).to(self.levels.device)
 
     def fine_stream(self, tokens: Tokens) -> StreamOutputs:
-        """Run the fine stream, whole or a crop."""
+        """Run the fine stream on the whole grid or a crop."""
         x_BSD = torch.cat([self._class(0, tokens), tokens.values], dim=1)
         mask_BS = F.pad(tokens.mask, (1, 0), value=True)
         for block in self.blocks:
@@ -217,11 +217,11 @@ class RegionNetwork(nn.Module):
         return StreamOutputs(cls=x_BSD[:, 0], tokens=x_BSD[:, 1:], others=x_BSD[:, :0])
 
     def mid_stream(self, tokens: Tokens, own_B1D: Tensor | None = None) -> StreamOutputs:
-        """Run the coarse stream; a crop of it does not get the region's own token."""
-        ahead = [self._class(1, tokens)] + ([] if own_B1D is None else [own_B1D])
-        x_BSD = torch.cat([*ahead, tokens.values], dim=1)
+        """Run the coarse stream on the whole grid, or on a crop without the region's own token."""
+        first_tokens = [self._class(1, tokens)] + ([] if own_B1D is None else [own_B1D])
+        x_BSD = torch.cat([*first_tokens, tokens.values], dim=1)
         prompts, samples = self.prompts.shape[1], len(x_BSD)
-        mask_BS = F.pad(tokens.mask, (prompts + len(ahead), 0), value=True)
+        mask_BS = F.pad(tokens.mask, (prompts + len(first_tokens), 0), value=True)
         for block, prompts_PD in zip(self.blocks, self.prompts, strict=True):
             fresh_BPD = prompts_PD.to(x_BSD.dtype).expand(samples, -1, -1)
             both_BSD = block(torch.cat([fresh_BPD, x_BSD], dim=1), mask_BS)
@@ -229,18 +229,18 @@ class RegionNetwork(nn.Module):
         x_BSD, prompted_BPD = self.norm(x_BSD), self.norm(prompted_BPD)
         return StreamOutputs(
             cls=x_BSD[:, 0],
-            tokens=x_BSD[:, len(ahead) :],
-            others=torch.cat([x_BSD[:, 1 : len(ahead)], prompted_BPD], dim=1),
+            tokens=x_BSD[:, len(first_tokens) :],
+            others=torch.cat([x_BSD[:, 1 : len(first_tokens)], prompted_BPD], dim=1),
         )
 
     def _class(self, stream: int, tokens: Tokens) -> Tensor:
-        values = tokens.values
-        return self.classes[stream].to(values.dtype).expand(len(values), 1, -1)
+        x_BSD = tokens.values
+        return self.classes[stream].to(x_BSD.dtype).expand(len(x_BSD), 1, -1)
 
 
 @functools.lru_cache(maxsize=16)
-def places(side: int, width: int) -> Tensor:
-    """Return sines of the centres of a grid's cells in the region's frame [side^2, width].
+def place_sines(side: int, width: int) -> Tensor:
+    """Return the sines and cosines that encode the centres of a grid's cells [side^2, width].
 
     Source: Vaswani et al. 2017, in two dimensions as in MAE and MoCo v3.
     """
@@ -253,7 +253,7 @@ def places(side: int, width: int) -> Tensor:
 
 
 def crop_side(side: int, share: float) -> int:
-    """Return the number of cells in a row of a crop: a share of the grid's, less than all.
+    """Return the number of cells in a row of a crop: a share of the grid's row, less than all.
 
     >>> crop_side(16, 6 / 16), crop_side(4, 3 / 4), crop_side(2, 3 / 4)
     (6, 3, 1)
@@ -261,8 +261,10 @@ def crop_side(side: int, share: float) -> int:
     return max(1, min(side - 1, math.ceil(share * side)))
 
 
-def windows(samples: int, crops: int, side: int, part: int, generator: torch.Generator) -> Tensor:
-    """Draw the cells of random squares, part x part of a grid, [B, crops, part^2]."""
+def crop_cells(
+    samples: int, crops: int, side: int, part: int, generator: torch.Generator
+) -> Tensor:
+    """Draw the cells of random squares of part x part cells of a grid, [B, crops, part^2]."""
     corner = torch.randint(
         0, side - part + 1, (2, samples, crops, 1, 1), generator=generator, device=generator.device
     )

@@ -1,4 +1,4 @@
-"""The files of a finished student: its weights, its card, and last its report."""
+"""The files of a finished student: weights, card, and last the report."""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ def write_student(
     recipe: Recipe,
     identities: Mapping[str, Any],
 ) -> None:
-    """Put a student into the lake; its report comes last: without one it is not finished.
+    """Write a student into the lake; without its report, which is written last, it is not finished.
 
     Args:
-        lake: where to.
-        task: trained.
-        report: of the run.
-        name: of the student.
-        recipe: it was trained by.
-        identities: identity of each column that it was trained on, by `TEACHER@MPP`.
+        lake: the lake that gets the student.
+        task: the trained task.
+        report: report of the run.
+        name: name of the student.
+        recipe: recipe of the training.
+        identities: identity of each column of the training, by `TEACHER@MPP`.
     """
     folder = student_folder(name)
     read, under = recipe.levels_of(lake.config.mpps)
@@ -62,9 +62,9 @@ def _weights(part: nn.Module) -> bytes:
 
 
 def kept_hash(lake: Lake, name: str) -> str:
-    """Return the SHA-256 of a student's weights, checked against what was written.
+    """Return the SHA-256 of a student's weights, checked against the sealed report.
 
     Raises:
-        DamageError: they are not.
+        DamageError: the weights are not the ones that were written.
     """
     return hashlib.sha256(student_file(lake.store, name, WEIGHTS)).hexdigest()

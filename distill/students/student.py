@@ -1,4 +1,4 @@
-"""The network of a student of pixels: a small timm network that gives an embedding and tokens.
+"""The network of a student of pixels: a small timm network with an embedding and tokens as output.
 
 Shape letters: B samples, C channels, H W pixels or the grid of tokens, D embedding.
 """
@@ -22,11 +22,11 @@ INTERPOLATION: Interpolation = "bicubic"
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutputs:
-    """Embedding and tokens that a student makes of a batch.
+    """A student's embeddings and tokens of a batch.
 
     Attributes:
-        embedding: [B, D], the vector that is kept of a tile.
-        tokens: of its parts [B, H, W, D'].
+        embedding: the vector of each tile [B, D], which is written to the lake.
+        tokens: tokens of the parts of each tile [B, H, W, D'].
         levels: for a ladder, embeddings of earlier levels [B, D_i] and the last one; else empty.
     """
 
@@ -39,15 +39,15 @@ class TileNetwork(nn.Module):
     """The network of a student of pixels: a trunk, run as timm runs it.
 
     Args:
-        settings: of the network.
-        ladder: whether earlier levels are given too.
+        settings: settings of the network.
+        ladder: whether earlier levels are returned too.
 
     Attributes:
-        trunk: the network; its weights are kept.
-        dim: of its embedding.
-        token_dim: of its tokens.
-        grid: its tokens down and across.
-        level_dims: of its levels, for a ladder.
+        trunk: the timm network; its weights are kept.
+        dim: width of the embedding.
+        token_dim: width of the tokens.
+        grid: number of tokens down and across.
+        level_dims: widths of the levels, for a ladder.
     """
 
     def __init__(self, settings: TileStudent, *, ladder: bool = False) -> None:
@@ -65,7 +65,7 @@ class TileNetwork(nn.Module):
         self.level_dims = [level.shape[-1] for level in probe.levels]
 
     def forward(self, x_BCHW: Tensor) -> StudentOutputs:
-        """Return embedding and tokens."""
+        """Return the embeddings and tokens of a batch."""
         if self._ladder:
             features, between = self.trunk.forward_intermediates(x_BCHW)  # type: ignore[operator]
         else:
@@ -88,7 +88,7 @@ class TileNetwork(nn.Module):
 
 
 def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
-    """Pool tokens to a grid of `side` x `side`: means of those in each place [B, s, s, D]."""
+    """Pool tokens to a grid of `side` x `side`: means over the tokens of a cell [B, s, s, D]."""
     if tokens_BHWD.shape[1] == side == tokens_BHWD.shape[2]:
         return tokens_BHWD
     grid = F.adaptive_avg_pool2d(tokens_BHWD.permute(0, 3, 1, 2), side)
@@ -98,7 +98,7 @@ def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
 def student_card(
     recipe: Recipe, name: str, dim: int, licences: Mapping[str, str], mpps: Sequence[float]
 ) -> Card:
-    """Make the card that runs a student of pixels as a teacher, with its teachers' licences."""
+    """Return the card by which `extract` runs a student of pixels, with the teachers' licences."""
     settings = recipe.student_as(TileStudent)
     return Card(
         name=name,

@@ -1,4 +1,4 @@
-"""One kind of student: the functions that train it, keep it and restore it.
+"""One kind of student: the functions that train, keep and restore it.
 
 Shape letters: B samples, D embedding.
 """
@@ -19,13 +19,13 @@ from ingest import FEATURE_CARD
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """Inputs from which a student with all that trains it is built.
+    """Inputs from which a training task is built.
 
     Attributes:
-        recipe: of this kind of student.
-        columns: of the recipe's teachers.
-        norms: of the targets, where they are to be used.
-        under: finer mpps of the tiles under those that are read, coarse to fine.
+        recipe: recipe with this kind of student.
+        columns: columns of the recipe's teachers.
+        norms: norms of the targets, on the device that trains.
+        under: finer mpps of the tiles under the tiles that are read, coarse to fine.
     """
 
     recipe: Recipe
@@ -36,16 +36,16 @@ class TaskInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedStudent:
-    """A trained student that is about to be kept.
+    """A trained student that is to be written to the lake.
 
     Attributes:
-        name: of the student.
-        recipe: it was trained by.
-        task: with its weights.
-        identities: identity of each column that it was trained on, by `TEACHER@MPP`.
-        mpps: of the tiles that it is run on.
-        under: finer mpps of the tiles under these.
-        licences: of its teachers.
+        name: name of the student.
+        recipe: recipe of the training.
+        task: the trained task, with its weights.
+        identities: identity of each column of the training, by `TEACHER@MPP`.
+        mpps: mpps of the tiles that the student embeds.
+        under: finer mpps of the tiles under these tiles.
+        licences: licence of each teacher.
     """
 
     name: str
@@ -62,10 +62,10 @@ class FeatureStudent:
     """A student of features with its weights, ready to embed tiles.
 
     Attributes:
-        embed: makes embeddings [B, D] of a batch.
-        teachers: columns that it reads.
-        levels: mpps at which it reads them under each tile; none if it reads the tile's own alone.
-        batch_tiles: tiles of a batch that fits into memory.
+        embed: function that returns the embeddings [B, D] of a batch.
+        teachers: columns that the student reads.
+        levels: mpps of the columns under each tile; empty if only the tile's own features are read.
+        batch_tiles: number of tiles in a batch that fits into memory.
     """
 
     embed: Callable[[Batch], Tensor]
@@ -76,13 +76,14 @@ class FeatureStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentKind:
-    """One kind of student.
+    """The functions of one kind of student.
 
     Attributes:
-        task: builds the network, and all that trains it, with random weights.
-        keep: makes the files beside the weights that say how the student is run, by name.
-        restore: makes a student of features from its card and weights; None for a student of
-            pixels, which `extract` runs as a teacher by its `card.json`.
+        task: function that builds the training task, with random weights.
+        keep: function that returns the files beside the weights, with which the student is run, by
+            name.
+        restore: function that restores a student of features from its card and weights; None for a
+            student of pixels, which `extract` runs by its `card.json`.
     """
 
     task: Callable[[TaskInputs], TrainingTask]
@@ -91,7 +92,7 @@ class StudentKind:
 
 
 def feature_card(student: TrainedStudent) -> dict[str, bytes]:
-    """Make the card of a student of features: the columns that it sees, and at which mpps."""
+    """Return the card of a student of features, with the columns and mpps that it reads."""
     card = {
         "name": student.name,
         "kind": type(student.recipe.student).__name__,

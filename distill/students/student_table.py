@@ -21,7 +21,7 @@ def student_kind(name: str) -> StudentKind:
     """Return a kind of student by the name of its settings' class.
 
     Raises:
-        DistillError: there is none of this name.
+        DistillError: no kind of student has this name.
     """
     if name not in STUDENT_KINDS:
         msg = f"no kind of student '{name}'; there are {', '.join(STUDENT_KINDS)}"
@@ -37,12 +37,12 @@ def kind_of(recipe: Recipe) -> StudentKind:
 
 
 def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> TrainingTask:
-    """Build the task of a recipe, with random weights.
+    """Build the training task of a recipe, with random weights.
 
     Args:
-        lake: that has the columns of the recipe's teachers.
-        recipe: of any kind of student.
-        norms: of the targets, where they are to be used.
+        lake: the lake that has the columns of the recipe's teachers.
+        recipe: recipe with any kind of student.
+        norms: norms of the targets, on the device that trains.
     """
     _, under = recipe.levels_of(lake.config.mpps)
     inputs = TaskInputs(recipe=recipe, columns=columns_of(lake, recipe), norms=norms, under=under)

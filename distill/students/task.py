@@ -1,4 +1,4 @@
-"""The task of the training loop: any module that turns a batch into losses per sample.
+"""The task of the training loop: a module that computes losses per sample from a batch.
 
 The loop does not depend on teachers, pixels or regions; a task does not depend on files, Ray or
 optimisers.
@@ -22,8 +22,8 @@ class FinerTiles:
     """Cached features of the tiles of a finer mpp that lie under each tile of a batch.
 
     Attributes:
-        features: raw float16 [B, r, r, D] per teacher, row after row; 0 where there is no tile.
-        mask: True where there is one [B, r, r]; elsewhere is background.
+        features: raw float16 features [B, r, r, D] by teacher, row after row; 0 without a tile.
+        mask: True where a tile exists [B, r, r]; elsewhere is background.
     """
 
     features: Mapping[str, Tensor]
@@ -35,11 +35,11 @@ class Batch:
     """Tiles of one mpp on the device that trains.
 
     Attributes:
-        mpp: of the tiles.
-        tile_id: their keys [B].
-        features: raw float16 [B, D] per teacher.
-        pixels: uint8 RGB [B, H, W, 3], if the task sees any.
-        under: by finer mpp.
+        mpp: mpp of the tiles.
+        tile_id: keys of the tiles [B].
+        features: raw float16 features [B, D], by teacher.
+        pixels: uint8 RGB pixels [B, H, W, 3], if the task reads pixels.
+        under: the finer tiles under each tile, by mpp.
     """
 
     mpp: float
@@ -54,10 +54,10 @@ class FeaturePrediction:
     """A task's prediction of a teacher's features, and the true ones.
 
     Attributes:
-        predicted: in the space of targets [M, D].
-        features: raw [M, D].
-        norm: between the two.
-        mpp: of the features.
+        predicted: predictions in the space of targets [M, D].
+        features: raw features [M, D].
+        norm: normalisation between features and targets.
+        mpp: mpp of the features.
     """
 
     predicted: Tensor
@@ -67,7 +67,7 @@ class FeaturePrediction:
 
 
 class TrainingTask(nn.Module, ABC):
-    """A student with all that trains it: heads, terms, moving averages. Its state is a checkpoint.
+    """A student with its heads, terms and moving averages; their state goes into checkpoints.
 
     Parameters that require gradients are trained; each must take part in every `forward`, since
     workers wait for each other's gradients.
@@ -75,13 +75,13 @@ class TrainingTask(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return weighted losses [B] by name; their sum is minimised.
+        """Return the weighted losses [B] by name; training minimises their sum.
 
-        Names are "TERM TEACHER" where a term is of one teacher, else "TERM".
+        A name is "TERM TEACHER" if the loss belongs to one teacher, else "TERM".
 
         Args:
-            batch: of one worker.
-            generator: of all that is drawn, on the CPU; it depends on seed, step and worker alone.
+            batch: batch of one worker.
+            generator: source of all random draws, on the CPU; it depends on seed, step and worker.
         """
 
     def after_step(self, step: int) -> None:
@@ -94,21 +94,21 @@ class TrainingTask(nn.Module, ABC):
     @property
     @abstractmethod
     def student(self) -> nn.Module:
-        """The network that is kept for use: its weights become `model.safetensors`."""
+        """Return the network that is kept for use; `model.safetensors` holds its weights."""
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The modules that are kept as NAME.safetensors; the student is `model`."""
+        """Return the modules that are kept as NAME.safetensors; the student is `model`."""
         return {"model": self.student}
 
     @property
     @abstractmethod
     def dim(self) -> int:
-        """Width of the student's embedding."""
+        """Return the width of the student's embedding."""
 
 
 def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
-    """Move a batch of a stream to a device, as tensors."""
+    """Return a stream's batch as tensors on a device."""
 
     def moved(features: Mapping[str, object]) -> dict[str, Tensor]:
         return {name: torch.as_tensor(x).to(device) for name, x in features.items()}

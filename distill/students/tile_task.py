@@ -1,4 +1,4 @@
-"""A student of pixels: views of tiles in, losses against cached features of one tile or more out.
+"""The training task of a student of pixels: losses of views of tiles against cached features.
 
 Shape letters: B samples, D embedding.
 """
@@ -35,16 +35,16 @@ from ingest.teachers.cards.card import card_json
 
 
 class TileTask(TrainingTask):
-    """A tile student with its heads and terms.
+    """Trains a tile student with heads and terms.
 
     Args:
-        recipe: of a `TileStudent`.
-        columns: of the teachers.
-        norms: of the targets, by column and mpp.
+        recipe: recipe of a `TileStudent`.
+        columns: columns of the teachers.
+        norms: normalisations of the targets, by column and mpp.
         fine: the mpp of the tiles under a tile, if those are matched.
 
     Raises:
-        DistillError: a term has nothing to match, or a width is beyond the student's.
+        DistillError: a term has no target, or a width is above the student's.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TileTask(TrainingTask):
         self._sources = _sources(matched, norms, self.network, fine)
         keys = list(self._sources)
         terms = [
-            make_term(_context(recipe, number, self.network, columns, keys, raw))
+            make_term(_term_context(recipe, number, self.network, columns, keys, raw))
             for number in range(len(recipe.terms))
         ]
         self.terms = nn.ModuleList(terms)
@@ -89,7 +89,7 @@ class TileTask(TrainingTask):
             outputs=outputs,
             goals=goals,
             predictions=self._predictions(outputs, goals),
-            nested=[self._first(width, outputs, goals) for width in self._widths],
+            nested=[self._nested_predictions(width, outputs, goals) for width in self._widths],
             generator=generator,
             another=lambda: self.network(draw(x_BCHW, self._views, generator).pixels),
         )
@@ -100,47 +100,47 @@ class TileTask(TrainingTask):
         return losses
 
     def after_step(self, step: int) -> None:
-        """Move what follows the student in each term."""
+        """Update the moving averages and centres of each term."""
         for term in self.terms:
             term.after_step(step, self.network)  # type: ignore[operator]
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
-        """Predict the features of each column; of the tiles under a tile as "COLUMN under"."""
+        """Predict the features of each column; tiles under a tile have the name "COLUMN under"."""
         outputs = self.network(normalised(sized(_pixels(batch), self._input_px)))
         turns = torch.zeros(len(batch.tile_id), dtype=torch.int64)
         goals = {key: source.goal(batch, turns) for key, source in self._sources.items()}
         predictions = self._predictions(outputs, goals)
-        both = [column for column, output in predictions if output == CLS]
+        embedding_columns = [column for column, output in predictions if output == CLS]
         return {
-            f"{key[0]} under" if key[1] != CLS and key[0] in both else key[0]: self._sources[
-                key
-            ].prediction(predicted.float(), goals[key], batch)
+            f"{key[0]} under"
+            if key[1] != CLS and key[0] in embedding_columns
+            else key[0]: self._sources[key].prediction(predicted.float(), goals[key], batch)
             for key, predicted in predictions.items()
         }
 
     def source(self, column: str, output: str) -> TargetSource:
-        """Return the source of goals of a column for an output of the student."""
+        """Return the target source of a column for an output of the student."""
         return self._sources[column, output]
 
     @property
     def student(self) -> nn.Module:
-        """The trunk of the network."""
+        """Return the trunk of the network."""
         return self.network.trunk
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The student, and its heads."""
+        """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
-        """Width of the embedding."""
+        """Return the width of the embedding."""
         dim: int = self.network.dim
         return dim
 
     def _predictions(self, outputs: StudentOutputs, goals: dict[Key, Goal]) -> dict[Key, Tensor]:
-        """Predict targets from the whole embedding, and from tokens."""
+        """Predict the targets from the whole embedding and from the tokens."""
         inputs: dict[Key, Levels] = {
             key: source.student(outputs, goals[key]) for key, source in self._sources.items()
         }
@@ -148,10 +148,10 @@ class TileTask(TrainingTask):
             inputs |= {key: outputs.levels for key in inputs if key[1] == CLS}
         return self.heads(inputs)  # type: ignore[no-any-return]
 
-    def _first(
+    def _nested_predictions(
         self, width: int, outputs: StudentOutputs, goals: dict[Key, Goal]
     ) -> dict[Key, Tensor]:
-        """Predict targets from the first channels of the embedding; the others are 0."""
+        """Predict the targets from the embedding's first `width` channels; the others are 0."""
         first_BD = torch.zeros_like(outputs.embedding)
         first_BD[:, :width] = outputs.embedding[:, :width]
         keys = [key for key in self._sources if key[1] == CLS]
@@ -191,7 +191,7 @@ def _sources(
     return {(source.column.name, source.output): source for source in sources}
 
 
-def _context(
+def _term_context(
     recipe: Recipe,
     number: int,
     student: TileNetwork,
@@ -199,19 +199,19 @@ def _context(
     keys: Sequence[Key],
     raw: set[str],
 ) -> TermContext:
-    """Gather the inputs of a term: its teachers' columns, or all columns that no term takes raw.
+    """Return the inputs of a term: its teachers' columns, or all columns that no term reads raw.
 
     Raises:
-        DistillError: it names a teacher that the recipe does not have, or takes raw columns and
-            names none.
+        DistillError: the term names a teacher that the recipe does not have, or reads raw columns
+            and names no teacher.
     """
     term = recipe.terms[number]
     unknown = sorted(set(term.teachers) - set(recipe.teachers))
-    takes_raw = term_class(term.kind).raw
-    if unknown or (takes_raw and not term.teachers):
+    reads_raw = term_class(term.kind).raw
+    if unknown or (reads_raw and not term.teachers):
         msg = (
             f"term '{term.kind}' of {', '.join(term.teachers) or 'no teacher'}: name "
-            f"{'its column' if takes_raw else 'some'} of {', '.join(recipe.teachers)}"
+            f"{'its column' if reads_raw else 'some'} of {', '.join(recipe.teachers)}"
         )
         raise DistillError(msg)
     names = term.teachers or tuple(name for name in recipe.teachers if name not in raw)
@@ -231,18 +231,18 @@ def _widths_in(student: TileNetwork) -> dict[str, int | Sequence[int]]:
     return {CLS: cls, PATCH: student.token_dim, GRID: student.token_dim}
 
 
-def _task(inputs: TaskInputs) -> TileTask:
+def _tile_task(inputs: TaskInputs) -> TileTask:
     """Build a student of pixels with its heads and terms."""
     fine = inputs.under[-1] if inputs.under else None
     return TileTask(inputs.recipe, inputs.columns, inputs.norms, fine=fine)
 
 
-def _card(student: TrainedStudent) -> dict[str, bytes]:
-    """Make the card by which `extract` runs the student as a teacher."""
+def _card_file(student: TrainedStudent) -> dict[str, bytes]:
+    """Return the card by which `extract` runs the student as a teacher."""
     card = student_card(
         student.recipe, student.name, student.task.dim, student.licences, student.mpps
     )
     return {"card.json": card_json(card)}
 
 
-TILE = StudentKind(task=_task, keep=_card)
+TILE = StudentKind(task=_tile_task, keep=_card_file)

@@ -1,4 +1,4 @@
-"""Normalisations as part of a student of features, which is run as it was trained.
+"""Normalisations as part of a student of features, so that it is run as it was trained.
 
 The statistics are buffers, so they lie in the student's weights and move to its device. PHI-S of a
 teacher of 1,280 channels is 6.6 MB at each mpp.
@@ -20,7 +20,7 @@ class KeptNorm(nn.Module):
     """A normalisation with its statistics as buffers.
 
     Args:
-        norm: to keep.
+        norm: the normalisation to keep.
     """
 
     def __init__(self, norm: TargetNorm) -> None:
@@ -32,7 +32,7 @@ class KeptNorm(nn.Module):
 
     @property
     def norm(self) -> TargetNorm:
-        """The normalisation, on the device of the buffers."""
+        """Return the normalisation on the device of the buffers."""
         return self._kind(**dict(self.named_buffers()))
 
     def forward(self, features_BD: Tensor) -> Tensor:
@@ -44,15 +44,15 @@ class KeptNorms(nn.Module):
     """Normalisations of several teachers at several mpps.
 
     Args:
-        teachers: in the order in which they are kept.
-        norms: of some of them, at some mpps.
+        teachers: the teachers, in the order in which their norms are kept.
+        norms: normalisations by teacher and mpp; those of other teachers are left out.
     """
 
     def __init__(self, teachers: Sequence[str], norms: Norms) -> None:
         super().__init__()
         order = {teacher: place for place, teacher in enumerate(teachers)}
         keys = sorted((key for key in norms if key[0] in order), key=lambda k: (order[k[0]], k[1]))
-        # Names of teachers may hold what names of modules may not: the place is the name.
+        # Teachers' names may have characters that names of modules may not: the place is the name.
         self._at = {key: place for place, key in enumerate(keys)}
         self.kept = nn.ModuleList(KeptNorm(norms[key]) for key in keys)
 
@@ -60,7 +60,7 @@ class KeptNorms(nn.Module):
         """Return the normalisation of a teacher at an mpp.
 
         Raises:
-            DistillError: there are no statistics of it.
+            DistillError: there are no statistics of the teacher at the mpp.
         """
         if (teacher, mpp) not in self._at:
             kept_names = ", ".join(f"{name} at {at}" for name, at in self._at) or "none"
@@ -71,20 +71,20 @@ class KeptNorms(nn.Module):
 
 
 def blank_norms(targets: str, dims: Mapping[str, int], mpps: Sequence[float]) -> Norms:
-    """Make normalisations of the right shapes, to be filled by `load_state_dict`.
+    """Return normalisations of the right shapes, to be filled by `load_state_dict`.
 
     Args:
         targets: one of `target.NORMS`.
-        dims: D of each teacher.
-        mpps: of the tiles.
+        dims: width D of each teacher's features.
+        mpps: mpps of the tiles.
 
     Raises:
         DistillError: the normalisation is not known.
     """
-    return {(name, mpp): _blank(targets, dim) for name, dim in dims.items() for mpp in mpps}
+    return {(name, mpp): _blank_norm(targets, dim) for name, dim in dims.items() for mpp in mpps}
 
 
-def _blank(targets: str, dim: int) -> TargetNorm:
+def _blank_norm(targets: str, dim: int) -> TargetNorm:
     mean = torch.zeros(dim)
     if targets == Unchanged.name:
         return Unchanged(mean=mean)

@@ -1,4 +1,4 @@
-"""Statistics of teachers for a run: on the slides of all patients that are not held out."""
+"""Statistics of teachers for a run, on the slides of all patients that are not held out."""
 
 import time
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from featurestore.stats import read_card
 def split_slides(
     lake: Lake, *, holdout: float, seed: int, slides: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Split the ready slides into those to train on and those of the held-out patients.
+    """Return the ready slides for training, and the slides of the held-out patients.
 
     Args:
-        lake: that has the slides.
+        lake: the lake that has the slides.
         holdout: share of the patients that is held out.
-        seed: of the split.
-        slides: to split; all that are ready if None.
+        seed: seed of the split.
+        slides: ids of the slides to split; all ready slides if None.
 
     Raises:
-        DistillError: one of them is not in the lake, or not ready.
+        DistillError: a slide is not in the lake, or not ready.
     """
     ready = patient_of(lake.slides().collect()).sort("slide_id").filter(pl.col("state") == "ready")
     if slides is not None:
@@ -33,13 +33,17 @@ def split_slides(
             msg = f"not among the ready slides of {lake.uri}: {', '.join(missing[:5])}"
             raise DistillError(msg)
         ready = ready.filter(pl.col("slide_id").is_in(list(slides)))
-    return _split(ready, holdout=holdout, seed=seed)
+    return _split_by_patient(ready, holdout=holdout, seed=seed)
 
 
-def _split(slides: pl.DataFrame, *, holdout: float, seed: int) -> tuple[list[str], list[str]]:
+def _split_by_patient(
+    slides: pl.DataFrame, *, holdout: float, seed: int
+) -> tuple[list[str], list[str]]:
     held = holdout_patients(slides, share=holdout, seed=seed)
-    out = slides["patient"].is_in(sorted(held))
-    return slides.filter(~out)["slide_id"].to_list(), slides.filter(out)["slide_id"].to_list()
+    is_held_out = slides["patient"].is_in(sorted(held))
+    return slides.filter(~is_held_out)["slide_id"].to_list(), slides.filter(is_held_out)[
+        "slide_id"
+    ].to_list()
 
 
 def stats(
@@ -53,22 +57,23 @@ def stats(
 ) -> dict[str, Any]:
     """Fit moments and PHI-S of teachers on the slides of all patients that are not held out.
 
-    What is kept for the same features of the same slides already is not fitted again.
+    Statistics that the lake has for the same features of the same slides are not fitted again.
 
     Args:
         lake_uri: the lake.
         teachers: columns of features.
-        mpps: of the tiles; None takes all at which a teacher has a column.
-        holdout: share of the patients that is left out.
-        seed: another seed leaves out others.
-        version: of the lake, or a snapshot; the newest if None.
+        mpps: mpps of the tiles; if None, all at which a teacher has a column.
+        holdout: share of the patients that is held out.
+        seed: seed of the choice of held-out patients.
+        version: version of the lake, or a snapshot; the newest if None.
 
     Returns:
-        The numbers of slides and of sets `fitted` now, and `sets`: what is kept for each teacher
-        and mpp, with its `path` in the lake, `rows`, and the `lake_version` that it saw.
+        `teachers`; `slides` and `held_out_slides`; `fitted`, the number of sets that were fitted
+        now; `sets`, for each teacher and mpp the `path` in the lake, the `rows` and the
+        `lake_version` of the fit; `lake_version` and `seconds`.
 
     Raises:
-        LakeError: a training slide lacks features of a teacher; it is named.
+        LakeError: a training slide lacks features of a teacher; the message names the slide.
     """
     start = time.perf_counter()
     lake = open_lake(lake_uri, version=version)
@@ -88,10 +93,10 @@ def stats(
 
 
 def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[float]:
-    """Return the given mpps, or those at which the teacher has a column.
+    """Return the requested mpps, or all mpps at which the teacher has a column.
 
     Raises:
-        LakeError: there is none, or the lake has no tiles at an mpp.
+        LakeError: there is no such mpp, or the lake has no tiles at an mpp.
     """
     candidates = lake.config.mpps if mpps is None else [lake.known_mpp(mpp) for mpp in mpps]
     mpps_with_column = [mpp for mpp in candidates if teacher in lake.teachers(mpp=mpp)]
@@ -104,7 +109,7 @@ def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[flo
 def fit_missing(
     lake: Lake, pairs: Sequence[tuple[str, float]], train: Sequence[str]
 ) -> list[tuple[str, float]]:
-    """Fit the (teacher, mpp) that have no statistics of these slides, and return them."""
+    """Fit the statistics of these slides that are missing; return their (teacher, mpp) pairs."""
     missing = [
         pair for pair in pairs if read_card(lake, pair[0], mpp=pair[1], slide_ids=train) is None
     ]

@@ -1,4 +1,4 @@
-"""The numbers that a normalisation of targets is made of, from moments; no torch in here."""
+"""The arrays of a normalisation of targets, computed from moments; without torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,9 @@ def norm_arrays(targets: str, moments: Moments, kept: PhiS | None = None) -> Arr
     """Return the arrays that a normalisation needs beside the mean.
 
     Args:
-        targets: its name.
-        moments: of the features.
-        kept: their PHI-S, if it was fitted already.
+        targets: name of the normalisation.
+        moments: moments of the features.
+        kept: PHI-S of the features, if it was fitted already.
     """
     if targets == "phi-s":
         transform = kept or phi_s(moments.mean, moments.covariance)
@@ -30,10 +30,10 @@ def norm_arrays(targets: str, moments: Moments, kept: PhiS | None = None) -> Arr
 
 
 def pooled_moments(several: Sequence[Moments]) -> Moments:
-    """Pool moments about each one's own mean, all rows weighing the same."""
-    n = sum(one.n for one in several)
+    """Pool moments, each about its own mean; all rows weigh the same."""
+    n = sum(moments.n for moments in several)
     return Moments(
         n=n,
-        mean=np.sum([one.mean * (one.n / n) for one in several], axis=0),
-        covariance=np.sum([one.covariance * (one.n / n) for one in several], axis=0),
+        mean=np.sum([moments.mean * (moments.n / n) for moments in several], axis=0),
+        covariance=np.sum([moments.covariance * (moments.n / n) for moments in several], axis=0),
     )

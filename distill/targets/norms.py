@@ -1,8 +1,8 @@
 """The norms of a run's targets: fitted once by the driver, kept beside the run's settings.
 
-The mean is of each mpp. Scale and rotation are of a teacher at all its mpps together: a head serves
-all of them, and a rotation of each mpp's own would give its outputs another meaning at each. They
-are kept, since another machine may find another basis where eigenvalues are equal.
+Each mpp has its own mean. Scale and rotation are computed over all mpps of a teacher together: one
+head predicts all of them, and with a rotation per mpp its outputs would differ in meaning. They are
+kept, since another machine may compute another basis where eigenvalues are equal.
 """
 
 import json
@@ -23,13 +23,13 @@ Key = tuple[str, float]
 
 
 def fit_norms(lake: Lake, targets: str, needs: Sequence[Key], slide_ids: Sequence[str]) -> bytes:
-    """Make the file of norms from statistics of these slides that the lake keeps.
+    """Return the file of norms, computed from the lake's statistics of these slides.
 
     Args:
-        lake: at the run's version.
-        targets: one of `target.NORMS`.
+        lake: the lake at the run's version.
+        targets: kind of normalisation, one of `target.NORMS`.
         needs: teachers and mpps.
-        slide_ids: that the statistics are of.
+        slide_ids: slides of the statistics.
 
     Raises:
         DistillError: there are no statistics of a teacher, or the normalisation is not known.
@@ -45,13 +45,13 @@ def fit_norms(lake: Lake, targets: str, needs: Sequence[Key], slide_ids: Sequenc
         common = norm_arrays(targets, pooled_moments(list(by_mpp.values())), kept)
         arrays |= {f"{number}.{name}": array for name, array in common.items()}
     header = json.dumps({"targets": targets, "teachers": teachers}).encode()
-    single = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    file: bytes = save({**single, "about": np.frombuffer(header, np.uint8)})
+    float32_arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    file: bytes = save({**float32_arrays, "about": np.frombuffer(header, np.uint8)})
     return file
 
 
 def read_norms(file: bytes) -> "Norms":
-    """Read the norms, in float32, of a file that `fit_norms` made."""
+    """Return the norms, in float32, from a file of `fit_norms`."""
     # Torch takes seconds to import, and the process that starts a run only writes the file.
     from distill.targets.target import norm_of
 

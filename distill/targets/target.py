@@ -1,6 +1,6 @@
 """Targets: cached features of a teacher, normalised with statistics fitted offline.
 
-All are functions of the last axis: features [B, D] of tiles or [B, h, w, D] of patch tokens alike.
+All functions work on the last axis: features [B, D] of tiles or [B, h, w, D] of patch tokens.
 
 Shape letters: B samples, D embedding of a teacher, h w its grid of tokens, H W the student's.
 """
@@ -23,10 +23,10 @@ from distill.losses.numeric import full_precision
 
 @dataclass(frozen=True, kw_only=True)
 class TargetNorm(ABC):
-    """A map of raw features to targets that is fixed while training, and the way back.
+    """A map of raw features to targets that is fixed during training, and its inverse.
 
     Attributes:
-        mean: [D] of the raw features of the training slides: a prediction without skill.
+        mean: mean of the raw features of the training slides [D]: a prediction without skill.
     """
 
     name: ClassVar[str]
@@ -46,7 +46,7 @@ class TargetNorm(ABC):
 
     @property
     def dim(self) -> int:
-        """The width D that the statistics were fitted for."""
+        """Return the width D that the statistics were fitted for."""
         return len(self.mean)
 
     @abstractmethod
@@ -59,34 +59,34 @@ class TargetNorm(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """Return the normalisation with its statistics on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        statistics = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {
-            key: statistic for key, statistic in values.items() if isinstance(statistic, Tensor)
+            key: statistic for key, statistic in statistics.items() if isinstance(statistic, Tensor)
         }
         return replace(self, **{key: statistic.to(device) for key, statistic in tensors.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unchanged(TargetNorm):
-    """Raw features. Teachers then weigh by their scales: only for one teacher, or a cosine."""
+    """Leaves features raw, so that teachers weigh by their scales: for one teacher, or a cosine."""
 
     name: ClassVar[str] = "none"
 
     def normalised(self, x_BD: Tensor) -> Tensor:
-        """Return the features."""
+        """Return the features unchanged."""
         return x_BD
 
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """Return the targets."""
+        """Return the targets unchanged."""
         return target_BD
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitLength(TargetNorm):
-    """Features divided by their length; 0 stays 0. Smooth L1 adds nothing to the cosine on these.
+    """Divides features by their length; 0 stays 0. Smooth L1 then adds nothing to the cosine.
 
     Attributes:
-        length: that the inverse gives to features, since their own is lost.
+        length: length of all features after the inverse, since their own length is lost.
     """
 
     name: ClassVar[str] = "l2"
@@ -97,20 +97,20 @@ class UnitLength(TargetNorm):
         return F.normalize(x_BD, dim=-1)
 
     def inverse(self, target_BD: Tensor) -> Tensor:
-        """Return features of the right direction and of a typical length."""
+        """Return features with the target's direction and a typical length."""
         return F.normalize(target_BD.float(), dim=-1) * self.length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardiser(TargetNorm):
-    """Per-channel standardisation, fitted on training slides and never updated while training.
+    """Standardises each channel by statistics of the training slides, fixed during training.
 
     Every teacher then weighs the same whatever the scale of its features, and smooth L1 adds
     to the cosine (on L2-normalised targets it is (1 - cos) / D).
 
     Attributes:
-        mean: [D].
-        std: [D], at least 1e-3 so that a dead channel stays small.
+        mean: mean of each channel [D].
+        std: standard deviation of each channel [D], at least 1e-3: a dead channel stays small.
     """
 
     name: ClassVar[str] = "z-score"
@@ -127,15 +127,15 @@ class Standardiser(TargetNorm):
 
 @dataclass(frozen=True, kw_only=True)
 class Rotator(TargetNorm):
-    """PHI-S: one rotation and one scale that give all channels the same variance.
+    """PHI-S: applies one rotation and one scale, so that all channels have the same variance.
 
     Unlike a standardisation it keeps all ratios of distances, so that an error of the student
     counts the same in every direction. Source: Ranzinger et al. 2024 (arXiv 2410.01680).
 
     Attributes:
-        mean: [D].
-        rotation: [D, D], orthogonal; row i makes channel i of the target.
-        scale: of all channels.
+        mean: mean of each channel [D].
+        rotation: orthogonal matrix [D, D]; channel i of the target is the product with row i.
+        scale: scale of all channels.
     """
 
     name: ClassVar[str] = "phi-s"
@@ -159,8 +159,8 @@ NORMS: dict[str, type[TargetNorm]] = {
 }
 
 
-def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
-    """Make a normalisation by name: none, l2, z-score or phi-s; its statistics become float32.
+def norm_of(name: str, **statistics: npt.NDArray[np.floating]) -> TargetNorm:
+    """Return a normalisation by name: none, l2, z-score or phi-s; its statistics become float32.
 
     Raises:
         DistillError: the name is not known, or statistics are missing or too many.
@@ -169,12 +169,12 @@ def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
         msg = f"no normalisation '{name}' of targets; known are {', '.join(NORMS)}"
         raise DistillError(msg)
     needed = {field.name for field in fields(NORMS[name])}
-    if needed != set(values):
-        msg = f"targets '{name}' need {', '.join(sorted(needed))}; {', '.join(values)} given"
+    if needed != set(statistics):
+        msg = f"targets '{name}' need {', '.join(sorted(needed))}; {', '.join(statistics)} given"
         raise DistillError(msg)
     arrays: dict[str, Any] = {
         key: torch.from_numpy(array).float() if array.ndim else float(array)
-        for key, array in values.items()
+        for key, array in statistics.items()
     }
     return NORMS[name](**arrays)
 
@@ -182,16 +182,16 @@ def norm_of(name: str, **values: npt.NDArray[np.floating]) -> TargetNorm:
 def align_grid(
     tokens_BhwD: Tensor, grid: tuple[int, int], mask_Bhw: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Align a teacher's patch tokens with the grid of a student that sees the same square.
+    """Align a teacher's patch tokens with the grid of a student that reads the same square.
 
-    Along each axis a coarser grid takes the mean over the area of each of its cells, a finer one
-    interpolates linearly between the centres of tokens, and an equal one changes nothing. Masked
-    tokens do not count: what is left under a cell is its mean.
+    Along each axis, a coarser grid has the mean over the area of each cell, a finer grid
+    interpolates linearly between the centres of tokens, and an equal grid changes nothing. Masked
+    tokens do not count: a cell has the mean of the tokens that are left under it.
 
     Args:
         tokens_BhwD: normalised targets.
-        grid: H, W of the student.
-        mask_Bhw: True at the tokens that count; all without it.
+        grid: height H and width W of the student's grid, in tokens.
+        mask_Bhw: True at the tokens that count; all count if None.
 
     Returns:
         Tokens [B, H, W, D], 0 where nothing counts, and the share [B, H, W] of each cell that
@@ -239,7 +239,7 @@ def axis_weights(old: int, new: int) -> Tensor:
         ends = torch.minimum(start + step, cells + 1)
         weights = (ends - torch.maximum(start, cells)).clamp_min(0) / step
     else:
-        # Beyond the outer centres there is nothing to go between: the outer token is repeated.
+        # Beyond the outer centres there is nothing to interpolate: the outer token is repeated.
         centre = (start + step / 2 - 0.5).clamp(0, old - 1)
         weights = (1 - (centre - cells).abs()).clamp_min(0)
     return weights.float()

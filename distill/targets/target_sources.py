@@ -1,9 +1,9 @@
 """Sources of targets: features of the tile itself, its patch tokens, or the tiles under it.
 
-A goal is a pure function of cached rows and of how the student's view was turned.
+A goal is a pure function of cached rows and of the turns of the student's views.
 
-Shape letters: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's, r tiles
-under a tile, side by side.
+Shape letters: B samples, N tokens, D embedding, h w a teacher's grid, H W the student's grid,
+r tiles under a tile, side by side.
 """
 
 import math
@@ -28,11 +28,11 @@ class TeacherColumn:
     """A teacher's column, with the shape that a goal needs.
 
     Attributes:
-        name: of the column.
-        teacher: that made it; columns of one teacher weigh as one.
-        dim: of an embedding or of one token.
-        tokens: how many patch tokens it holds of a tile; None if it is an embedding.
-        places: the column of their places, if they are a sample.
+        name: name of the column.
+        teacher: the teacher of the column; columns of one teacher weigh as one.
+        dim: width of an embedding or of one token.
+        tokens: number of patch tokens of a tile; None if the column is an embedding.
+        places: the column of the tokens' places, if the tokens are a sample.
         side: tokens down and across of the teacher's whole grid.
     """
 
@@ -60,10 +60,10 @@ class Goal:
     """A target, and the tokens of the student that are compared with it.
 
     Attributes:
-        target: normalised [B, D], or [B, N, D] of tokens.
-        features: the raw features that it is of, same shape.
-        weight: of each token [B, N], 0 where there is none; None: all count.
-        cells: which of the student's tokens [B, N]; None: all, in order.
+        target: normalised features [B, D], or [B, N, D] of tokens.
+        features: the raw features of the target, of the same shape.
+        weight: weight of each token [B, N], 0 where it is missing; if None, all count.
+        cells: indices of the student's tokens [B, N]; if None, all tokens in order.
     """
 
     target: Tensor
@@ -73,11 +73,11 @@ class Goal:
 
 
 class TargetSource(ABC):
-    """Makes goals of one column for one output of the student.
+    """Builds the goals of one column for one output of the student.
 
     Args:
-        column: of the teacher.
-        norms: of all columns.
+        column: column of the teacher.
+        norms: normalisations of all columns.
     """
 
     output: str
@@ -87,14 +87,14 @@ class TargetSource(ABC):
 
     @abstractmethod
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return the goal of a batch with views turned so."""
+        """Return the goal of a batch whose views were turned by these symmetries."""
 
     @abstractmethod
     def mpp(self, batch: Batch) -> float:
-        """Return the mpp of the features."""
+        """Return the mpp of the features in goals."""
 
     def student(self, outputs: StudentOutputs, goal: Goal) -> Tensor:
-        """Select the student's outputs that go into the head [B, D] or [B, N, D]."""
+        """Return the student's outputs that go into the head [B, D] or [B, N, D]."""
         tokens_BND = outputs.tokens.flatten(1, 2)
         if goal.cells is None:
             return tokens_BND
@@ -102,7 +102,7 @@ class TargetSource(ABC):
         return tokens_BND.gather(1, at)
 
     def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> FeaturePrediction:
-        """Pair predictions of tokens or tiles that are there with their true features."""
+        """Pair the predictions of tokens or tiles that exist with their true features."""
         mpp = self.mpp(batch)
         norm = self._norms[self.column.name, mpp]
         if predicted.ndim == 2:
@@ -118,12 +118,12 @@ class TargetSource(ABC):
 
 
 class OwnSource(TargetSource):
-    """The embedding of the tile itself."""
+    """Builds goals from the embedding of the tile itself."""
 
     output = CLS
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return normalised features; an embedding is not turned."""
+        """Return the normalised features; an embedding is not turned."""
         raw_BD = batch.features[self.column.name]
         return Goal(target=self._norms[self.column.name, batch.mpp](raw_BD), features=raw_BD)
 
@@ -137,12 +137,12 @@ class OwnSource(TargetSource):
 
 
 class PatchSource(TargetSource):
-    """Patch tokens of the tile: all of them on the student's grid, or a sample at its places.
+    """Builds goals from patch tokens: all of them on the student's grid, or a sample at its places.
 
     Args:
-        column: of patch tokens.
-        norms: of all columns.
-        grid: the student's tokens down and across.
+        column: column of patch tokens.
+        norms: normalisations of all columns.
+        grid: number of the student's tokens down and across.
     """
 
     output = PATCH
@@ -156,7 +156,7 @@ class PatchSource(TargetSource):
         return batch.mpp
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return targets at their places in the student's view."""
+        """Return the targets at their places in the student's view."""
         raw_BND = batch.features[self.column.name].view(len(batch.tile_id), -1, self.column.dim)
         norm = self._norms[self.column.name, batch.mpp]
         if self.column.places is not None:
@@ -171,18 +171,18 @@ class PatchSource(TargetSource):
     def _cells(self, places_BN: Tensor, turns_B: Tensor) -> Tensor:
         """Return the student's tokens that cover the centres of the teacher's sampled tokens."""
         side, (height, width) = self.column.side or 0, self._grid
-        moved = moved_places(side)[turns_B].gather(1, places_BN.long().cpu())
-        row, column = moved // side, moved % side
+        turned_places = moved_places(side)[turns_B].gather(1, places_BN.long().cpu())
+        row, column = turned_places // side, turned_places % side
         return (2 * row + 1) * height // (2 * side) * width + (2 * column + 1) * width // (2 * side)
 
 
 class UnderSource(TargetSource):
-    """Features of the tiles of a finer mpp under the tile, on the grid that they lie in.
+    """Builds goals from the features of the tiles of a finer mpp under the tile, on their grid.
 
     Args:
-        column: of embeddings.
-        norms: of all columns.
-        fine: mpp of these tiles.
+        column: column of embeddings.
+        norms: normalisations of all columns.
+        fine: mpp of the finer tiles.
     """
 
     output = GRID
@@ -196,12 +196,12 @@ class UnderSource(TargetSource):
         return self._fine
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return targets [B, r * r, D] turned with the pixels; background has no weight."""
+        """Return the targets [B, r * r, D] turned with the pixels; background has no weight."""
         under = batch.under[self._fine]
         raw_BrrD = turned(under.features[self.column.name], turns_B, axes=(1, 2))
         mask_Brr = turned(under.mask, turns_B, axes=(1, 2))
         norm = self._norms[self.column.name, self._fine]
-        # Features of tiles that are not there must not reach the loss, not even times 0.
+        # Features of tiles that do not exist must not reach the loss, not even times 0.
         target_BrrD = torch.where(mask_Brr[..., None], norm(raw_BrrD), 0)
         return Goal(
             target=target_BrrD.flatten(1, 2),
@@ -215,12 +215,12 @@ class UnderSource(TargetSource):
 
 
 class MeanUnderSource(UnderSource):
-    """The mean over the tiles under the tile, as the target of the embedding."""
+    """Builds goals of the embedding from the mean over the tiles under the tile."""
 
     output = CLS
 
     def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return targets [B, D]; 0, the mean of all tiles, where all is background."""
+        """Return the targets [B, D]; 0, the mean of all tiles, if all is background."""
         grid = super().goal(batch, turns_B)
         weight_BN1 = (grid.weight if grid.weight is not None else grid.target[..., 0])[..., None]
         count_B1 = weight_BN1.sum(dim=1)
@@ -236,7 +236,7 @@ class MeanUnderSource(UnderSource):
         return outputs.embedding
 
     def prediction(self, predicted: Tensor, goal: Goal, batch: Batch) -> FeaturePrediction:
-        """Pair predictions of tiles that have any under them with their true features."""
+        """Pair the predictions of tiles with a finer tile under them with their true features."""
         whole = super().prediction(predicted, goal, batch)
         is_present = goal.weight > 0 if goal.weight is not None else slice(None)
         return FeaturePrediction(

@@ -10,12 +10,12 @@ def check_term(recipe: Recipe, term: Term, settings: Collection[str]) -> None:
     """Refuse a term with settings or teachers that do not exist.
 
     Args:
-        recipe: that has the term.
-        term: to be checked.
-        settings: that its kind has.
+        recipe: the recipe that has the term.
+        term: the term to check.
+        settings: names of the settings of the term's kind.
 
     Raises:
-        DistillError: there is one.
+        DistillError: there is such a setting or teacher.
     """
     wrong = sorted({*term.settings} - {*settings})
     unknown = sorted({*term.teachers} - {*recipe.teachers})

@@ -18,7 +18,7 @@ from distill.terms.term import Key, Losses, TermContext, TermInputs, TermLoss
 
 
 class MatchLoss(TermLoss):
-    """Cosine and smooth L1 of embeddings and of tokens, teachers weighted by the recipe.
+    """Computes cosine and smooth L1 of embeddings and tokens, teachers weighted by the recipe.
 
     Settings: `cosine` and `token_cosine`, shares of the cosine (the rest is smooth L1); `cls`,
     `patch` and `grid`, weights of the outputs.
@@ -30,7 +30,7 @@ class MatchLoss(TermLoss):
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
-        self.heads = [key for key in context.of(CLS, PATCH, GRID) if self.settings[key[1]] > 0]
+        self.heads = [key for key in context.keys_of(CLS, PATCH, GRID) if self.settings[key[1]] > 0]
         names = {column.name: column.teacher for column in context.columns}
         self._teacher = {key: names[key[0]] for key in self.heads}
         self.teachers = list(dict.fromkeys(self._teacher.values()))
@@ -42,39 +42,39 @@ class MatchLoss(TermLoss):
         )
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry a teacher."""
-        losses_TB = torch.stack([self._of(teacher, inputs) for teacher in self.teachers])
+        """Return one loss [B] per teacher."""
+        losses_TB = torch.stack([self._teacher_loss(teacher, inputs) for teacher in self.teachers])
         weighted_TB = self.weighting(losses_TB, inputs.generator) * losses_TB
         return {f"match {name}": weighted_TB[i] for i, name in enumerate(self.teachers)}
 
-    def _of(self, teacher: str, inputs: TermInputs) -> Tensor:
+    def _teacher_loss(self, teacher: str, inputs: TermInputs) -> Tensor:
         parts = [
-            self.settings[key[1]] * self._one(key, inputs)
+            self.settings[key[1]] * self._output_loss(key, inputs)
             for key, name in self._teacher.items()
             if name == teacher
         ]
         return torch.stack(parts).sum(dim=0)
 
-    def _one(self, key: Key, inputs: TermInputs) -> Tensor:
+    def _output_loss(self, key: Key, inputs: TermInputs) -> Tensor:
         goal = inputs.goals[key]
         if key[1] != CLS:
             return weighted_mean(self._token(inputs.predictions[key], goal.target), goal.weight)
-        several = [inputs.predictions, *inputs.nested]
-        losses = torch.stack([self._cls(some[key], goal.target) for some in several]).mean(dim=0)
+        all_predictions = [inputs.predictions, *inputs.nested]
+        losses = torch.stack([self._cls(p[key], goal.target) for p in all_predictions]).mean(dim=0)
         return losses if goal.weight is None else losses * goal.weight
 
 
 class ContrastLoss(TermLoss):
-    """Contrast predictions and targets of embeddings within the batch, mean over teachers."""
+    """Contrasts predictions with targets of embeddings within the batch, mean over teachers."""
 
     allowed = MappingProxyType({"temperature": 0.1})
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
-        self.heads = context.of(CLS)
+        self.heads = context.keys_of(CLS)
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry."""
+        """Return one loss [B] over all teachers."""
         temperature = self.settings["temperature"]
         losses = [
             info_nce_loss(
@@ -86,16 +86,16 @@ class ContrastLoss(TermLoss):
 
 
 class LogSumLoss(TermLoss):
-    """G2L's log of a sum of powers of differences, mean over teachers, over log D channels."""
+    """Computes G2L's log of a sum of powers of differences between predictions and targets."""
 
     allowed = MappingProxyType({"power": 4.0})
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
-        self.heads = context.of(CLS)
+        self.heads = context.keys_of(CLS)
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry a teacher."""
+        """Return one loss [B] per teacher."""
         return {
             f"log-sum {key[0]}": log_sum_loss(
                 inputs.predictions[key], inputs.goals[key].target, power=self.settings["power"]
@@ -106,46 +106,47 @@ class LogSumLoss(TermLoss):
 
 
 class PrototypeLoss(TermLoss):
-    """Cross-entropy of assignments to prototypes, of embeddings and of all patch tokens.
+    """Computes the cross-entropy of assignments to prototypes, of embeddings and patch tokens.
 
     Source: H0-mini (arXiv 2501.16239) matches the teacher's DINO and iBOT heads. Public
     checkpoints have no such heads, so the prototypes here are fixed directions of the teacher's
-    normalised features, the same for teacher and student; targets are centred as the statistics
-    are, so that no running centre is needed.
+    normalised features, the same for teacher and student; the normalisation centres targets, so
+    that no running centre is needed.
 
-    Settings: `prototypes`; `teacher_temperature` and `temperature`, of cosines of unit variance.
+    Settings: `prototypes`, their number; `teacher_temperature` and `temperature`, for cosines at
+    unit variance.
     """
 
     allowed = MappingProxyType({"prototypes": 1024, "teacher_temperature": 0.4, "temperature": 1.0})
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
-        self.heads = context.of(CLS, PATCH)
-        context.of(PATCH)
+        self.heads = context.keys_of(CLS, PATCH)
+        context.keys_of(PATCH)
         dims = {column.name: column.dim for column in context.columns}
-        drawn = torch.Generator().manual_seed(context.recipe.seed)
+        generator = torch.Generator().manual_seed(context.recipe.seed)
         for number, (name, _) in enumerate(self.heads):
             shape = (int(self.settings["prototypes"]), dims[name])
-            fixed = F.normalize(torch.randn(shape, generator=drawn), dim=-1)
-            self.register_buffer(f"prototypes{number}", fixed)
+            directions = F.normalize(torch.randn(shape, generator=generator), dim=-1)
+            self.register_buffer(f"prototypes{number}", directions)
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return DINO losses of embeddings and iBOT losses of tokens."""
+        """Return DINO losses of embeddings and iBOT losses of tokens, [B] each."""
         losses: Losses = {}
         for number, key in enumerate(self.heads):
             name = f"{'dino' if key[1] == CLS else 'ibot'} {key[0]}"
-            loss = self._one(inputs.predictions[key], inputs.goals[key], number)
+            loss = self._output_loss(inputs.predictions[key], inputs.goals[key], number)
             losses[name] = loss if loss.ndim == 1 else loss.mean(dim=1)
         return losses
 
-    def _one(self, predicted: Tensor, goal: Goal, number: int) -> Tensor:
+    def _output_loss(self, predicted: Tensor, goal: Goal, number: int) -> Tensor:
         directions_KD = self.get_buffer(f"prototypes{number}")
         with torch.autocast(predicted.device.type, enabled=False):
-            # Cosines with random directions vary as 1 / D: brought to unit variance.
+            # The variance of cosines with random directions is 1 / D; they are scaled to 1.
             scale = directions_KD.shape[1] ** 0.5
             logits, target = (
                 F.normalize(x.float(), dim=-1) @ directions_KD.T * scale
                 for x in (predicted, goal.target)
             )
-            certain = (target / self.settings["teacher_temperature"]).softmax(dim=-1)
-            return dino_loss(logits, certain, temperature=self.settings["temperature"])
+            probabilities = (target / self.settings["teacher_temperature"]).softmax(dim=-1)
+            return dino_loss(logits, probabilities, temperature=self.settings["temperature"])

@@ -16,14 +16,14 @@ from distill.terms.term import Key, Losses, TermContext, TermInputs, TermLoss
 
 
 class RelationLoss(TermLoss):
-    """Similarities between samples of the batch, embedding against target; no head."""
+    """Compares similarities between samples of the batch, of embedding and target; without head."""
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
-        self._keys = context.of(CLS)
+        self._keys = context.keys_of(CLS)
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry."""
+        """Return one loss [B]."""
         losses = [
             batch_relation_loss(inputs.outputs.embedding, inputs.goals[key].target)
             for key in self._keys
@@ -32,27 +32,27 @@ class RelationLoss(TermLoss):
 
 
 class TokenRelationLoss(TermLoss):
-    """Similarities between tokens of a tile, or tiles under it; through the heads."""
+    """Compares similarities between tokens of a tile, or tiles under it, after the heads."""
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
-        self.heads = context.of(PATCH, GRID)
+        self.heads = context.keys_of(PATCH, GRID)
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry."""
-        losses = [self._one(key, inputs) for key in self.heads]
+        """Return one loss [B]."""
+        losses = [self._key_loss(key, inputs) for key in self.heads]
         return {"token-relation": torch.stack(losses).mean(dim=0)}
 
-    def _one(self, key: Key, inputs: TermInputs) -> Tensor:
+    def _key_loss(self, key: Key, inputs: TermInputs) -> Tensor:
         goal = inputs.goals[key]
         mask = None if goal.weight is None else goal.weight > 0
         return token_relation_loss(inputs.predictions[key], goal.target, mask)
 
 
 class LogitLoss(TermLoss):
-    """A classifier on the embedding that learns a teacher's logits, from a column of the lake.
+    """Trains a classifier on the embedding to predict a teacher's logits, a column of the lake.
 
-    The true class of decoupled distillation is the teacher's, since tiles have no labels.
+    The true class of decoupled distillation is the teacher's class, since tiles have no labels.
     """
 
     raw = True
@@ -65,7 +65,7 @@ class LogitLoss(TermLoss):
         )
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry a column."""
+        """Return one loss [B] per column."""
         losses: Losses = {}
         for name, classifier in zip(self._columns, self.classifiers, strict=True):
             logits_BC = inputs.batch.features[name].float()
@@ -77,24 +77,24 @@ class LogitLoss(TermLoss):
     kind = "kl"
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Return the loss per sample."""
+        """Return the loss per sample [B]."""
         return kl_loss(student_BC, teacher_BC, temperature=self.settings["temperature"])
 
 
 class KlLoss(LogitLoss):
-    """KL divergence at a temperature."""
+    """Compares logits by KL divergence at a temperature."""
 
     allowed = MappingProxyType({"temperature": 4.0})
 
 
 class DecoupledLoss(LogitLoss):
-    """Decoupled knowledge distillation (DKD)."""
+    """Compares logits by decoupled knowledge distillation (DKD)."""
 
     kind = "decoupled"
     allowed = MappingProxyType({"temperature": 4.0, "target": 1.0, "other": 8.0})
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Return the loss per sample."""
+        """Return the loss per sample [B]."""
         return decoupled_loss(
             student_BC,
             teacher_BC,
@@ -106,19 +106,19 @@ class DecoupledLoss(LogitLoss):
 
 
 class MultiLevelLoss(LogitLoss):
-    """Multi-level distillation: instance, batch and class levels at temperatures 2 to 6."""
+    """Compares logits by instance, batch and class at temperatures 2 to 6 (multi-level)."""
 
     kind = "multi-level"
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Return the loss per sample."""
+        """Return the loss per sample [B]."""
         return multi_level_loss(student_BC, teacher_BC)
 
 
 class PrivilegedLoss(TermLoss):
-    """VICReg of two views and a column that only training has, as TriDeNT; weights 25, 25, 1.
+    """Computes VICReg of two views and a column that only training has, as in TriDeNT.
 
-    Settings: `width` of the projections.
+    The weights are 25, 25 and 1. Settings: `width` of the projections.
     """
 
     raw = True
@@ -132,7 +132,7 @@ class PrivilegedLoss(TermLoss):
         self.privileged = nn.ModuleList(_projector(c.dim, width) for c in context.columns)
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return one entry."""
+        """Return one loss [B]."""
         branches = [self.own(outputs.embedding) for outputs in (inputs.outputs, inputs.another())]
         for name, projector in zip(self._columns, self.privileged, strict=True):
             branches.append(projector(inputs.batch.features[name].float()))

@@ -1,7 +1,7 @@
 """The training task of a region encoder over cached grids of features; no pixels.
 
-Source: PatHME (hvcl/PatHME), re-written from its description, as its public code does not run. What
-was kept and what was changed stands with each class.
+Source: PatHME (hvcl/PatHME), re-written from its description, as its public code does not run. Each
+class lists what was kept and what was changed.
 
 Shape letters: B regions, N fine tokens, E embedding of a teacher, D width, T experts.
 """
@@ -28,28 +28,28 @@ from distill.terms.region_terms import RegionSelf, region_terms
 
 
 class RegionTask(TrainingTask):
-    """Trains a `RegionEncoder` by itself and by experts.
+    """Trains a `RegionEncoder` by self-distillation and by experts.
 
     Terms: "dino", class tokens of crops against those of the whole in each stream, and across the
     streams; "ibot", hidden tokens of both grids; "koleo", class tokens; "expert", each expert's
-    fine features from the fine tokens; "hierarchy", 1 - cos of what hierarchical attention gives to
-    the student and to the moving average (PatHME divides it by 0.1: a weight of 10).
+    fine features from the fine tokens; "hierarchy", 1 - cos of hierarchical attention's
+    outputs in the student and the moving average (PatHME divides it by 0.1: a weight of 10).
 
     Kept of PatHME: the terms and their weights, crops of 6 x 6 of 16 x 16 and 3 x 3 of 4 x 4 cells
     (the same shares of other grids), hidden tokens, the momentum. Changed:
     - DINO across the streams also takes the region's vector, since the hierarchical term alone is
       smallest where all regions are one constant.
-    - Experts have a head each and normalised targets; the student's teacher is its own expert
-      if it is the only one. They are weighted by the recipe, so that all weigh 1 together.
+    - Each expert has its own head and normalised targets; a single teacher is both input and
+      expert. The recipe weights the experts; their weights add up to 1.
     - The teacher's temperature (0.05) and the momentum (0.992) are constant, where PatHME raises
       them to 0.07 and 1; a running centre per stream; 1 prototype head for both streams' class
       tokens, so that they can be compared, and 1 for tokens; as many prototypes as in the
       recipe (65,536 there); the mean of KoLeo and iBOT over both streams.
 
     Args:
-        recipe: of a `RegionStudent`; its first teacher is seen, the others are experts.
-        dims: E of each teacher.
-        norms: of the first teacher at three mpps, of the experts at the finest.
+        recipe: recipe of a `RegionStudent`; the first teacher is the input, the others are experts.
+        dims: width E of each teacher's features.
+        norms: normalisations of the first teacher at three mpps, of the experts at the finest mpp.
 
     Raises:
         DistillError: a term or a setting is not known, or statistics are missing.
@@ -79,10 +79,10 @@ class RegionTask(TrainingTask):
         region = self.encoder.region(batch)
         outputs, losses = self.own(self.encoder.network, region, generator)
         if self.experts:
-            losses |= self._expert(outputs, batch, generator)
+            losses |= self._expert_losses(outputs, batch, generator)
         return losses  # type: ignore[no-any-return]
 
-    def _expert(
+    def _expert_losses(
         self, outputs: RegionOutputs, batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         under, losses = batch.under[self.encoder.fine], []
@@ -99,12 +99,12 @@ class RegionTask(TrainingTask):
         return {f"expert {name}": losses_TB[i] for i, name in enumerate(self.experts)}
 
     def after_step(self, step: int) -> None:
-        """Move the average and the centres."""
+        """Update the moving average and the centres."""
         self.own.after_step(self.encoder.network, step)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, FeaturePrediction]:
-        """Predict each expert's features from the fine tokens of tiles that are there."""
+        """Predict each expert's features from the fine tokens of tiles that exist."""
         tokens_BND = self.encoder(batch).fine.tokens
         under = batch.under[self.encoder.fine]
         mask_BN = under.mask.flatten(1)
@@ -120,35 +120,35 @@ class RegionTask(TrainingTask):
 
     @property
     def student(self) -> nn.Module:
-        """The encoder; heads and the average are not needed to use it."""
+        """Return the encoder; heads and the average are not needed to use it."""
         return self.encoder
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
-        """The student, and its heads."""
+        """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
 
     @property
     def dim(self) -> int:
-        """Width of a region's vector."""
+        """Return the width of a region's vector."""
         return self.encoder.network.width
 
 
 def _experts(recipe: Recipe) -> tuple[str, ...]:
-    """Return the teachers of the fine features that are matched; none without the term."""
+    """Return the teachers whose fine features are predicted; () without the term "expert"."""
     for term in recipe.terms:
         if term.kind == "expert":
             return term.teachers or recipe.teachers[1:] or recipe.teachers
     return ()
 
 
-def _task(inputs: TaskInputs) -> RegionTask:
+def _region_task(inputs: TaskInputs) -> RegionTask:
     """Build a region encoder with its heads and terms."""
     dims = {column.name: column.dim for column in inputs.columns}
     return RegionTask(inputs.recipe, dims, inputs.norms)
 
 
-def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
+def _restored_encoder(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> FeatureStudent:
     """Restore a region encoder from its card and weights."""
     teachers, recipe, levels = card["teachers"], card["recipe"], card["levels"]
     settings = RegionStudent(**recipe["student"])
@@ -158,4 +158,4 @@ def _restored(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Feature
     )
 
 
-REGION = StudentKind(task=_task, keep=feature_card, restore=_restored)
+REGION = StudentKind(task=_region_task, keep=feature_card, restore=_restored_encoder)

@@ -24,8 +24,8 @@ from distill.students.region_network import (
     RegionNetwork,
     RegionOutputs,
     Tokens,
+    crop_cells,
     crop_side,
-    windows,
 )
 from distill.terms.feature_terms import check_term
 from distill.train.ema import Ema
@@ -51,13 +51,13 @@ class RegionTerms:
     """The terms of a recipe of regions.
 
     Attributes:
-        by_kind: each kind once at most.
+        by_kind: the terms by kind, at most one of each.
     """
 
     by_kind: Mapping[str, Term]
 
     def has(self, kind: str) -> bool:
-        """Return whether a term is among them."""
+        """Return whether the recipe has a term of this kind."""
         return kind in self.by_kind
 
     def weight(self, kind: str) -> float:
@@ -65,12 +65,12 @@ class RegionTerms:
         return self.by_kind[kind].weight
 
     def setting(self, kind: str, name: str) -> float:
-        """Return a setting of a term, or its default."""
+        """Return a setting of a term, or the default."""
         return self.by_kind[kind].settings.get(name, SETTINGS[kind][name])
 
 
 def region_terms(recipe: Recipe) -> RegionTerms:
-    """Return the terms of a recipe.
+    """Return the checked terms of a recipe.
 
     Raises:
         DistillError: a kind, a setting or a teacher is not known, or "dino" is not among them.
@@ -93,10 +93,10 @@ class AverageOutputs:
     """Outputs of the moving average for a region, without gradient.
 
     Attributes:
-        whole: its outputs.
+        whole: outputs of the average's network.
         fine: logits of the fine stream's class token [B, K].
         mid: logits of the coarse stream's class token [B, K].
-        tokens: logits of fine [B, N, K] and mid tokens [B, M, K], if there is iBOT.
+        tokens: logits of fine [B, N, K] and mid tokens [B, M, K], if the recipe has "ibot".
     """
 
     whole: RegionOutputs
@@ -110,8 +110,8 @@ class RegionSelf(nn.Module):
 
     Args:
         settings: width and prototypes.
-        terms: of the recipe.
-        network: that is followed.
+        terms: terms of the recipe.
+        network: network that the moving average follows.
     """
 
     def __init__(self, settings: RegionStudent, terms: RegionTerms, network: RegionNetwork) -> None:
@@ -120,7 +120,7 @@ class RegionSelf(nn.Module):
         self.cls_head = PrototypeHead(settings.width, settings.prototypes)
         ibot = terms.has("ibot")
         self.token_head = PrototypeHead(settings.width, settings.prototypes) if ibot else None
-        # Of class tokens of the fine and the coarse stream, and of their tokens.
+        # Centres of the class tokens of the fine and the coarse stream, and of their tokens.
         self.centres = nn.ModuleList(Centre(settings.prototypes) for _ in range(4 if ibot else 2))
         momentum = terms.setting("dino", "momentum")
         self.average = Ema(self._followed(network), lambda _: momentum)
@@ -134,13 +134,13 @@ class RegionSelf(nn.Module):
     def forward(
         self, network: RegionNetwork, region: Region, generator: torch.Generator
     ) -> tuple[RegionOutputs, dict[str, Tensor]]:
-        """Run the network with some tokens hidden; return outputs and weighted losses [B]."""
-        hidden = self._hidden(region, generator)
+        """Run the network with hidden tokens; return its outputs and the weighted losses [B]."""
+        hidden = self._hidden_masks(region, generator)
         outputs: RegionOutputs = network(region, hidden)
-        average = self._teach(region)
+        average = self._average_of(region)
         self._average_outputs = (average, region)
-        crops = self._crops(network, region, average, generator)
-        terms = {"dino": {**crops, "dino-across": self._across(outputs, average, region)}}
+        crops = self._crop_losses(network, region, average, generator)
+        terms = {"dino": {**crops, "dino-across": self._across_streams(outputs, average, region)}}
         if self.terms.has("ibot"):
             terms["ibot"] = {"ibot": self._ibot(outputs, average, hidden)}
         if self.terms.has("koleo"):
@@ -153,8 +153,8 @@ class RegionSelf(nn.Module):
             for name, loss_B in losses.items()
         }
 
-    def _hidden(self, region: Region, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw the fine and mid tokens that are hidden from the student; none is background."""
+    def _hidden_masks(self, region: Region, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the masks of the fine and the mid tokens to hide; background is never hidden."""
         masks = []
         for present in (region.fine_there.flatten(1), region.mid_there.flatten(1)):
             mask = torch.zeros_like(present)
@@ -172,7 +172,7 @@ class RegionSelf(nn.Module):
         return masks[0], masks[1]
 
     @torch.no_grad()
-    def _teach(self, region: Region) -> AverageOutputs:
+    def _average_of(self, region: Region) -> AverageOutputs:
         network, cls_head, *token_head = self._average_parts()
         whole: RegionOutputs = network(region)
         grids = (whole.fine.tokens, whole.mid.tokens)
@@ -187,22 +187,22 @@ class RegionSelf(nn.Module):
         return self.average.module
 
     def _target(self, centre: int, logits: Tensor) -> Tensor:
-        sharp = self.terms.setting("dino", "teacher_temperature")
-        probabilities: Tensor = self.centres[centre].probabilities(logits, temperature=sharp)  # type: ignore[operator]
+        temperature = self.terms.setting("dino", "teacher_temperature")
+        probabilities: Tensor = self.centres[centre].probabilities(logits, temperature=temperature)  # type: ignore[operator]
         return probabilities
 
     def _dino(self, cls: Tensor, target: Tensor) -> Tensor:
-        heat = self.terms.setting("dino", "temperature")
-        return dino_loss(self.cls_head(cls), target, temperature=heat)
+        temperature = self.terms.setting("dino", "temperature")
+        return dino_loss(self.cls_head(cls), target, temperature=temperature)
 
-    def _crops(
+    def _crop_losses(
         self,
         network: RegionNetwork,
         region: Region,
         average: AverageOutputs,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Compare crops of each stream with the whole; a crop without tiles does not count."""
+        """Return the losses [B] of each stream's crops against the whole, without empty crops."""
         crops = int(self.terms.setting("dino", "crops"))
         fine, mid, _ = network.tokens(region)
         parts: list[tuple[str, Tokens, Any, Tensor]] = [
@@ -213,16 +213,18 @@ class RegionSelf(nn.Module):
         for name, tokens, stream, target_BK in parts:
             side = math.isqrt(tokens.mask.shape[1])
             part = crop_side(side, self.terms.setting("dino", f"{name}_share"))
-            at_BCS = windows(len(tokens.mask), crops, side, part, generator)
-            some = tokens.at(at_BCS.to(tokens.mask.device))
-            cls_BCD = stream(some).cls.view(len(at_BCS), crops, -1)
-            mask_BC = some.mask.any(dim=1).view(len(at_BCS), crops)
+            at_BCS = crop_cells(len(tokens.mask), crops, side, part, generator)
+            crop_tokens = tokens.at(at_BCS.to(tokens.mask.device))
+            cls_BCD = stream(crop_tokens).cls.view(len(at_BCS), crops, -1)
+            mask_BC = crop_tokens.mask.any(dim=1).view(len(at_BCS), crops)
             loss_BC = self._dino(cls_BCD, target_BK[:, None])
             losses[f"dino-{name}"] = weighted_mean(loss_BC, mask_BC)
         return losses
 
-    def _across(self, outputs: RegionOutputs, average: AverageOutputs, region: Region) -> Tensor:
-        """Compare each stream, and the region's vector, with the other stream of the average."""
+    def _across_streams(
+        self, outputs: RegionOutputs, average: AverageOutputs, region: Region
+    ) -> Tensor:
+        """Return the loss of streams and region vector against the average's other stream [B]."""
         fine_BK, mid_BK = self._target(0, average.fine), self._target(1, average.mid)
         losses = [
             self._dino(outputs.fine.cls, mid_BK),
@@ -237,25 +239,25 @@ class RegionSelf(nn.Module):
     def _ibot(
         self, outputs: RegionOutputs, average: AverageOutputs, hidden: Sequence[Tensor]
     ) -> Tensor:
-        heat, losses = self.terms.setting("dino", "temperature"), []
+        temperature, losses = self.terms.setting("dino", "temperature"), []
         for place, tokens in enumerate((outputs.fine.tokens, outputs.mid.tokens)):
             logits: Tensor = self.token_head(tokens)  # type: ignore[misc]
             target = self._target(2 + place, average.tokens[place])
-            losses.append(ibot_loss(logits, target, hidden[place], temperature=heat))
+            losses.append(ibot_loss(logits, target, hidden[place], temperature=temperature))
         return torch.stack(losses).mean(dim=0)
 
     def after_step(self, network: RegionNetwork, step: int) -> None:
-        """Move the average, and the centres by its last outputs."""
+        """Update the moving average, and the centres by its last outputs."""
         self.average.update(self._followed(network), step)
         if self._average_outputs is None:
             return
         average, region = self._average_outputs
         present = (region.fine_there.flatten(1), region.mid_there.flatten(1))
         logits = [average.fine, average.mid]
-        # A centre averages over all workers, so each contributes, also where no tile is there.
+        # A centre averages over all workers, so each contributes, also without any tile.
         logits += [t[m] if m.any() else t for t, m in zip(average.tokens, present, strict=False)]
-        for centre, values in zip(self.centres, logits, strict=False):
-            centre.update(values)  # type: ignore[operator]
+        for centre, centre_logits in zip(self.centres, logits, strict=False):
+            centre.update(centre_logits)  # type: ignore[operator]
         self._average_outputs = None
 
 
@@ -269,7 +271,7 @@ def _consistency(outputs: RegionOutputs, average: RegionOutputs, region: Region)
 
 
 def _koleo(outputs: RegionOutputs, region: Region) -> Tensor:
-    """Return KoLeo of class tokens, mean over streams; without fine tiles a region counts half."""
+    """Return KoLeo of class tokens, mean over streams [B]; without fine tiles its part is 0."""
     any_fine_B = region.fine_there.flatten(1).any(dim=1)
     fine_B = torch.where(any_fine_B, koleo_loss(outputs.fine.cls), 0)
     return (fine_B + koleo_loss(outputs.mid.cls)) / 2

@@ -1,7 +1,7 @@
 """Self-distillation from pixels as a term: DINO over crops, iBOT on hidden patches, KoLeo.
 
-The moving average of the student gets a whole view; the student gets another whole view with
-patches hidden, and local crops.
+The moving average of the student embeds a whole view; the student embeds another whole view with
+hidden patches, and local crops.
 
 Shape letters: B samples, N tokens, D embedding, K prototypes, C channels, H W pixels.
 """
@@ -27,7 +27,7 @@ AREA = (0.05, 0.32)
 
 
 class SelfDistillation(TermLoss):
-    """DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile with cached targets.
+    """Computes DINO, iBOT and KoLeo as in DINOv2 and GPFM, on a tile with cached targets.
 
     Changed: the global views are the whole tile, differently turned and stained, since targets are
     of the whole tile; patches are hidden in the pixels (grey), which any network can see; one
@@ -67,17 +67,17 @@ class SelfDistillation(TermLoss):
         self._logits: tuple[Tensor, Tensor] | None = None
 
     def forward(self, inputs: TermInputs) -> Losses:
-        """Return three entries: DINO, iBOT and KoLeo."""
+        """Return three weighted losses [B]: DINO, iBOT and KoLeo."""
         if inputs.batch.pixels is None:
             msg = "self-distillation needs pixels"
             raise TypeError(msg)
         x_BCHW = sized(inputs.batch.pixels, self._input_px)
         first, second = (draw(x_BCHW, self._views, inputs.generator).pixels for _ in range(2))
-        cls_a_BK, tokens_a_BNK = self._teacher(first)
-        cls_b_BK, _ = self._teacher(second)
-        hidden, mask_BN = self._hidden(first, inputs.generator)
+        cls_a_BK, tokens_a_BNK = self._teacher_logits(first)
+        cls_b_BK, _ = self._teacher_logits(second)
+        hidden, mask_BN = self._hide_patches(first, inputs.generator)
         masked: StudentOutputs = self._student[0](hidden)
-        local = [self._student[0](view) for view in self._local(x_BCHW, inputs.generator)]
+        local = [self._student[0](view) for view in self._local_crops(x_BCHW, inputs.generator)]
         logits_BK = self.cls_head(masked.embedding)
         losses = [self._dino(logits_BK, cls_b_BK)]
         for outputs in local:
@@ -85,7 +85,7 @@ class SelfDistillation(TermLoss):
             losses += [self._dino(small_BK, cls_a_BK), self._dino(small_BK, cls_b_BK)]
         ibot_B = ibot_loss(
             self.token_head(masked.tokens.flatten(1, 2)),
-            self.token_centre.probabilities(tokens_a_BNK, temperature=self._sharp),
+            self.token_centre.probabilities(tokens_a_BNK, temperature=self._teacher_temperature),
             mask_BN.to(hidden.device),
             temperature=self.settings["temperature"],
         )
@@ -97,32 +97,32 @@ class SelfDistillation(TermLoss):
         }
 
     @property
-    def _sharp(self) -> float:
+    def _teacher_temperature(self) -> float:
         return self.settings["teacher_temperature"]
 
     def _dino(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
-        target = self.cls_centre.probabilities(teacher_BK, temperature=self._sharp)
+        target = self.cls_centre.probabilities(teacher_BK, temperature=self._teacher_temperature)
         return dino_loss(student_BK, target, temperature=self.settings["temperature"])
 
     @torch.no_grad()
-    def _teacher(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _teacher_logits(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the moving average's logits of embeddings [B, K] and of tokens [B, N, K]."""
-        student, cls_head, token_head = self._parts()
+        student, cls_head, token_head = self._average_parts()
         outputs: StudentOutputs = student(x_BCHW)
         return cls_head(outputs.embedding), token_head(outputs.tokens.flatten(1, 2))
 
-    def _parts(self) -> Any:  # noqa: ANN401 - three modules
+    def _average_parts(self) -> Any:  # noqa: ANN401 - three modules
         return self.average.module
 
-    def _hidden(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Hide the squares under some tokens at 0, which is grey; return pixels and mask [B, N]."""
+    def _hide_patches(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Set the squares under random tokens to 0 (grey); return pixels and mask [B, N]."""
         height, width = self._student[0].grid
         mask_BN = random_mask(len(x_BCHW), height * width, generator)
         grid_B1HW = mask_BN.view(-1, 1, height, width).float().to(x_BCHW.device)
         visible = 1 - F.interpolate(grid_B1HW, x_BCHW.shape[2:], mode="nearest")
         return (x_BCHW * visible).contiguous(memory_format=torch.channels_last), mask_BN
 
-    def _local(self, x_BCHW: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def _local_crops(self, x_BCHW: Tensor, generator: torch.Generator) -> list[Tensor]:
         # A multiple of 32: the stride of convolutional networks; vision transformers must be built
         # with dynamic_img_size to see crops.
         side = max(32, round(self._input_px * self.settings["crop_share"] / 32) * 32)
@@ -132,7 +132,7 @@ class SelfDistillation(TermLoss):
         ]
 
     def after_step(self, step: int, student: nn.Module) -> None:
-        """Move the average and the centres."""
+        """Update the moving average and the centres."""
         followed = nn.ModuleList([student, self.cls_head, self.token_head])
         self.average.update(followed, step)
         if self._logits is not None:

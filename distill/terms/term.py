@@ -1,7 +1,7 @@
-"""The base of all terms of a tile student's loss: their inputs, and what they are built from.
+"""The base class of all terms of a tile student's loss, with their inputs and contexts.
 
-A term gives losses per sample, weighted by teacher; its own weight comes on top. The columns of the
-lake decide which outputs of the student are compared with which targets.
+A term returns losses per sample, weighted by teacher; the task multiplies them by the term's
+weight. The columns of the lake decide which outputs of the student are compared with which targets.
 
 Shape letters: B samples, D embedding.
 """
@@ -30,13 +30,13 @@ class TermInputs:
     """Inputs of a term for one batch.
 
     Attributes:
-        batch: raw features.
-        outputs: what the student makes of its view.
-        goals: by column and output.
-        predictions: of the heads, by column and output.
-        nested: predictions of the embedding's first channels alone, by column; one entry a width.
-        another: runs the student on another view.
-        generator: of random numbers.
+        batch: batch with raw features.
+        outputs: the student's outputs for its view.
+        goals: goals by column and output.
+        predictions: predictions of the heads, by column and output.
+        nested: predictions from the embedding's first channels alone, by column; one entry a width.
+        another: function that runs the student on another view.
+        generator: generator of random draws.
     """
 
     batch: Batch
@@ -50,14 +50,14 @@ class TermInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class TermContext:
-    """Recipe, student and columns that a term is built from.
+    """Recipe, student and columns from which a term is built.
 
     Attributes:
-        recipe: that has the term.
-        term: its own entry.
-        student: for widths.
-        columns: of its teachers.
-        keys: columns and outputs of its teachers that have goals.
+        recipe: the recipe that has the term.
+        term: the term's entry in the recipe.
+        student: the student's network, for its widths.
+        columns: columns of the term's teachers.
+        keys: columns and outputs of the term's teachers that have goals.
     """
 
     recipe: Recipe
@@ -66,11 +66,11 @@ class TermContext:
     columns: Sequence[TeacherColumn]
     keys: Sequence[Key] = field(default_factory=list)
 
-    def of(self, *outputs: str) -> list[Key]:
-        """Return the term's columns with one of these outputs.
+    def keys_of(self, *outputs: str) -> list[Key]:
+        """Return the (column, output) keys of the term that have one of these outputs.
 
         Raises:
-            DistillError: there is none.
+            DistillError: there is no such key.
         """
         matching_keys = [key for key in self.keys if key[1] in outputs]
         if not matching_keys:
@@ -84,14 +84,14 @@ class TermContext:
 
 
 class TermLoss(nn.Module, ABC):
-    """One term of the loss.
+    """Base class of one term of the loss.
 
     Attributes:
-        heads: columns and outputs that it needs predictions of.
+        heads: columns and outputs for which the term needs predictions.
     """
 
     allowed: ClassVar[Mapping[str, float]] = MappingProxyType({})
-    # Whether its columns are taken as they are, without normalised goals.
+    # Whether the term reads its columns raw, without normalised goals.
     raw: ClassVar[bool] = False
 
     def __init__(self, context: TermContext) -> None:
@@ -111,4 +111,4 @@ class TermLoss(nn.Module, ABC):
         """Return the losses [B] by name."""
 
     def after_step(self, step: int, student: nn.Module) -> None:
-        """Move what follows the student, after each optimiser step."""
+        """Update moving averages and centres after each optimiser step."""

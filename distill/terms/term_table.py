@@ -1,6 +1,6 @@
-"""The terms of a tile student's loss, by name; the help and docs of terms are made of this table.
+"""The terms of a tile student's loss, by name; help and docs of terms are written from this table.
 
-A term is imported on use, so that reading the table takes no torch.
+A term is imported on use, so that reading the table does not import torch.
 """
 
 import difflib
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TermEntry:
-    """One term of the table.
+    """One term's entry in the table.
 
     Attributes:
         loader: `module:class` of its `TermLoss`.
-        summary: what it does, for help and docs.
-        source: where it is from.
-        of_column: whether it names a raw column of the lake, as `KIND:COLUMN`.
+        summary: sentence for help and docs about the effect of the term.
+        source: paper or method of the term.
+        of_column: whether the term names a raw column of the lake, as `KIND:COLUMN`.
     """
 
     loader: str
@@ -106,7 +106,7 @@ def term_class(kind: str) -> type["TermLoss"]:
     """Return the class of a term.
 
     Raises:
-        DistillError: there is none of this name.
+        DistillError: no term has this name.
     """
     if kind not in TERMS:
         close = difflib.get_close_matches(kind, TERMS, n=1)

@@ -1,4 +1,4 @@
-"""Tiles with cached features for the training loop: a stream per mpp, taken in turns."""
+"""Tiles with cached features for the training loop: a stream per mpp, read in turns."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ class Feed:
     """The tiles and features of a lake that a recipe reads.
 
     Attributes:
-        lake: at the run's version.
-        recipe: decides it.
+        lake: the lake at the run's version.
+        recipe: the recipe, which determines mpps and columns.
         slide_ids: slides of the tiles.
     """
 
@@ -32,10 +32,10 @@ class Feed:
     slide_ids: Sequence[str]
 
     def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
-        """Make one rank's streams of shuffled tiles, at each mpp where the slides have any.
+        """Return one rank's streams of shuffled tiles, one for each mpp at which slides have tiles.
 
-        A batch is a part of an optimiser step. Batches are whole: tiles that fill none are left to
-        another epoch. An mpp with too few tiles for one makes a small one of all.
+        A batch is a part of an optimiser step. All batches are whole: tiles that fill no batch are
+        left to another epoch. An mpp with too few tiles for a batch has one small batch of all.
         """
         parts = world * self.recipe.schedule.accumulate
         batch = max(1, self.recipe.schedule.batch_tiles // parts)
@@ -43,22 +43,22 @@ class Feed:
         for mpp in self._mpps():
             tiles = self._tiles(mpp)
             block = max(1, min(BLOCK_TILES, tiles // (8 * world)))
-            whole = tiles >= world * (batch + block)
+            is_whole = tiles >= world * (batch + block)
             streams.append(
                 self._stream(
                     mpp,
-                    batch_tiles=batch if whole else tiles // world + block,
+                    batch_tiles=batch if is_whole else tiles // world + block,
                     block_tiles=block,
                     seed=self.recipe.seed,
                     rank=rank,
                     world=world,
-                    drop_last=whole,
+                    drop_last=is_whole,
                 )
             )
         return streams
 
     def measuring(self, *, mixed_up: bool = False) -> list[Stream]:
-        """Make streams of all tiles at each mpp: in their own order, or shuffled once."""
+        """Return streams of all tiles at each mpp, in their own order or shuffled once."""
         return [
             self._stream(mpp, batch_tiles=MEASURE_TILES, block_tiles=BLOCK_TILES, shuffle=mixed_up)
             for mpp in self._mpps()
@@ -74,19 +74,19 @@ class Feed:
     def _stream(self, mpp: float, **settings: int) -> Stream:
         places = [c.places for c in columns_of(self.lake, self.recipe) if c.places]
         _, under = self.recipe.levels_of(self.lake.config.mpps)
-        at: dict[float, list[str]] = {level: [] for level in (mpp, *under)}
+        teachers_by_mpp: dict[float, list[str]] = {level: [] for level in (mpp, *under)}
         for teacher, level in self.recipe.needs(self.lake.config.mpps):
-            if level in at:
-                at[level].append(teacher)
-        # A region's rows are many: as many of them as of tiles would not fit.
+            if level in teachers_by_mpp:
+                teachers_by_mpp[level].append(teacher)
+        # A region has many rows, so fewer regions than single tiles fit into the buffer.
         rows = 1 if self.recipe.levels == 1 else sum(self._ratio(mpp, fine) ** 2 for fine in under)
         return self.lake.stream(
-            [*at.pop(mpp), *places],
+            [*teachers_by_mpp.pop(mpp), *places],
             mpp=mpp,
             slide_ids=self.slide_ids,
             pixels="uint8" if self.recipe.pixels else "none",
             buffer_tiles=max(BUFFER_TILES // rows, 4 * settings["batch_tiles"]),
-            under=at,
+            under=teachers_by_mpp,
             **settings,  # type: ignore[arg-type]
         )
 
@@ -96,7 +96,7 @@ class Feed:
 
 
 def stream_order(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw the order of streams over the batches of an epoch, which all ranks share."""
+    """Draw the order of streams over the batches of an epoch, the same on all ranks."""
     order = np.repeat(np.arange(len(streams)), [stream.steps for stream in streams])
     return np.random.default_rng([seed, epoch]).permutation(order)
 
@@ -104,7 +104,7 @@ def stream_order(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDA
 def mixed(
     streams: Sequence[Stream], *, epoch: int, seed: int, first: int = 0
 ) -> Iterator[TileBatch]:
-    """Yield an epoch of all streams from a batch on, as if the batches before it had been read."""
+    """Yield the batches of an epoch from `first` on, as if the earlier batches had been read."""
     turns = stream_order(streams, epoch=epoch, seed=seed)
     with contextlib.ExitStack() as stack:
         batches = []

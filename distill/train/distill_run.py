@@ -1,4 +1,4 @@
-"""A distillation run as one value: all that decides its result, and the files of its folder."""
+"""A distillation run as one value: all inputs that determine it, and the files of its folder."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ class DistillRun:
 
     Attributes:
         student: name of the student.
-        recipe: of the training.
+        recipe: recipe of the training.
         identities: identity of each column that is read, by `TEACHER@MPP`.
         train: slides that the student is trained on.
         held_out: slides of the held-out patients.
         lake: URI of the lake.
-        lake_version: that all workers read.
+        lake_version: version of the lake that all workers read.
         run: name of the run's folder, with a hash of all fields above but the lake's.
     """
 
@@ -38,32 +38,32 @@ class DistillRun:
 
     @property
     def report_path(self) -> str:
-        """The path of the student's report, which is written last."""
+        """Return the path of the student's report, which is written last."""
         return f"{student_folder(self.student)}/report.json"
 
     @property
     def config_path(self) -> str:
-        """The path of the run's settings."""
+        """Return the path of the run's settings."""
         return self.path("config.json")
 
     @property
     def norms_path(self) -> str:
-        """The path of the norms of the targets."""
+        """Return the path of the norms of the targets."""
         return self.path("norms.safetensors")
 
     @property
     def checkpoint_path(self) -> str:
-        """The path of the checkpoint."""
+        """Return the path of the checkpoint."""
         return self.path("checkpoint.pt")
 
     @property
     def status_path(self) -> str:
-        """The path of the file in which the first worker shows its progress."""
+        """Return the path of the file in which the first worker records its progress."""
         return self.path("status.json")
 
     @property
     def error_path(self) -> str:
-        """The path of the error that stopped all workers."""
+        """Return the path of the error that stopped all workers."""
         return self.path("error.json")
 
     def path(self, name: str) -> str:
@@ -71,7 +71,7 @@ class DistillRun:
         return f"runs/{self.run}/{name}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the run as `config.json` holds it."""
+        """Return the run as the content of `config.json`."""
         return {
             "student": self.student,
             "identities": dict(self.identities),
@@ -87,13 +87,13 @@ class DistillRun:
 def plan_run(
     lake: Lake, recipe: Recipe, *, student: str, slides: Sequence[str] | None = None
 ) -> DistillRun:
-    """Split the slides and name the run by a hash of all that decides its result.
+    """Split the slides and return the run, named by a hash of all inputs that determine it.
 
     Args:
-        lake: at the version that is to be read.
-        recipe: of the training.
+        lake: the lake at the version that the workers read.
+        recipe: recipe of the training.
         student: name of the student.
-        slides: to train on and to hold out from; all that are ready if None.
+        slides: slides that are split into training and held-out slides; all ready slides if None.
 
     Raises:
         DistillError: a slide is not in the lake, or not ready.
@@ -103,14 +103,14 @@ def plan_run(
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
         for teacher, mpp in recipe.needs(lake.config.mpps)
     }
-    decisive = {
+    hashed_inputs = {
         "student": student,
         "recipe": asdict(recipe),
         "identities": identities,
         "train": train,
         "held_out": held,
     }
-    text = json.dumps(decisive, sort_keys=True)
+    text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
         student=student,
         recipe=recipe,

@@ -12,12 +12,12 @@ from distill.errors import DistillError
 class Ema(nn.Module):
     """A copy of a module that follows its parameters, in evaluation mode and without gradients.
 
-    Parameters become momentum x own + (1 - momentum) x the module's. Buffers (of batch norms, for
-    instance) are copied as they are: a mean of running variances and of counters is neither.
+    An update sets each parameter to momentum x old + (1 - momentum) x the module's. Buffers, as
+    those of batch norms, are copied: an average of running variances or counters has no meaning.
 
     Args:
         source: the module to follow; it is copied now.
-        momentum: of each step, counted from 0.
+        momentum: function that returns the momentum of a step, counted from 0.
     """
 
     def __init__(self, source: nn.Module, momentum: Callable[[int], float]) -> None:
@@ -27,21 +27,21 @@ class Ema(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Ema":  # noqa: FBT001, FBT002
-        """Stay in evaluation mode, also where the model that holds this is put in training mode."""
+        """Stay in evaluation mode, also if the containing module is put in training mode."""
         return super().train(mode=False)
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Run the copy."""
+        """Run the copy without gradients."""
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
     @torch.no_grad()
     def update(self, source: nn.Module, step: int) -> None:
-        """Follow the module after optimiser step `step`.
+        """Update the averages from the module after optimiser step `step`.
 
         Raises:
-            DistillError: its parameters or buffers have other names, as those of a wrapped or
-                compiled module do.
+            DistillError: the module's parameters or buffers have other names than the copy's, as
+                in a wrapped or compiled module.
         """
         own_parameters, source_parameters = (
             dict(self.module.named_parameters()),

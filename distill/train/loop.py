@@ -1,7 +1,7 @@
 """The training loop of one worker in plain torch, without Ray and without a lake.
 
-All that is random is drawn from the seed, the step, its part and the worker, so that a run that
-goes on from a checkpoint draws what an undisturbed one would have drawn.
+All random draws depend on the seed, the step, its part and the worker alone, so that a run that
+continues from a checkpoint has the same draws as an undisturbed run.
 
 Shape letters: B samples.
 """
@@ -35,12 +35,12 @@ class State:
     """The state of a training, as a checkpoint holds it.
 
     Attributes:
-        task: the student with all that trains it.
-        optimiser: AdamW over its parameters.
-        average: moving average of the student that is kept in its stead, if the recipe has one.
-        step: optimiser steps done.
-        lines: the log so far.
-        seconds: of training, over all tries.
+        task: the student with its heads, terms and moving averages.
+        optimiser: AdamW over the task's parameters.
+        average: moving average that is kept instead of the student, if the recipe has one.
+        step: number of optimiser steps that are done.
+        lines: lines of the log so far.
+        seconds: seconds of training, over all tries.
     """
 
     task: TrainingTask
@@ -52,12 +52,12 @@ class State:
 
     @classmethod
     def fresh(cls, task: TrainingTask, schedule: Schedule) -> "State":
-        """Make the state of step 0."""
+        """Return the state of step 0."""
         average = Ema(task.student, lambda _: schedule.ema) if schedule.ema else None
         return cls(task=task, optimiser=make_optimiser(task, schedule), average=average)
 
     def to_bytes(self) -> bytes:
-        """Write the state as a file; `load` reads it without unpickling objects."""
+        """Return the state as a file, which `load` reads without unpickling objects."""
         file = io.BytesIO()
         average = None if self.average is None else self.average.state_dict()
         kept = {
@@ -72,7 +72,7 @@ class State:
         return file.getvalue()
 
     def load(self, file: bytes) -> None:
-        """Go on from a checkpoint's file."""
+        """Load the state from a checkpoint's file."""
         kept = torch.load(io.BytesIO(file), weights_only=True, map_location="cpu")
         self.task.load_state_dict(kept["task"])
         self.optimiser.load_state_dict(kept["optimiser"])
@@ -88,16 +88,16 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """Record of an optimiser step.
+    """The record of an optimiser step.
 
     Attributes:
-        number: from 1.
-        losses: mean over its tiles of each weighted term.
-        gradient: its norm before clipping.
+        number: number of the step, from 1.
+        losses: mean over the step's tiles of each weighted term.
+        gradient: norm of the gradient before clipping.
         rate: the learning rate.
-        tiles: of this worker.
-        waited_s: for data.
-        seconds: of all of it.
+        tiles: number of tiles of this worker.
+        waited_s: seconds of waiting for data.
+        seconds: seconds of the whole step.
     """
 
     number: int
@@ -110,7 +110,7 @@ class TrainingStep:
 
 
 def make_optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """Make AdamW, without decay of biases and norms."""
+    """Return AdamW without weight decay of biases and norms."""
     trained = [p for p in task.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
@@ -120,16 +120,16 @@ def make_optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine decay to zero at the last step."""
+    """Return a step's learning rate: linear warm-up, then cosine decay to zero at the last step."""
     warmup = max(1, round(schedule.warmup_share * steps))
     if step < warmup:
         return schedule.learning_rate * (step + 1) / warmup
-    left = 1 + math.cos(math.pi * (step - warmup) / (steps - warmup))
-    return schedule.learning_rate * 0.5 * left
+    decay = 1 + math.cos(math.pi * (step - warmup) / (steps - warmup))
+    return schedule.learning_rate * 0.5 * decay
 
 
 def generator_of(seed: int, *place: int) -> torch.Generator:
-    """Make a generator for one place of a run, whatever was drawn before."""
+    """Return a generator for one place of a run, independent of earlier draws."""
     (word,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64).tolist()
     return torch.Generator().manual_seed(word >> 1)
 
@@ -138,12 +138,12 @@ class Loop:
     """Trains a task on streams to the end of its schedule.
 
     Args:
-        recipe: of the run.
-        state: that it goes on from.
-        streams: of this worker, one a mpp.
-        device: where the task is.
-        model: the task as it is called: itself, or wrapped to train on several workers.
-        rank: of this worker.
+        recipe: recipe of the run.
+        state: state from which training continues.
+        streams: streams of this worker, one for each mpp.
+        device: device of the task.
+        model: the module that is called: the task, or a wrapper for several workers.
+        rank: rank of this worker.
 
     Raises:
         DistillError: there are too few tiles for one step.
@@ -174,7 +174,7 @@ class Loop:
 
     @property
     def epoch(self) -> int:
-        """The number of epochs that are done."""
+        """Return the number of epochs that are done."""
         return self.state.step // self.epoch_steps
 
     def run(self, after: Callable[[TrainingStep], None]) -> None:
@@ -202,7 +202,7 @@ class Loop:
         parts = [self._part(batches, number) for number in range(schedule.accumulate)]
         trained = [p for group in state.optimiser.param_groups for p in group["params"]]
         gradient = float(nn.utils.clip_grad_norm_(trained, schedule.clip))
-        self._refuse_what_is_not_finite(gradient, [key for part in parts for key in part.broken])
+        self._refuse_not_finite(gradient, [key for part in parts for key in part.broken])
         state.optimiser.step()
         state.task.after_step(state.step)
         if state.average is not None:
@@ -226,12 +226,12 @@ class Loop:
         waited_s = time.perf_counter() - start
         schedule = self.recipe.schedule
         generator = generator_of(self.recipe.seed, self.state.step, number, self._rank)
-        with self._alone(number):
+        with self._without_sync(number):
             with self._autocast():
                 losses = self._model(on_device(batch, self.device), generator)
             total_B = torch.stack(list(losses.values())).sum(dim=0)
             broken = (~torch.isfinite(total_B.detach())).nonzero()[:, 0].tolist()
-            # All workers must see it in their common gradient, and stop together.
+            # The common gradient becomes NaN, so that all workers stop together.
             total = total_B.mean() if not broken else total_B.mean() * math.nan
             (total / schedule.accumulate).backward()  # type: ignore[no-untyped-call]
         means = torch.stack([loss.detach().float().mean() for loss in losses.values()]).tolist()
@@ -242,8 +242,8 @@ class Loop:
             broken=batch.tile_id[broken].tolist(),
         )
 
-    def _alone(self, number: int) -> contextlib.AbstractContextManager[object]:
-        """Keep gradients of all but the last part on their worker."""
+    def _without_sync(self, number: int) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which gradients of all but the last part stay on their worker."""
         if number < self.recipe.schedule.accumulate - 1 and hasattr(self._model, "no_sync"):
             return self._model.no_sync()  # type: ignore[no-any-return, operator]
         return contextlib.nullcontext()
@@ -253,7 +253,7 @@ class Loop:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def _refuse_what_is_not_finite(self, gradient: float, broken: Sequence[int]) -> None:
+    def _refuse_not_finite(self, gradient: float, broken: Sequence[int]) -> None:
         if math.isfinite(gradient):
             return
         tiles = f"of tiles {broken[:LISTED]}" if broken else "of another worker, or the gradient,"
@@ -265,10 +265,10 @@ class Loop:
 
 
 class NotFiniteError(DistillError):
-    """A loss or a gradient is not finite.
+    """Raised if a loss or a gradient is not finite.
 
     Attributes:
-        tiles: keys of those without a finite loss; none if they are another worker's.
+        tiles: keys of the tiles without a finite loss; empty if they are another worker's tiles.
     """
 
     def __init__(self, message: str, *, tiles: tuple[int, ...]) -> None:
@@ -295,13 +295,13 @@ def measure(
     device: torch.device | str = "cpu",
     tiles: int | None = None,
 ) -> dict[str, dict[float, Fidelity]]:
-    """Measure fidelity by prediction and mpp over the tiles of (held-out) streams.
+    """Measure the fidelity by prediction and mpp over the tiles of (held-out) streams.
 
     Args:
-        task: put in evaluation mode.
-        streams: one a mpp.
-        device: where the task is.
-        tiles: the first so many of each stream; all if None.
+        task: the task, which is put in evaluation mode.
+        streams: one stream for each mpp.
+        device: device of the task.
+        tiles: number of first tiles of each stream that are measured; all if None.
     """
     task.eval()
     fidelity: dict[str, dict[float, Fidelity]] = {}

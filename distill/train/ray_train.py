@@ -1,7 +1,7 @@
 """Distillation on Ray Train: any number of workers, a student at the end.
 
 The loop itself is `distill.train.loop`, the worker around it `distill.train.ray_worker`. A run's
-name is a hash of all that decides its result, so the same command goes on where it was killed.
+name is a hash of all inputs that determine it, so the same command continues a killed run.
 """
 
 import tempfile
@@ -39,19 +39,19 @@ def distill(
     checkpoint_s: float = CHECKPOINT_S,
     address: str | None = None,
 ) -> dict[str, Any]:
-    """Train a student from cached features, and pixels if it sees any, and put it into the lake.
+    """Train a student from cached features, and pixels if it reads any, and write it into the lake.
 
-    A run that was killed, driver or worker, goes on at the next tile after its last checkpoint.
+    If the driver or a worker was killed, the run continues at the tile after its last checkpoint.
 
     Args:
         lake_uri: the lake; every tile must have every teacher's features.
-        recipe: of the training.
-        name: of the student; it is run by `extract` under this name.
-        workers: processes that train together.
-        slides: to train on and to hold out from; all that are ready if None.
-        version: of the lake, or a snapshot; the newest if None.
-        checkpoint_s: seconds between checkpoints, at least.
-        address: a Ray cluster; a local Ray is started if None.
+        recipe: recipe of the training.
+        name: name of the student; `extract` runs it by this name.
+        workers: number of processes that train together.
+        slides: slides that are split into training and held-out slides; all ready slides if None.
+        version: version of the lake, or a snapshot; the newest if None.
+        checkpoint_s: least number of seconds between checkpoints.
+        address: address of a Ray cluster; a local Ray is started if None.
 
     Returns:
         The student's report, also kept in its folder: recipe, steps, fidelity per teacher on
@@ -87,11 +87,11 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
     """Refuse a student's name that a teacher has.
 
     Raises:
-        DistillError: a teacher has it.
+        DistillError: a teacher has this name.
     """
-    taken = {f["teacher"] for f in lake.info()["features"]}
+    teacher_names = {f["teacher"] for f in lake.info()["features"]}
     if name in recipe.teachers or (
-        name in taken and not lake.exists(f"{student_folder(name)}/report.json")
+        name in teacher_names and not lake.exists(f"{student_folder(name)}/report.json")
     ):
         msg = f"'{name}' is a teacher with features in {lake.uri}; choose another --name"
         raise DistillError(msg)
@@ -134,7 +134,7 @@ def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> N
             try:
                 trainer.fit()
             except TrainingFailedError as error:
-                raise _explained(error) from error
+                raise _worker_error(error) from error
     _raise_error(lake, run)
 
 
@@ -145,8 +145,8 @@ def _work(config: dict[str, Any]) -> None:
     work(**config)
 
 
-def _explained(error: Exception) -> Exception:
-    """Return the error that a worker raised, if it is one of ours, with the number of tries."""
+def _worker_error(error: Exception) -> Exception:
+    """Return a worker's error as a DistillError with the number of tries."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause: BaseException | None = failure
         while cause is not None:
@@ -167,11 +167,11 @@ def _raise_error(lake: Lake, run: DistillRun) -> None:
     if not lake.exists(run.error_path):
         return
     error = lake.read_json(run.error_path)
-    raise DistillError(error["message"] + _slides_of(lake, error["tiles"]))
+    raise DistillError(error["message"] + _slides_text(lake, error["tiles"]))
 
 
-def _slides_of(lake: Lake, tiles: Sequence[int]) -> str:
-    """Name the slides of some tiles, for a message."""
+def _slides_text(lake: Lake, tiles: Sequence[int]) -> str:
+    """Return the names of the slides of some tiles, as the end of a message."""
     if not tiles:
         return ""
     numbers = {int(tile_parts(tile)[0]) for tile in tiles}
@@ -181,7 +181,7 @@ def _slides_of(lake: Lake, tiles: Sequence[int]) -> str:
 
 @contextmanager
 def _progress_shown(lake: Lake, run: DistillRun) -> Iterator[None]:
-    """Show the steps that the first worker writes down while the workers run."""
+    """Show the steps that the first worker records while the workers run."""
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(lake, run.status_path, done), daemon=True)
     follower.start()
@@ -211,5 +211,5 @@ def _follow(lake: Lake, path: str, done: threading.Event) -> None:
 
 
 def _losses_text(losses: dict[str, float]) -> str:
-    """Write losses as text for a note."""
+    """Return losses as text for a note."""
     return ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())

@@ -1,7 +1,7 @@
 """One worker of a distillation: its batches, its checkpoints, and the student that it writes.
 
-Apart from `distill.train.ray_train`, so that the driver does not import timm (10 s) to start it.
-Checkpoints are files of the lake, so a run goes on from wherever the lake is, with its credentials.
+This is not in `distill.train.ray_train`, so that the driver does not import timm (10 s).
+Checkpoints are files of the lake, so a run continues on any machine that can read the lake.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 from ray.train.torch import get_device, prepare_model
 
 from distill.errors import DistillError
-from distill.evaluate.measures.fidelity import Fidelity, combined
+from distill.evaluate.measures.fidelity import Fidelity, combined_fidelity
 from distill.recipes.recipe import Recipe
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
@@ -38,12 +38,12 @@ HELD_OUT_TILES = 256
 
 
 def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
-    """Train as one worker: go on from the last checkpoint, train to the end, write the student.
+    """Train as one worker from the last checkpoint to the end, and write the student.
 
     Args:
-        run: student, recipe and slides.
-        threads: of the CPU, for this worker.
-        checkpoint_s: seconds between checkpoints, at least.
+        run: the run with student, recipe and slides.
+        threads: number of CPU threads of this worker.
+        checkpoint_s: least number of seconds between checkpoints.
     """
     recipe = run.recipe
     context = ray.train.get_context()
@@ -64,36 +64,36 @@ def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
     model = prepare_model(task, parallel_strategy_kwargs=wrapped) if world > 1 else task
     loop = Loop(recipe, state, streams, device=device, model=model, rank=rank)
     held = Feed(lake=lake, recipe=recipe, slide_ids=run.held_out)
-    keeper = None
+    records = None
     if rank == 0:
-        keeper = Keeper(lake, run, loop, held, workers=world, checkpoint_s=checkpoint_s)
+        records = RunRecords(lake, run, loop, held, workers=world, checkpoint_s=checkpoint_s)
     try:
-        loop.run(keeper.after if keeper else lambda _: None)
+        loop.run(records.after if records else lambda _: None)
     except NotFiniteError as error:
         # All workers come here at the same step; a retry would, too.
         if error.tiles or rank == 0:
             _write_error(lake, run, error)
         return
-    if keeper:
-        keeper.end()
+    if records:
+        records.end()
 
 
 def _write_error(lake: Lake, run: DistillRun, error: NotFiniteError) -> None:
-    """Write an error down; that of a worker that names its tiles is never overwritten."""
+    """Write the error of a run; an error that names tiles is never overwritten."""
     if error.tiles or not lake.exists(run.error_path):
         lake.write_json(run.error_path, {"message": str(error), "tiles": list(error.tiles)})
 
 
-class Keeper:
-    """Records, checkpoints, measures and writes the student: the first worker's other work.
+class RunRecords:
+    """Writes records, checkpoints, measurements and the student, in the first worker alone.
 
     Args:
-        lake: at the run's version.
-        run: student, recipe and slides.
-        loop: that trains.
+        lake: the lake at the run's version.
+        run: the run with student, recipe and slides.
+        loop: the training loop.
         held: the held-out tiles.
-        workers: how many processes train.
-        checkpoint_s: seconds between checkpoints, at least.
+        workers: number of processes that train.
+        checkpoint_s: least number of seconds between checkpoints.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Keeper:
         return self._loop.state.task
 
     def after(self, step: TrainingStep) -> None:
-        """Write a line after each step, at times a checkpoint, after an epoch a measurement."""
+        """Add a step to the log; write a checkpoint when due, and measure after each epoch."""
         self._recorder.add(step, epoch=(step.number - 1) // self._loop.epoch_steps + 1)
         epoch_done = self._loop.epoch > self._epoch
         if epoch_done:
@@ -142,7 +142,7 @@ class Keeper:
     def _write_checkpoint(self) -> None:
         self._lake.write_bytes(self._run.checkpoint_path, self._loop.state.to_bytes())
         self._checkpoint_time = time.monotonic()
-        # After the checkpoint: the lines are never ahead of the step from which a run goes on.
+        # After the checkpoint: lines are never ahead of the step from which a run continues.
         self._write_lines()
 
     def _write_lines(self) -> None:
@@ -156,7 +156,7 @@ class Keeper:
         self._lake.write_bytes(run.path("curve.png"), curve_picture(lines, title=title))
 
     def end(self) -> None:
-        """Measure on all held-out tiles and write the student; its report comes last."""
+        """Measure all held-out tiles and write the student; its report is written last."""
         state, run = self._loop.state, self._run
         self._write_checkpoint()
         state.finish()
@@ -191,7 +191,7 @@ class Keeper:
 def _by_mpp_name(
     fidelity: Mapping[str, Mapping[float, Fidelity]],
 ) -> dict[str, dict[str, Any]]:
-    """Return fidelity as JSON, by prediction and the mpp's name."""
+    """Return the fidelity as JSON, by prediction and name of the mpp."""
     return {
         name: {mpp_name(mpp): part.to_dict() for mpp, part in parts.items()}
         for name, parts in fidelity.items()
@@ -201,8 +201,8 @@ def _by_mpp_name(
 def _fidelity(
     fidelity: Mapping[str, Mapping[float, Fidelity]], recipe: Recipe
 ) -> dict[str, dict[str, Any]]:
-    """Return fidelity by teacher, over all mpps and at each; other predictions come apart."""
-    whole = {name: combined(dict(parts)) for name, parts in fidelity.items()}
+    """Return the fidelity of teachers, of other predictions, and of all of them at each mpp."""
+    whole = {name: combined_fidelity(dict(parts)) for name, parts in fidelity.items()}
     return {
         "fidelity": {name: means for name, means in whole.items() if name in recipe.teachers},
         "fidelity_under": {
@@ -213,7 +213,7 @@ def _fidelity(
 
 
 def _speed(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean speed over the recorded steps but those of the first line, the warm-up."""
+    """Return the mean `data_wait` and `tiles_per_s` over all lines but the first, the warm-up."""
     steps = [line for line in lines if "losses" in line]
     steps = steps[1:] or steps
     if not steps:

@@ -1,7 +1,7 @@
 """The log of a run: lines of JSON, TensorBoard, and a picture of its curves.
 
-The lines are part of the checkpoint, and all three are made of them: a run that goes on never
-records a step twice.
+The lines are part of the checkpoint and the source of all three, so a run that continues from a
+checkpoint never records a step twice.
 """
 
 import io
@@ -19,12 +19,12 @@ Line = dict[str, Any]
 
 
 class Recorder:
-    """Gathers steps into lines.
+    """Gathers training steps into lines of the log.
 
     Args:
-        lines: recorded so far; new lines are added.
-        steps: of the whole run: it gets about 400 lines.
-        workers: that train together, each on as many tiles.
+        lines: lines recorded so far; new lines are added.
+        steps: number of steps of the whole run, which gets about 400 lines.
+        workers: number of workers that train together, each on as many tiles.
     """
 
     def __init__(self, lines: list[Line], *, steps: int, workers: int = 1) -> None:
@@ -32,9 +32,9 @@ class Recorder:
         self._window: list[TrainingStep] = []
 
     def add(self, step: TrainingStep, *, epoch: int) -> None:
-        """Add a step; every so many of them make a line."""
+        """Add a step; a fixed number of steps become one line."""
         self._window.append(step)
-        # By the step's number: a run that goes on makes lines at the same steps.
+        # By the step's number, so that a run that continues has lines at the same steps.
         if step.number % self._every == 0:
             self.lines.append(self._line(epoch))
             self._window = []
@@ -63,7 +63,7 @@ class Recorder:
         }
 
     def measured(self, fidelity: Mapping[str, Mapping[str, Any]], *, step: int, epoch: int) -> None:
-        """Add a line of held-out fidelity: by prediction and mpp."""
+        """Add a line of held-out fidelity, by prediction and mpp."""
         by_prediction = {name: dict(parts) for name, parts in fidelity.items()}
         self.lines.append(
             {"step": step, "epoch": epoch, "held_out": by_prediction, "time": round(time.time(), 3)}
@@ -96,12 +96,12 @@ def epochs_of(lines: Sequence[Line]) -> list[Line]:
 
 
 def json_lines(lines: Sequence[Line]) -> bytes:
-    """Write one JSON object a line."""
+    """Return the lines as a file of one JSON object a line."""
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def tensorboard_events(lines: Sequence[Line]) -> bytes:
-    """Write a TensorBoard event file of all numbers in the lines."""
+    """Return a TensorBoard event file of all numbers in the lines."""
     from tensorboardX import SummaryWriter
 
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
@@ -114,7 +114,7 @@ def tensorboard_events(lines: Sequence[Line]) -> bytes:
 
 
 def _numbers(part_of_line: Any, name: str = "") -> dict[str, float]:  # noqa: ANN401 - JSON
-    """Gather the numbers of a line, by their path."""
+    """Return the numbers of a line by their path."""
     if isinstance(part_of_line, Mapping):
         numbers: dict[str, float] = {}
         for key, part in part_of_line.items():
@@ -125,7 +125,7 @@ def _numbers(part_of_line: Any, name: str = "") -> dict[str, float]:  # noqa: AN
 
 
 def curve_picture(lines: Sequence[Line], *, title: str) -> bytes:
-    """Draw the loss by term, held-out cosines and the speed as PNG."""
+    """Draw the loss by term, the held-out cosines and the speed; return a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")

@@ -1,8 +1,8 @@
-"""Views of a tile for the student: turned, flipped, restained at random; the target stays.
+"""Views of a tile for the student: turned, flipped and restained at random; targets do not change.
 
-Tissue has no upright and stains differ between laboratories, so each view teaches an invariance
-that costs no teacher. A cached grid of targets is turned with the pixels. All is computed where the
-pixels are, from numbers drawn on the CPU.
+Tissue has no upright direction and stains differ between laboratories, so views teach invariances
+without running a teacher. A cached grid of targets is turned with the pixels. Views are computed on
+the device of the pixels, from numbers drawn on the CPU.
 
 Shape letters: B samples, C channels, H W pixels, S stains, h w a grid, D embedding.
 """
@@ -24,38 +24,38 @@ GREY = (0.299, 0.587, 0.114)
 
 
 def sized(pixels_BHWC: Tensor, side_px: int) -> Tensor:
-    """Resize tiles uint8 [B, H, W, C] to squares uint8 [B, C, H, W], just as `extract` does it."""
+    """Resize tiles uint8 [B, H, W, C] to squares uint8 [B, C, H, W], exactly as in `extract`."""
     x_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
     if x_BCHW.shape[2] == side_px == x_BCHW.shape[3]:
         return x_BCHW
     if x_BCHW.device.type == "cpu":
         return F.interpolate(x_BCHW, (side_px, side_px), mode="bicubic", antialias=True)
-    # Devices resize no integers; this differs by a grey level at most.
+    # GPUs can't resize integers; this differs by one grey level at most.
     resized = F.interpolate(x_BCHW.float(), (side_px, side_px), mode="bicubic", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def normalised(x_BCHW: Tensor) -> Tensor:
-    """Convert uint8 or 0..1 to the student's input: normalised float32, channels last."""
+    """Convert pixels, uint8 or 0..1, to the student's input: normalised float32, channels last."""
     x = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, STD))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DrawnView:
     """One view of each tile of a batch.
 
     Attributes:
-        pixels: float32 [B, C, H, W], as the student gets them.
-        turns: which of the eight symmetries of a square was taken [B], on the CPU.
+        pixels: the student's input, float32 [B, C, H, W].
+        turns: index among the eight symmetries of a square, for each tile [B], on the CPU.
     """
 
     pixels: Tensor
     turns: Tensor
 
 
-def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> Drawn:
+def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> DrawnView:
     """Draw a random view of sized uint8 tiles."""
     samples = len(x_BCHW)
     turns = torch.zeros(samples, dtype=torch.int64)
@@ -66,7 +66,7 @@ def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> Drawn:
         light = restained(light, views.stain, generator)
     if views.brightness:
         light = recoloured(light, views.brightness, generator)
-    return Drawn(pixels=normalised(turned(light, turns, axes=(2, 3))), turns=turns)
+    return DrawnView(pixels=normalised(turned(light, turns, axes=(2, 3))), turns=turns)
 
 
 def turned(x: Tensor, turns_B: Tensor, *, axes: tuple[int, int]) -> Tensor:
@@ -84,23 +84,23 @@ def turned(x: Tensor, turns_B: Tensor, *, axes: tuple[int, int]) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def moved_places(side: int) -> Tensor:
-    """Return the place of each cell of a grid [side, side] after each symmetry [8, side * side]."""
+    """Return the place of each cell of a grid after each symmetry [8, side * side]."""
     cells = torch.arange(side * side).view(1, side, side).expand(TURNS, side, side)
-    came_from = turned(cells.contiguous(), torch.arange(TURNS), axes=(1, 2)).flatten(1)
-    return came_from.argsort(dim=1)
+    source_cells = turned(cells.contiguous(), torch.arange(TURNS), axes=(1, 2)).flatten(1)
+    return source_cells.argsort(dim=1)
 
 
 def restained(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    """Scale each stain by 1 +- size and shift it by +- size; 0..1 from uint8 or 0..1.
+    """Scale each stain by 1 +- size and shift it by +- size; return pixels 0..1.
 
-    Source: as `ingest.stain`, which makes the stain variants that teachers see.
+    Source: as in `ingest.stain`, which computes the stain variants of teachers' inputs.
     """
     samples = len(x_BCHW)
     scale_BS, shift_BS = (
         (torch.rand(samples, 3, generator=generator) * 2 - 1) * size for _ in range(2)
     )
     stains, apart = (torch.from_numpy(a).float() for a in (STAINS, APART))
-    # Apart, scaled, and together again is one 3 x 3 matrix and one vector for each tile.
+    # Separating, scaling and mixing stains is one 3 x 3 matrix and one vector for each tile.
     mixed_BCC = (apart * (1 + scale_BS)[:, None, :]) @ stains
     density_BCN = _density(x_BCHW).flatten(2)
     moved_BCN = mixed_BCC.mT.to(x_BCHW.device) @ density_BCN
@@ -113,7 +113,7 @@ _LN10 = 2.302585092994046
 
 
 def _density(x_BCHW: Tensor) -> Tensor:
-    """Return optical density to base 10, contiguous."""
+    """Return the optical density to base 10, contiguous."""
     if x_BCHW.dtype == torch.uint8:
         # A byte has 256 values: a table is many times as fast as logarithms.
         table = -(torch.arange(256) / 255).clamp_min(DARKEST).log10()
@@ -122,7 +122,7 @@ def _density(x_BCHW: Tensor) -> Tensor:
 
 
 def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    """Scale brightness, contrast and saturation by 1 +- size each; 0..1 from uint8 or 0..1."""
+    """Scale brightness, contrast and saturation by 1 +- size each; return pixels 0..1."""
     light = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
     factors = 1 + (torch.rand(3, len(light), 1, 1, 1, generator=generator) * 2 - 1) * size
     bright, contrast, saturation = factors.to(light.device)
@@ -139,13 +139,13 @@ def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tenso
 def cropped(
     x_BCHW: Tensor, side_px: int, area: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """Crop one random square of each tile, resized to `side_px`; 0..1.
+    """Crop one random square of each tile, resized to `side_px`; return pixels 0..1.
 
     Args:
-        x_BCHW: from uint8 or 0..1.
-        side_px: of the crops.
-        area: share of the tile's area, from and to.
-        generator: on the CPU.
+        x_BCHW: pixels, uint8 or 0..1.
+        side_px: side of the crops in pixels.
+        area: least and greatest share of the tile's area.
+        generator: generator of random draws, on the CPU.
     """
     light = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
     samples = len(light)
@@ -155,6 +155,6 @@ def cropped(
     theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = share_B
     theta_B23[:, :, 2] = centre_B2
     shape = [samples, light.shape[1], side_px, side_px]
-    where = F.affine_grid(theta_B23.to(light.device), shape, align_corners=False)
-    crops: Tensor = F.grid_sample(light, where, align_corners=False, padding_mode="border")
+    sampling_grid = F.affine_grid(theta_B23.to(light.device), shape, align_corners=False)
+    crops: Tensor = F.grid_sample(light, sampling_grid, align_corners=False, padding_mode="border")
     return crops

@@ -26,7 +26,7 @@ from distill.evaluate.measures.similarity import (
 NEIGHBOURS = 10
 FEWEST_CKA = 4
 NEAREST = (1, 10, 20)
-MUCH_WORSE = 0.15  # of centred cosine, between the best mpp and the worst
+MUCH_WORSE = 0.15  # gap in centred cosine between the best mpp and the worst
 
 Array = npt.NDArray[np.floating]
 Float32Array = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ class EmbeddedTiles:
 
     Attributes:
         x: embeddings [N, D].
-        features: raw, per teacher [N, E].
+        features: raw features [N, E], by teacher.
         patient: a number for each patient [N].
     """
 
@@ -54,17 +54,18 @@ Parts = Mapping[float, EmbeddedTiles]
 
 
 def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
-    """Measure the share of each teacher that an embedding holds, on held-out tiles, per mpp.
+    """Measure how well an embedding predicts each teacher's features, on held-out tiles, per mpp.
 
     One ridge is fitted from the embedding to a teacher's raw features, on training tiles of all
     mpps together, both around their means at each mpp: so it can't be better by recognising
     the mpp, and an encoder with another representation at each mpp is detected.
 
     Returns:
-        Per teacher and mpp: `cosine` of read-out and truth; `baseline`, that of the mean feature of
-        the training tiles of the mpp; `centred`, the cosine after that mean is taken from both, 0
-        for knowing nothing; `r2`, the share of the squared distance from that mean that is
-        explained; `cka`, `cka_debiased`, `knn_overlap` with the teacher and `knn_chance`; `tiles`.
+        Per teacher and mpp: `cosine` of read-out and truth; `baseline`, the cosine of the training
+        tiles' mean feature at the mpp and truth; `centred`, the cosine after this mean is
+        subtracted from both, 0 without skill; `r2`, the share of the squared distance from this
+        mean that is explained; `cka`, `cka_debiased`, `knn_overlap` with the teacher and
+        `knn_chance`; `tiles`, their number.
         All but the baseline and chance are better when higher. NaN where there are too few tiles:
         4 for CKA, more than 11 for neighbours.
     """
@@ -81,7 +82,7 @@ def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
     )
     return {
         name: {
-            mpp: {**_readout(part, name, readouts[name], means[mpp]), **_alike(part, name)}
+            mpp: {**_readout(part, name, readouts[name], means[mpp]), **_similarity(part, name)}
             for mpp, part in held.items()
         }
         for name in teachers
@@ -89,7 +90,7 @@ def fidelity(train: Parts, held: Parts) -> dict[str, dict[float, Numbers]]:
 
 
 def _means(part: EmbeddedTiles) -> dict[str, Float64Array]:
-    """Return mean features per teacher, and the mean embedding under no name."""
+    """Return the mean features by teacher, and the mean embedding under the empty name."""
     means = {name: x.mean(axis=0, dtype=np.float64) for name, x in part.features.items()}
     return {**means, "": part.x.mean(axis=0, dtype=np.float64)}
 
@@ -110,7 +111,7 @@ def _readout(
     }
 
 
-def _alike(part: EmbeddedTiles, teacher: str) -> Numbers:
+def _similarity(part: EmbeddedTiles, teacher: str) -> Numbers:
     teacher_NE, count, unknown = part.features[teacher], len(part.x), float("nan")
     numbers = dict.fromkeys(("cka", "cka_debiased", "knn_overlap", "knn_chance"), unknown)
     if count >= FEWEST_CKA:
@@ -130,8 +131,8 @@ def mode_switching(by_mpp: Mapping[float, Numbers]) -> Numbers | None:
 
     Returns:
         `best_mpp` and `worst_mpp` by centred cosine, the `gap` between them, and `flagged`: 1 where
-        it is above 0.15, else 0. The gap of a PCA of the teachers shows how much of it
-        is the tiles' own.
+        the gap is above 0.15, else 0. The gap of a PCA of the teachers shows how much of the gap
+        comes from the tiles.
     """
     if len(by_mpp) < 2:
         return None
@@ -149,12 +150,12 @@ def mode_switching(by_mpp: Mapping[float, Numbers]) -> Numbers | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledEmbeddings:
     """One embedding of labelled tiles of one mpp.
 
     Attributes:
         x: embeddings [N, D].
-        label: classes [N].
+        label: class of each tile [N].
         patient: a number for each patient [N].
     """
 
@@ -163,12 +164,12 @@ class Labelled:
     patient: Int64Array
 
 
-def probes(train: Labelled, held: Labelled) -> dict[str, dict[str, Numbers]]:
+def probes(train: LabelledEmbeddings, held: LabelledEmbeddings) -> dict[str, dict[str, Numbers]]:
     """Classify held-out tiles by a linear probe, and by the 1, 10 and 20 nearest training tiles.
 
     Returns:
-        Per way (`linear`, `knn1`, ...) `balanced_accuracy` and `macro_f1`, each with `estimate`,
-        `low` and `high`, a 95 % bootstrap interval over held-out patients.
+        Per classifier (`linear`, `knn1`, ...) `balanced_accuracy` and `macro_f1`, each with
+        `estimate`, `low` and `high`, a 95 % bootstrap interval over held-out patients.
 
     Raises:
         DistillError: the training tiles are of one class.
@@ -179,25 +180,27 @@ def probes(train: Labelled, held: Labelled) -> dict[str, dict[str, Numbers]]:
     return {name: class_scores(held.label, y, held.patient) for name, y in predicted.items()}
 
 
-def retrieval_scores(held: Labelled, *, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Numbers]:
+def retrieval_scores(
+    held: LabelledEmbeddings, *, ks: Sequence[int] = (1, 3, 5)
+) -> dict[str, Numbers]:
     """Score the retrieval of held-out tiles among those of other held-out patients.
 
     Returns:
-        `acc@1`, `acc@3`, `acc@5` and `map`, each with `estimate`, `low`, `high` as above, and
-        `queries`: tiles of a class that another patient has too.
+        `acc@1`, `acc@3`, `acc@5` and `map`, each with `estimate`, `low`, `high` as in `probes`, and
+        `queries`, the number of tiles with a class that another patient has too.
 
     Raises:
-        DistillError: there is one patient, or no class that two have.
+        DistillError: there is one patient, or no class that two patients have.
     """
-    values = retrieval(held.x, held.label, held.patient, ks=ks)
-    queries_with_answer = int((~np.isnan(values["ap"])).sum())
+    tile_scores = retrieval(held.x, held.label, held.patient, ks=ks)
+    queries_with_answer = int((~np.isnan(tile_scores["ap"])).sum())
     if not queries_with_answer:
         msg = "retrieval needs a class that labelled tiles of two held-out patients have"
         raise DistillError(msg)
-    values["map"] = values.pop("ap")
+    tile_scores["map"] = tile_scores.pop("ap")
     queries = {
         "estimate": float(queries_with_answer),
         "low": float(queries_with_answer),
         "high": float(queries_with_answer),
     }
-    return {**mean_scores(values, held.patient), "queries": queries}
+    return {**mean_scores(tile_scores, held.patient), "queries": queries}

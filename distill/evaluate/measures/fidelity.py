@@ -1,4 +1,4 @@
-"""Fidelity: how well a student predicts its teachers, on patients that nothing was fitted on.
+"""Fidelity: how well a student predicts its teachers, on patients that no fit has used.
 
 Shape letters: B samples, D embedding.
 """
@@ -17,11 +17,11 @@ class Fidelity:
     """Running means over held-out tiles of one teacher at one mpp.
 
     Attributes:
-        cosine: of predicted and true raw features.
-        baseline: of the training mean and true raw features: a prediction without skill.
-        centred: of predicted and true raw features, both less the training mean; no skill
-            gives 0.
-        tiles: how many were added.
+        cosine: cosine of predicted and true raw features.
+        baseline: cosine of the training mean and true raw features: a prediction without skill.
+        centred: cosine of predicted and true raw features after the training mean is subtracted
+            from both; 0 without skill.
+        tiles: number of tiles that were added.
     """
 
     cosine: float = 0.0
@@ -36,14 +36,14 @@ class Fidelity:
             return
         raw, restored = features_BD.float(), norm.inverse(prediction_BD.float())
         mean = norm.mean.expand_as(raw)
-        similar = {
+        tile_cosines = {
             "cosine": F.cosine_similarity(restored, raw),
             "baseline": F.cosine_similarity(mean, raw),
             "centred": F.cosine_similarity(restored - mean, raw - mean),
         }
         self.tiles += len(raw)
-        for name, values in similar.items():
-            total = self._sums.get(name, 0.0) + float(torch.sum(values.double()))
+        for name, cosines_B in tile_cosines.items():
+            total = self._sums.get(name, 0.0) + float(torch.sum(cosines_B.double()))
             self._sums[name] = total
             setattr(self, name, total / self.tiles)
 
@@ -53,8 +53,8 @@ class Fidelity:
         return {**means, "tiles": self.tiles}
 
 
-def combined(parts: dict[float, Fidelity]) -> dict[str, float]:
-    """Average over all mpps, each tile weighing the same."""
+def combined_fidelity(parts: dict[float, Fidelity]) -> dict[str, float]:
+    """Average fidelity over all mpps; each tile weighs the same."""
     whole = Fidelity(tiles=sum(part.tiles for part in parts.values()))
     for name in ("cosine", "baseline", "centred"):
         total = sum(getattr(part, name) * part.tiles for part in parts.values())

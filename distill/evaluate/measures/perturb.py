@@ -1,8 +1,8 @@
-"""Stand-ins for another stain or another scanner: small pure functions of a tile's pixels.
+"""Perturbations that imitate another stain or another scanner: pure functions of tiles' pixels.
 
-They are used where PLISM's slides, stained and scanned again and again, are not at hand. A stain
+They are used where PLISM's slides, stained and scanned several times, are not at hand. A stain
 or a scanner treats all tiles alike, so each is a fixed change, not a random one per tile. The sizes
-are ours, chosen so that tiles stay plausible; none was fitted to a scanner.
+were chosen so that tiles stay plausible; none was fitted to a scanner.
 
 Shape letters: B tiles in a batch, H W pixels, S stains.
 """
@@ -26,76 +26,78 @@ Perturb = Callable[[RgbArray], RgbArray]
 
 
 def unchanged(tiles_BHW3: RgbArray) -> RgbArray:
-    """The tiles themselves."""
+    """Return the tiles unchanged."""
     return tiles_BHW3
 
 
 def stained(size: float, seed: int) -> Perturb:
-    """Another stain: haematoxylin, eosin and the rest scaled and shifted, the same for all tiles.
+    """Return a change to another stain, the same for all tiles.
+
+    Haematoxylin, eosin and the residual are scaled and shifted.
 
     Args:
-        size: by up to how much, as `ingest.stain` does it with 0.05.
-        seed: of the six numbers.
+        size: largest change of scale and shift; `ingest.stain` uses 0.05.
+        seed: seed of the six numbers.
     """
     random = np.random.default_rng((2018, seed))
-    # At the rim of the range: a draw near 0 would be no other stain.
+    # Near the ends of the range, since a draw near 0 would hardly change the stain.
     sign = random.choice([-1.0, 1.0], (2, 3))
     drawn = (size * sign * random.uniform(0.5, 1, (2, 3))).astype(np.float32)
     # Shifts of the background turn white into grey, while a stain colours tissue alone.
     scale, shift = 1 + drawn[0], 0.2 * drawn[1]
 
-    def changed(tiles_BHW3: RgbArray) -> RgbArray:
+    def change_tiles(tiles_BHW3: RgbArray) -> RgbArray:
         return np.stack([jittered(tile, scale, shift) for tile in tiles_BHW3])
 
-    return changed
+    return change_tiles
 
 
 def blurred(sigma_px: float) -> Perturb:
-    """A scanner whose optics pass less detail: a Gaussian, so MTF(f) = exp(-2 (pi sigma f)^2).
+    """Return the change of a scanner with less sharp optics: MTF(f) = exp(-2 (pi sigma f)^2).
 
     Args:
-        sigma_px: of the Gaussian, in pixels of a tile.
+        sigma_px: standard deviation of the Gaussian blur, in pixels of a tile.
     """
 
-    def changed(tiles_BHW3: RgbArray) -> RgbArray:
+    def change_tiles(tiles_BHW3: RgbArray) -> RgbArray:
         return np.stack([cv2.GaussianBlur(tile, (0, 0), sigmaX=sigma_px) for tile in tiles_BHW3])
 
-    return changed
+    return change_tiles
 
 
 def coloured(gamma: float) -> Perturb:
-    """A scanner of another sensor and transfer curve: channels are mixed, then taken to a power.
+    """Return the change of another sensor: channels are mixed, then raised to a power.
 
     Args:
-        gamma: above 1 makes tiles darker; black and white stay as they are.
+        gamma: the power; above 1 tiles become darker, black and white stay the same.
     """
 
-    def changed(tiles_BHW3: RgbArray) -> RgbArray:
+    def change_tiles(tiles_BHW3: RgbArray) -> RgbArray:
         light = np.clip(tiles_BHW3.astype(np.float32) / 255 @ COLOURS.T, 0, 1) ** gamma
         stored: RgbArray = np.clip(light * 255 + 0.5, 0, 255).astype(np.uint8)
         return stored
 
-    return changed
+    return change_tiles
 
 
 def compressed(quality: int) -> Perturb:
-    """A scanner that stores tiles as JPEG once more, with colour at half the resolution.
+    """Return the change of a scanner that encodes tiles as JPEG again, colour at half resolution.
 
     Args:
-        quality: libjpeg's, 1 to 100.
+        quality: quality setting of libjpeg, 1 to 100.
     """
 
-    def again(tile_HW3: RgbArray) -> RgbArray:
+    def reencoded(tile_HW3: RgbArray) -> RgbArray:
         jpeg = simplejpeg.encode_jpeg(
             np.ascontiguousarray(tile_HW3), quality=quality, colorsubsampling="420"
         )
         decoded: RgbArray = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
         return decoded
 
-    def changed(tiles_BHW3: RgbArray) -> RgbArray:
-        return np.stack([again(tile) for tile in tiles_BHW3])
+    def change_tiles(tiles_BHW3: RgbArray) -> RgbArray:
+        return np.stack([reencoded(tile) for tile in tiles_BHW3])
 
-    return changed
+    return change_tiles
 
 
 STAINS: Mapping[str, Perturb] = MappingProxyType(
@@ -117,8 +119,8 @@ SCANNERS: Mapping[str, Perturb] = MappingProxyType(
 
 
 def variants(tiles_BHW3: RgbArray) -> Iterator[tuple[tuple[str, str], RgbArray]]:
-    """Yield tiles of every stain as every scanner gives them, by both names."""
-    for stain, dyed in STAINS.items():
-        dyed_BHW3 = dyed(tiles_BHW3)
-        for scanner, scanned in SCANNERS.items():
-            yield (stain, scanner), scanned(dyed_BHW3)
+    """Yield the names of stain and scanner, and the changed tiles, for every pair of both."""
+    for stain, restain in STAINS.items():
+        dyed_BHW3 = restain(tiles_BHW3)
+        for scanner, rescan in SCANNERS.items():
+            yield (stain, scanner), rescan(dyed_BHW3)

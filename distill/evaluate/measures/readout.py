@@ -1,7 +1,7 @@
 """Read-outs of frozen embeddings: ridge regression, a linear probe, nearest neighbours.
 
 All are fitted on training tiles; strengths are chosen there too, on tiles of patients that the
-fit did not see. The embedding that is read out is the trunk's, not a head's: a head may mimic
+fit did not use. The embedding that is read out is the trunk's, not a head's: a head may imitate
 a teacher while the trunk, which users get, is poor.
 
 Shape letters: N tiles, D embedding, E values of a target, S strengths.
@@ -19,7 +19,7 @@ from distill.evaluate.measures.class_scores import balanced_accuracy
 from distill.evaluate.measures.similarity import similarity_rows
 from downstream.probes.heads import INVERSE, fit_logistic
 
-# Of the mean variance of a channel, times the number of tiles.
+# Ridge penalties in units of a channel's mean variance times the number of tiles.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 INNER_SHARE = 0.25
 CONSTANT = 1e-12
@@ -31,9 +31,9 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def inner_split(group_N: Int64Array, seed: int = 0) -> BoolArray:
-    """Choose the tiles that select a strength [N]: of a quarter of the patients, rounded up.
+    """Choose the tiles that select a strength [N]: those of a quarter of the patients, rounded up.
 
-    A quarter of the tiles where all are of one patient.
+    With a single patient, a quarter of the tiles is chosen.
     """
     random = np.random.default_rng((seed, len(group_N)))
     groups = np.unique(group_N)
@@ -51,10 +51,10 @@ class Ridge:
     """A linear map with an intercept, `(x - mean) @ weight + target_mean`.
 
     Attributes:
-        mean: of the embeddings it was fitted on [D].
-        weight: [D, E].
-        target_mean: [E].
-        strength: of the penalty, as a share of `STRENGTHS`' unit.
+        mean: mean of the embeddings of the fit [D].
+        weight: matrix of the linear map [D, E].
+        target_mean: mean of the targets of the fit [E].
+        strength: strength of the penalty, in the unit of `STRENGTHS`.
     """
 
     mean: Float64Array
@@ -68,8 +68,8 @@ class Ridge:
         return centred_NE + self.target_mean
 
 
-class _Fits:
-    """Ridge regressions of any strength from one decomposition, in tiles or channels if fewer."""
+class _RidgeFits:
+    """Fits ridges of any strength from one eigendecomposition, over tiles or channels."""
 
     def __init__(self, x_ND: Array, target_NE: Array) -> None:
         x, target = x_ND.astype(np.float64), target_NE.astype(np.float64)
@@ -77,13 +77,13 @@ class _Fits:
         x, target = x - self.mean, target - self.target_mean
         self._unit = float(np.square(x).sum()) / x.shape[1] or 1.0
         dual = len(x) < x.shape[1]
-        values, vectors = np.linalg.eigh(x @ x.T if dual else x.T @ x)
-        self._values = values.clip(min=0)
+        eigenvalues, vectors = np.linalg.eigh(x @ x.T if dual else x.T @ x)
+        self._eigenvalues = eigenvalues.clip(min=0)
         self._left = x.T @ vectors if dual else vectors
         self._right = vectors.T @ target if dual else vectors.T @ (x.T @ target)
 
     def at(self, strength: float, columns: slice = slice(None)) -> Ridge:
-        """Return the regression of some of the targets."""
+        """Return the ridge of one strength for some columns of the targets."""
         return Ridge(
             mean=self.mean,
             weight=self._left @ (self._right[:, columns] / self._shrink(strength)),
@@ -92,31 +92,31 @@ class _Fits:
         )
 
     def errors(self, x_ND: Array, target_NE: Array) -> Float64Array:
-        """Return squared errors of each target on other tiles, by strength [S, E]."""
-        turned = (x_ND.astype(np.float64) - self.mean) @ self._left
+        """Return the squared error of each target on other tiles, by strength [S, E]."""
+        projected = (x_ND.astype(np.float64) - self.mean) @ self._left
         centred_NE = target_NE.astype(np.float64) - self.target_mean
-        guesses = (turned @ (self._right / self._shrink(strength)) for strength in STRENGTHS)
+        guesses = (projected @ (self._right / self._shrink(strength)) for strength in STRENGTHS)
         return np.stack([np.square(guess - centred_NE).sum(axis=0) for guess in guesses])
 
     def _shrink(self, strength: float) -> Float64Array:
-        return (self._values + strength * self._unit)[:, None]
+        return (self._eigenvalues + strength * self._unit)[:, None]
 
 
 def ridge(x_ND: Array, target_NE: Array, strength: float) -> Ridge:
     """Fit the ridge that minimises the sum of squared errors plus `strength * unit * |weight|^2`.
 
-    The unit is the embeddings' sum of squares around their mean per channel, so that the same
-    strength means the same for embeddings of any scale and number of tiles.
+    The unit is the embeddings' sum of squares around their mean per channel, so that a strength
+    has the same effect for embeddings of any scale and number of tiles.
     """
-    return _Fits(x_ND, target_NE).at(strength)
+    return _RidgeFits(x_ND, target_NE).at(strength)
 
 
 def chosen_ridges(
     x_ND: Array, targets: Mapping[str, Array], group_N: Int64Array
 ) -> dict[str, Ridge]:
-    """Fit a ridge to each target, of the strength with the least error on tiles of `inner_split`.
+    """Fit a ridge to each target, with the strength of the least error on tiles of `inner_split`.
 
-    The strength is each target's own; the ridge is then fitted on all tiles.
+    Each target has its own strength; the ridge is then fitted on all tiles.
 
     Raises:
         DistillError: fewer than 4 tiles.
@@ -127,8 +127,8 @@ def chosen_ridges(
     all_NE = np.concatenate([target.astype(np.float32) for target in targets.values()], axis=1)
     ends = np.cumsum([target.shape[1] for target in targets.values()])
     inner = inner_split(group_N)
-    errors_SE = _Fits(x_ND[~inner], all_NE[~inner]).errors(x_ND[inner], all_NE[inner])
-    whole, ridges = _Fits(x_ND, all_NE), {}
+    errors_SE = _RidgeFits(x_ND[~inner], all_NE[~inner]).errors(x_ND[inner], all_NE[inner])
+    whole, ridges = _RidgeFits(x_ND, all_NE), {}
     for (name, target), end in zip(targets.items(), ends.tolist(), strict=True):
         columns = slice(end - target.shape[1], end)
         best = int(np.argmin(errors_SE[:, columns].sum(axis=1)))
@@ -144,9 +144,9 @@ def linear_probe(
 ) -> tuple[Int64Array, float]:
     """Classify test tiles by logistic regression; return classes and the chosen inverse strength.
 
-    Channels are brought to mean 0 and variance 1; classes weigh the same. The strength is that of
-    the best balanced accuracy on tiles of `inner_split`, the stronger one of equals; where they
-    have one class only, 1 is taken.
+    Channels are standardised to mean 0 and variance 1; classes weigh the same. The inverse strength
+    has the best balanced accuracy on tiles of `inner_split`; among equals the stronger penalty
+    wins. It is 1 if these tiles or the others have one class only.
 
     Raises:
         DistillError: the training tiles are of one class.
@@ -169,7 +169,7 @@ def linear_probe(
 
 
 def _standardised(x_ND: Array, test_ND: Array) -> tuple[Float64Array, Float64Array]:
-    """Bring channels to mean 0 and variance 1 by the training tiles."""
+    """Standardise channels of both sets of tiles to mean 0 and variance 1 of the training tiles."""
     x, test = x_ND.astype(np.float64), test_ND.astype(np.float64)
     mean, spread = x.mean(axis=0), x.std(axis=0)
     spread[spread < CONSTANT] = 1.0
@@ -189,7 +189,7 @@ def _classified(
 def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Array:
     """Classify test tiles by the votes of their k nearest training tiles by cosine.
 
-    The class of the larger summed similarity wins where as many vote for two.
+    Between classes with equal votes, the class of the larger summed similarity wins.
     """
     classes, index_N = np.unique(label_N, return_inverse=True)
     predicted_N = np.empty(len(test_ND), np.int64)
@@ -197,9 +197,9 @@ def nearest(x_ND: Array, label_N: Int64Array, test_ND: Array, k: int) -> Int64Ar
     for rows, like in similarity_rows(test_ND, x_ND):
         first = np.argpartition(-like, count - 1, axis=1)[:, :count]
         votes = np.zeros((len(like), len(classes)))
-        # A vote counts 1; similarities, below 2 each, decide between equal numbers alone.
-        worth = 1 + (np.take_along_axis(like, first, axis=1) + 1) / (4 * count)
+        # A vote counts 1 and its similarity less than 1 / k, so similarity decides ties alone.
+        vote_weights = 1 + (np.take_along_axis(like, first, axis=1) + 1) / (4 * count)
         for place in range(count):
-            votes[np.arange(len(like)), index_N[first[:, place]]] += worth[:, place]
+            votes[np.arange(len(like)), index_N[first[:, place]]] += vote_weights[:, place]
         predicted_N[rows] = classes[votes.argmax(axis=1)]
     return predicted_N

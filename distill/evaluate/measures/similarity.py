@@ -1,7 +1,7 @@
 """Similarity of two embeddings of the same tiles, and retrieval by one of them.
 
-Plain numpy in float64 for sums and float32 for neighbours; nothing of the size tiles x tiles is
-held, but rows of it.
+Plain numpy, in float64 for sums and float32 for neighbours. The table of tiles x tiles is never
+in memory as a whole, only some of its rows.
 
 Shape letters: N tiles, D E embeddings, Q queries, K neighbours.
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from distill.errors import DistillError
 
-ROWS = 512  # of a table of similarities that are computed together
+ROWS = 512  # rows of a table of similarities that are computed together
 FLAT = 1e-12
 
 Array = npt.NDArray[np.floating]
@@ -23,8 +23,8 @@ Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
-def unit(x_ND: Array) -> Float32Array:
-    """Return rows of length 1 [N, D]; a row of zeros stays one, and resembles nothing."""
+def unit_rows(x_ND: Array) -> Float32Array:
+    """Return the rows at length 1 [N, D]; a row of zeros stays a row of zeros."""
     x = x_ND.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     unit_ND: Float32Array = (x / np.maximum(length, FLAT)).astype(np.float32)
@@ -32,7 +32,7 @@ def unit(x_ND: Array) -> Float32Array:
 
 
 def cosines(one_ND: Array, other_ND: Array) -> Float64Array:
-    """Return the cosine of each row with the same row of the other [N]; 0 with a row of zeros."""
+    """Return the cosine of each row with the same row of the other [N]; 0 for rows of zeros."""
     one, other = one_ND.astype(np.float64), other_ND.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     cosine_N: Float64Array = (one * other).sum(axis=1) / np.maximum(lengths, FLAT)
@@ -46,8 +46,8 @@ def cka(one_ND: Array, other_NE: Array) -> float:
     """Compute linear CKA of two embeddings of the same tiles: 1 if equal up to rotation and scale.
 
     Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", eq. 3
-    in its form over features. With fewer tiles than channels it is high for any two embeddings: use
-    `cka_debiased` then. NaN if one of them is constant.
+    in its form over features. With fewer tiles than channels CKA is high for any two embeddings:
+    use `cka_debiased` then. NaN if one of the embeddings is constant.
 
     Raises:
         DistillError: the numbers of tiles differ.
@@ -61,9 +61,9 @@ def cka(one_ND: Array, other_NE: Array) -> float:
 def cka_debiased(one_ND: Array, other_NE: Array) -> float:
     """Compute linear CKA by the unbiased estimate of HSIC: about 0 for embeddings of no relation.
 
-    It may be a little below 0. Source: Song et al. 2012, "Feature Selection via Dependence
-    Maximization", eq. 5, as Nguyen et al. 2021 use it for CKA; here over features, so that no
-    kernel of N x N is made. NaN if one of the embeddings is constant.
+    The estimate may be a little below 0. Source: Song et al. 2012, "Feature Selection via
+    Dependence Maximization", eq. 5, as Nguyen et al. 2021 use it for CKA; here over features, so
+    that no kernel of N x N is computed. NaN if one of the embeddings is constant.
 
     Raises:
         DistillError: the numbers of tiles differ, or there are fewer than 4.
@@ -82,7 +82,7 @@ def _pairs(one: Float64Array, other: Float64Array) -> list[tuple[Float64Array, F
 
 
 def _centred(one_ND: Array, other_NE: Array) -> list[Float64Array]:
-    """Centre both around their means, at a scale where products neither vanish nor overflow."""
+    """Centre both embeddings around their means, scaled so that products stay in range."""
     if len(one_ND) != len(other_NE):
         msg = f"{len(one_ND)} and {len(other_NE)} tiles given; both must be of the same tiles"
         raise DistillError(msg)
@@ -91,7 +91,7 @@ def _centred(one_ND: Array, other_NE: Array) -> list[Float64Array]:
         centred = x_ND.astype(np.float64) - x_ND.astype(np.float64).mean(axis=0)
         scale = np.abs(x_ND).max(initial=0.0) or 1.0
         spread = np.linalg.norm(centred) / len(centred) ** 0.5
-        # What rounding leaves of a constant is no embedding.
+        # A constant embedding leaves only rounding errors, which count as 0.
         centred_pair.append(centred / spread if spread > 1e-6 * scale else np.zeros_like(centred))
     return centred_pair
 
@@ -101,10 +101,10 @@ def _hsic(one_ND: Float64Array, other_NE: Float64Array) -> float:
     count = len(one_ND)
     one_square_N, other_square_N = (np.square(x).sum(axis=1) for x in (one_ND, other_NE))
     trace = np.square(one_ND.T @ other_NE).sum() - one_square_N @ other_square_N
-    # Row sums of the kernels; features are centred, so those of whole kernels are 0.
-    sums = -one_square_N, -other_square_N
-    total = sums[0].sum() * sums[1].sum() / ((count - 1) * (count - 2))
-    both = 2 * (sums[0] @ sums[1]) / (count - 2)
+    # Row sums of the kernels without diagonal; features are centred, so with it they are 0.
+    row_sums = -one_square_N, -other_square_N
+    total = row_sums[0].sum() * row_sums[1].sum() / ((count - 1) * (count - 2))
+    both = 2 * (row_sums[0] @ row_sums[1]) / (count - 2)
     return float(trace + total - both) / (count * (count - 3))
 
 
@@ -112,8 +112,8 @@ def _hsic(one_ND: Float64Array, other_NE: Float64Array) -> float:
 
 
 def similarity_rows(query_QD: Array, gallery_ND: Array) -> Iterator[tuple[slice, Float32Array]]:
-    """Yield cosines of all queries with the whole gallery, some queries at a time [ROWS, N]."""
-    query, gallery = unit(query_QD), unit(gallery_ND)
+    """Yield row ranges and the cosines of these queries with the whole gallery [ROWS, N]."""
+    query, gallery = unit_rows(query_QD), unit_rows(gallery_ND)
     for start in range(0, len(query), ROWS):
         rows = slice(start, min(start + ROWS, len(query)))
         yield rows, query[rows] @ gallery.T
@@ -122,7 +122,7 @@ def similarity_rows(query_QD: Array, gallery_ND: Array) -> Iterator[tuple[slice,
 def neighbours(x_ND: Array, k: int) -> Int64Array:
     """Find the k most similar other tiles of each tile by cosine [N, K], in no order.
 
-    K is smaller where there are not so many others.
+    K is smaller than `k` if there are fewer other tiles.
     """
     count = min(k, len(x_ND) - 1)
     nearest_NK = np.empty((len(x_ND), max(count, 0)), np.int64)
@@ -133,7 +133,7 @@ def neighbours(x_ND: Array, k: int) -> Int64Array:
 
 
 def overlap(one_NK: Int64Array, other_NK: Int64Array) -> float:
-    """Return the mean share of common neighbours of two embeddings; K / (N - 1) by chance."""
+    """Return the mean share of neighbours that embeddings have in common; K / (N - 1) by chance."""
     shared = (one_NK[:, :, None] == other_NK[:, None, :]).any(axis=2)
     return float(shared.mean()) if shared.size else float("nan")
 
@@ -147,14 +147,14 @@ def retrieval(
     """Search each tile among the tiles of all other groups by cosine, and score the ranking.
 
     Args:
-        x_ND: embeddings.
-        label_N: classes.
-        group_N: patients; none is found by its own tiles.
-        ks: how many of the first are looked at.
+        x_ND: embeddings of the tiles.
+        label_N: class of each tile.
+        group_N: patient of each tile; tiles of the query's patient are not searched.
+        ks: numbers of first tiles that are scored.
 
     Returns:
-        Per tile [N]: `acc@k`, whether one of the first k has its label; `ap`, the average
-        precision of the whole ranking. NaN for tiles of a label that no other group has.
+        Per tile [N]: `acc@k`, whether a tile among the first k has the query's label; `ap`, the
+        average precision of the whole ranking. NaN for tiles with a label that no other group has.
     """
     names = [*(f"acc@{k}" for k in ks), "ap"]
     per_tile = {name: np.full(len(x_ND), np.nan) for name in names}
@@ -171,17 +171,17 @@ def retrieval(
 
 
 def average_precision(ranked_N: BoolArray) -> float:
-    """Return the mean precision at the places of the hits, in a ranking with one hit or more."""
+    """Return the mean precision at the places of the hits, in a ranking with at least one hit."""
     at = np.flatnonzero(ranked_N)
     return float(np.mean(np.arange(1, len(at) + 1) / (at + 1)))
 
 
 def twin_ranks(one_ND: Array, other_ND: Array) -> Int64Array:
-    """Rank each tile's twin by cosine, first for tiles of `one`, then of `other` [2N], from 1.
+    """Return each tile's rank of its twin by cosine, from 1: tiles of `one`, then of `other` [2N].
 
     All other tiles of both variants are candidates, as in PLISM's benchmark (owkin/plism-benchmark,
-    `metrics/retrieval.py`). Ties rank before the twin, so a network that gives the same for
-    all tiles retrieves none.
+    `metrics/retrieval.py`). Ties rank before the twin, so a network with the same
+    output for all tiles retrieves no twin.
     """
     both, count = np.concatenate([one_ND, other_ND]), len(one_ND)
     ranks = np.empty(2 * count, np.int64)
@@ -195,5 +195,5 @@ def twin_ranks(one_ND: Array, other_ND: Array) -> Int64Array:
 
 
 def top_k(ranks: Int64Array, ks: Sequence[int]) -> dict[str, float]:
-    """Return the share of twins among the first k; k / (2N - 1) by chance."""
+    """Return the share of twins among the first k, by `topK`; k / (2N - 1) by chance."""
     return {f"top{k}": float((ranks <= k).mean()) for k in ks}

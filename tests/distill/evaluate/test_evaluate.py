@@ -15,11 +15,11 @@ import timm
 import torch
 
 from distill.errors import DistillError
-from distill.evaluate.compared_students import best_single, find_student, splits
+from distill.evaluate.compared_students import best_single, evaluation_splits, find_student
 from distill.evaluate.embeddings import run_student, run_teacher, run_undistilled
 from distill.evaluate.evaluation import evaluate
 from distill.evaluate.evaluation_spec import EvaluationSpec
-from distill.evaluate.sampled_tiles import labelled, sample
+from distill.evaluate.sampled_tiles import sample_labelled_tiles, sample_tiles
 from distill.evaluate.tile_labels import read_labels
 from featurestore import Lake, open_lake, patient_of
 from tests.conftest import TEACHERS
@@ -208,7 +208,7 @@ def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -
 def test_seeds_with_other_held_out_patients_are_each_evaluated_on_their_own(
     lake_of: Lake,
 ) -> None:
-    both_splits, _ = splits(lake_of, ["both-s0", "elsewhere"])
+    both_splits, _ = evaluation_splits(lake_of, ["both-s0", "elsewhere"])
     assert [[s.name for s in split.students] for split in both_splits] == [
         ["both-s0"],
         ["elsewhere"],
@@ -236,16 +236,16 @@ def test_the_best_student_of_one_teacher_is_found_or_named(lake_of: Lake) -> Non
         if other.card is not None
     ]
     assert best_single(students, wider) is None
-    ((split,), _) = splits(lake_of, ["both-s0"], single="weak")
+    ((split,), _) = evaluation_splits(lake_of, ["both-s0"], single="weak")
     assert split.single is not None
     assert split.single.name == "weak"
     with pytest.raises(DistillError, match=r"'elsewhere' was trained on \d+ of the held-out"):
-        splits(lake_of, ["both-s0"], single="elsewhere")
+        evaluation_splits(lake_of, ["both-s0"], single="elsewhere")
 
 
 def test_unknown_and_unfinished_students_are_refused(lake_of: Lake) -> None:
     with pytest.raises(DistillError, match=r"no finished student 'nobody'.*both-s0"):
-        splits(lake_of, ["nobody"])
+        evaluation_splits(lake_of, ["nobody"])
     with pytest.raises(DistillError, match="no student given"):
         evaluate(lake_of.uri, [])
     with pytest.raises(DistillError, match="tiles=3"):
@@ -253,8 +253,8 @@ def test_unknown_and_unfinished_students_are_refused(lake_of: Lake) -> None:
 
 
 def test_an_untrained_network_takes_its_statistics_from_training_tiles(lake_of: Lake) -> None:
-    ((split,), _) = splits(lake_of, ["both-s0"])
-    tiles = sample(lake_of, split, split.train, mpp=0.5, most=64)
+    ((split,), _) = evaluation_splits(lake_of, ["both-s0"])
+    tiles = sample_tiles(lake_of, split, split.train, mpp=0.5, most=64)
     card = split.students[0].card
     assert tiles is not None
     assert card is not None
@@ -285,8 +285,8 @@ def test_a_teacher_without_weights_or_with_others_is_not_run(
 
 
 def test_a_sample_is_bounded_the_same_each_time_and_of_its_slides(lake_of: Lake) -> None:
-    ((split,), _) = splits(lake_of, ["both-s0"])
-    drawn = [sample(lake_of, split, split.train, mpp=0.5, most=30, seed=s) for s in (0, 0, 1)]
+    ((split,), _) = evaluation_splits(lake_of, ["both-s0"])
+    drawn = [sample_tiles(lake_of, split, split.train, mpp=0.5, most=30, seed=s) for s in (0, 0, 1)]
     assert drawn[0] is not None
     assert drawn[1] is not None
     assert drawn[2] is not None
@@ -302,9 +302,9 @@ def test_a_sample_is_bounded_the_same_each_time_and_of_its_slides(lake_of: Lake)
 
 
 def test_labels_meet_their_tiles(lake_of: Lake, label_file: Path) -> None:
-    ((split,), _) = splits(lake_of, ["both-s0"])
+    ((split,), _) = evaluation_splits(lake_of, ["both-s0"])
     table, classes = read_labels(str(label_file), lake_of)
-    tiles = labelled(lake_of, split, split.held_out, table, mpp=0.5, most=1000)
+    tiles = sample_labelled_tiles(lake_of, split, split.held_out, table, mpp=0.5, most=1000)
     assert tiles is not None
     assert tiles.label is not None
     rows = pl.read_csv(label_file).join(
@@ -315,7 +315,7 @@ def test_labels_meet_their_tiles(lake_of: Lake, label_file: Path) -> None:
     named = [classes[number] for number in tiles.label.tolist()]
     assert named == [expected[key] for key in tiles.tile_id.tolist()]
     assert len(tiles) == rows.filter(pl.col("slide_id").is_in(split.held_out)).height
-    few = labelled(lake_of, split, split.train, table, mpp=0.5, most=7)
+    few = sample_labelled_tiles(lake_of, split, split.train, table, mpp=0.5, most=7)
     assert few is not None
     assert len(few) == 7
 
@@ -325,9 +325,9 @@ def test_a_student_of_a_coarse_mpp_is_held_against_the_mean_of_the_tiles_under(
 ) -> None:
     lake = open_lake(lake_copy)
     write_student(lake, "coarse", TEACHERS, epochs=0, levels=2, mpps=[2.0, 0.5])
-    ((split,), _) = splits(lake, ["coarse"])
+    ((split,), _) = evaluation_splits(lake, ["coarse"])
     assert (split.mpps, split.under, split.columns) == ((2.0,), 0.5, ())
-    tiles = sample(lake, split, split.train, mpp=2.0, most=100)
+    tiles = sample_tiles(lake, split, split.train, mpp=2.0, most=100)
     assert tiles is not None
     features = dict(zip(tiles.tile_id.tolist(), tiles.features[TEACHERS[0]], strict=True))
     compared = 0

@@ -13,7 +13,7 @@ from distill.evaluate.cost import amortisation
 from distill.evaluate.embeddings import fit_pca
 from distill.evaluate.measures.embedding_measures import (
     EmbeddedTiles,
-    Labelled,
+    LabelledEmbeddings,
     fidelity,
     mode_switching,
     probes,
@@ -21,12 +21,12 @@ from distill.evaluate.measures.embedding_measures import (
 )
 from distill.evaluate.measures.stain_robustness import (
     VARIANTS,
-    kind_of,
-    perturbed,
+    embed_variants,
+    pair_kind,
     robustness,
-    twins,
+    twin_scores,
 )
-from distill.evaluate.seed_summary import merged, plain
+from distill.evaluate.seed_summary import merged_numbers, strict_json
 
 RNG = np.random.default_rng(77)
 Parts = dict[float, EmbeddedTiles]
@@ -100,14 +100,14 @@ def test_probes_and_retrieval_need_labels_of_more_than_one_patient() -> None:
     rng = np.random.default_rng(0)
     label, patient = np.arange(80) % 2, np.arange(80) // 10
     x = rng.normal(size=(80, 5)) + 3 * label[:, None]
-    held = Labelled(x=x, label=label, patient=patient)
+    held = LabelledEmbeddings(x=x, label=label, patient=patient)
     scores = probes(held, held)
     assert set(scores) == {"linear", "knn1", "knn10", "knn20"}
     assert scores["linear"]["balanced_accuracy"]["estimate"] > 0.95
     assert retrieval_scores(held)["acc@1"]["estimate"] > 0.9
     assert retrieval_scores(held)["queries"]["estimate"] == 80
     with pytest.raises(DistillError, match="two held-out patients"):
-        retrieval_scores(Labelled(x=x, label=label, patient=np.zeros(80, int)))
+        retrieval_scores(LabelledEmbeddings(x=x, label=label, patient=np.zeros(80, int)))
 
 
 # ---------------------------------------------------------------------- robustness
@@ -128,7 +128,7 @@ def by_key(pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def test_an_encoder_that_nothing_moves_is_wholly_robust() -> None:
-    numbers = robustness(perturbed({"own": by_key}, batches())["own"])
+    numbers = robustness(embed_variants({"own": by_key}, batches())["own"])
     for kind in ("all", "cross_scanner", "cross_stain", "cross_both", "stain strong"):
         assert numbers[kind]["cosine"] == pytest.approx(1, abs=1e-6)
         assert [numbers[kind][f"top{k}"] for k in (1, 3, 5, 10)] == [1, 1, 1, 1]
@@ -156,7 +156,7 @@ def test_an_encoder_of_mean_colour_is_moved_by_colour_and_not_by_blur() -> None:
         mean_colour: np.ndarray = pixels.mean(axis=(1, 2)).astype(np.float32) - 128
         return mean_colour
 
-    numbers = robustness(perturbed({"colour": colour, "own": by_key}, batches())["colour"])
+    numbers = robustness(embed_variants({"colour": colour, "own": by_key}, batches())["colour"])
     assert numbers["scanner blur"]["top1"] > 0.9
     assert numbers["scanner blur"]["top1"] > numbers["scanner colour"]["top1"]
     assert numbers["stain strong"]["cosine"] < numbers["stain mild_1"]["cosine"]
@@ -172,7 +172,7 @@ def test_medians_are_over_pairs_of_variants_of_each_kind() -> None:
     pairs = list(itertools.combinations(VARIANTS, 2))
     numbers = robustness(moved)
     for kind in ("cross_scanner", "cross_stain", "cross_both"):
-        of_kind = [twins(moved[a], moved[b]) for a, b in pairs if kind_of(a, b) == kind]
+        of_kind = [twin_scores(moved[a], moved[b]) for a, b in pairs if pair_kind(a, b) == kind]
         assert numbers[kind]["top5"] == pytest.approx(np.median([n["top5"] for n in of_kind]))
         assert numbers[kind]["cosine"] == pytest.approx(np.median([n["cosine"] for n in of_kind]))
 
@@ -215,10 +215,10 @@ def test_seeds_are_merged_leaf_by_leaf() -> None:
         {"a": {"b": 2.0}, "c": {"estimate": 0.6, "low": 0.2, "high": 0.9}, "d": {"e": 3.0}},
         {"a": {"b": float("nan")}, "c": {"estimate": 0.5, "low": float("nan"), "high": 0.5}},
     ]
-    assert merged(trees) == {
+    assert merged_numbers(trees) == {
         "a": {"b": {"mean": 1.5, "min": 1.0, "max": 2.0}},
         "c": {"mean": pytest.approx(0.5), "min": 0.4, "max": 0.6, "low": 0.1, "high": 0.9},
         "d": {"e": {"mean": 3.0, "min": 3.0, "max": 3.0}},
     }
-    assert merged([{"x": None}, {}]) == {"x": None}
-    assert plain({0.5: [float("nan"), 1.23456789]}) == {"0.5": [None, 1.23457]}
+    assert merged_numbers([{"x": None}, {}]) == {"x": None}
+    assert strict_json({0.5: [float("nan"), 1.23456789]}) == {"0.5": [None, 1.23457]}

@@ -18,7 +18,7 @@ from distill.evaluate.measures.similarity import (
     similarity_rows,
     top_k,
     twin_ranks,
-    unit,
+    unit_rows,
 )
 
 RNG = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def test_cosines_of_rows_and_of_nothing() -> None:
     ]
     np.testing.assert_allclose(cosines(one, other), expected)
     assert cosines(np.zeros((1, 5)), other[:1]) == 0
-    assert not unit(np.zeros((1, 5))).any()
+    assert not unit_rows(np.zeros((1, 5))).any()
 
 
 def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_retrieval_leaves_out_the_tiles_of_the_same_patient() -> None:
     scores = retrieval(x, label, patient, ks=(1, 4))
     for at in range(44):
         others = np.flatnonzero(patient != patient[at])
-        cosine = [float(unit(x)[at] @ unit(x)[other]) for other in others]
+        cosine = [float(unit_rows(x)[at] @ unit_rows(x)[other]) for other in others]
         ranked = others[np.argsort(-np.array(cosine), kind="stable")]
         hits = label[ranked] == label[at]
         assert scores["acc@1"][at] == hits[0]
@@ -158,7 +158,7 @@ def test_twins_are_sought_among_all_tiles_of_both_variants() -> None:
     one = RNG.normal(size=(30, 8))
     other = one + 0.9 * RNG.normal(size=(30, 8))
     both = np.concatenate([one, other])
-    cosine = unit(both) @ unit(both).T
+    cosine = unit_rows(both) @ unit_rows(both).T
     expected = []
     for at in range(60):
         twin = (at + 30) % 60
@@ -180,4 +180,6 @@ def test_rows_of_similarity_come_in_blocks_that_hold_all() -> None:
     x, _ = pair(1100)
     parts = list(similarity_rows(x, x[:7]))
     assert [part.shape for _, part in parts] == [(512, 7), (512, 7), (76, 7)]
-    np.testing.assert_allclose(np.concatenate([p for _, p in parts]), unit(x) @ unit(x[:7]).T)
+    np.testing.assert_allclose(
+        np.concatenate([p for _, p in parts]), unit_rows(x) @ unit_rows(x[:7]).T
+    )

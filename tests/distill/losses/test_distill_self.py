@@ -20,7 +20,7 @@ from distill.losses.self_losses import (
     koleo_loss,
     random_mask,
 )
-from distill.losses.weighting import Balance
+from distill.losses.weighting import BalanceWeighting
 from distill.train.ema import Ema
 
 RNG = np.random.default_rng(0)
@@ -264,7 +264,7 @@ def work(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    centre, balance = Centre(2, momentum=0), Balance(2, momentum=0)
+    centre, balance = Centre(2, momentum=0), BalanceWeighting(2, momentum=0)
     centre.update(torch.tensor([[1.0, 10.0]]) * (1 + 2 * rank))
     weights = balance(torch.tensor([[1.0 + 2 * rank], [6.0]]))
     torch.save((centre.mean, weights), f"{folder}/{rank}.pt")

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.losses.weighting import Balance, KeepMax, Static, make_weighting
+from distill.losses.weighting import (
+    BalanceWeighting,
+    KeepMaxWeighting,
+    StaticWeighting,
+    make_weighting,
+)
 from distill.students.fusion import check_after_gate
 from distill.students.heads import HEADS, Heads, LadderHead, ResidualHead, make_head, mlp_head
 from downstream.mil.layers.teacher_fusion import TeacherGate
@@ -41,7 +46,7 @@ def test_weights_add_up_to_1_and_carry_no_gradient(name: str) -> None:
 
 
 def test_static_weights_are_shares() -> None:
-    weights = Static([1, 3, 0])(losses_of())
+    weights = StaticWeighting([1, 3, 0])(losses_of())
     torch.testing.assert_close(weights, torch.tensor([0.25, 0.75, 0.0])[:, None].expand(3, 8))
 
 
@@ -49,7 +54,7 @@ def test_static_weights_are_shares() -> None:
 @given(st.integers(1, 6), st.floats(0, 1), st.integers(0, 2**31))
 def test_keep_max_always_keeps_the_largest(teachers: int, keep: float, seed: int) -> None:
     losses = losses_of(teachers, 16, seed)
-    weights = KeepMax(teachers, keep=keep)(losses, seeded(seed))
+    weights = KeepMaxWeighting(teachers, keep=keep)(losses, seeded(seed))
     for b in range(16):
         column, kept = losses[:, b].tolist(), weights[:, b].tolist()
         assert kept[column.index(max(column))] > 0
@@ -61,7 +66,7 @@ def test_keep_max_always_keeps_the_largest(teachers: int, keep: float, seed: int
 def test_keep_max_keeps_others_with_the_probability_one_by_one(keep: float) -> None:
     n = 20_000
     losses = losses_of(3, n)
-    kept = KeepMax(3, keep=keep)(losses, seeded(1)) > 0
+    kept = KeepMaxWeighting(3, keep=keep)(losses, seeded(1)) > 0
     others = torch.ones(3, n, dtype=torch.bool).scatter(0, losses.argmax(dim=0)[None], value=False)
     slack = 4 * math.sqrt(keep * (1 - keep) / n)
     for teacher in range(3):
@@ -74,17 +79,21 @@ def test_keep_max_keeps_others_with_the_probability_one_by_one(keep: float) -> N
 
 def test_keep_max_at_its_ends_is_repeatable_and_needs_a_generator() -> None:
     losses = losses_of()
-    alone = KeepMax(3, keep=0)(losses, seeded())
+    alone = KeepMaxWeighting(3, keep=0)(losses, seeded())
     assert torch.equal(alone.argmax(dim=0), losses.argmax(dim=0))
     torch.testing.assert_close(alone.max(dim=0).values, torch.ones(8))
-    torch.testing.assert_close(KeepMax(3, keep=1)(losses, seeded()), torch.full((3, 8), 1 / 3))
-    torch.testing.assert_close(KeepMax(3)(losses, seeded(5)), KeepMax(3)(losses, seeded(5)))
+    torch.testing.assert_close(
+        KeepMaxWeighting(3, keep=1)(losses, seeded()), torch.full((3, 8), 1 / 3)
+    )
+    torch.testing.assert_close(
+        KeepMaxWeighting(3)(losses, seeded(5)), KeepMaxWeighting(3)(losses, seeded(5))
+    )
     with pytest.raises(DistillError, match="give a generator"):
-        KeepMax(3)(losses)
+        KeepMaxWeighting(3)(losses)
 
 
 def test_balance_by_hand() -> None:
-    balance, running = Balance(3, momentum=0.9), [0.0, 0.0, 0.0]
+    balance, running = BalanceWeighting(3, momentum=0.9), [0.0, 0.0, 0.0]
     for step in range(4):
         losses = losses_of(seed=step) * torch.tensor([1.0, 10.0, 100.0])[:, None]
         weights = balance(losses)
@@ -97,7 +106,7 @@ def test_balance_by_hand() -> None:
 
 
 def test_balance_takes_away_the_scale_of_a_teacher() -> None:
-    plain, scaled = Balance(3), Balance(3)
+    plain, scaled = BalanceWeighting(3), BalanceWeighting(3)
     for step in range(3):
         losses = losses_of(seed=step)
         by_hundred = losses * torch.tensor([1.0, 1.0, 100.0])[:, None]
@@ -107,13 +116,13 @@ def test_balance_takes_away_the_scale_of_a_teacher() -> None:
 
 
 def test_balance_stands_still_in_evaluation_and_goes_on_from_its_state() -> None:
-    balance = Balance(2)
+    balance = BalanceWeighting(2)
     torch.testing.assert_close(balance.eval()(losses_of(2)), torch.full((2, 8), 0.5))
     balance.train()(losses_of(2))
     state = {key: tensor.clone() for key, tensor in balance.state_dict().items()}
     balance.eval()(losses_of(2, seed=1))
     assert all(torch.equal(tensor, state[key]) for key, tensor in balance.state_dict().items())
-    again = Balance(2)
+    again = BalanceWeighting(2)
     again.load_state_dict(state)
     torch.testing.assert_close(
         again(losses_of(2, seed=2)), balance.train()(losses_of(2, seed=2)), rtol=0, atol=0
@@ -128,15 +137,15 @@ def test_wrong_weightings_are_refused() -> None:
     with pytest.raises(DistillError, match="'balance' computes its own"):
         make_weighting("balance", 2, weights=[1, 2])
     with pytest.raises(DistillError, match="not all 0"):
-        Static([0, 0])
+        StaticWeighting([0, 0])
     with pytest.raises(DistillError, match=r"from 0 to 1, 1\.5"):
-        KeepMax(2, keep=1.5)
+        KeepMaxWeighting(2, keep=1.5)
     with pytest.raises(DistillError, match="below 1"):
-        Balance(2, momentum=1)
+        BalanceWeighting(2, momentum=1)
     with pytest.raises(DistillError, match="at least one teacher"):
-        Balance(0)
+        BalanceWeighting(0)
     with pytest.raises(DistillError, match=r"losses are \(3, 8\); \(2, samples\)"):
-        Balance(2)(losses_of(3))
+        BalanceWeighting(2)(losses_of(3))
 
 
 # ------------------------------------------------------------------ heads

@@ -16,9 +16,9 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import RegionStudent
-from distill.students.hierarchy import Hierarchy, Level, by_parent
+from distill.students.hierarchy import Hierarchy, HierarchyInputs, group_by_parent
 from distill.students.region_encoder import RegionEncoder
-from distill.students.region_network import Tokens, crop_side, places, windows
+from distill.students.region_network import Tokens, crop_cells, crop_side, place_sines
 from distill.students.task import Batch, FinerTiles, on_device
 from distill.terms.region_task import RegionTask
 from downstream.mil.layers.attention import MultiHeadAttention
@@ -188,7 +188,7 @@ def test_centres_follow_the_average() -> None:
     made, regions = task(), batch()
     losses_of(made, regions)
     region = made.encoder.region(regions)
-    taught = made.own._teach(region)
+    taught = made.own._average_of(region)
     made.after_step(0)
     mask = regions.under[1.0].mask.flatten(1)
     expected_logits = (taught.fine, taught.mid, taught.tokens[0][mask])
@@ -243,7 +243,7 @@ def test_tiles_that_are_not_there_are_as_if_left_out() -> None:
 def test_the_regions_vector_is_of_mid_tokens_that_are_there() -> None:
     module, mask = Hierarchy(16, 4, 1), torch.tensor([[True, False, True]])
     mid, others = torch.randn(1, 3, 16), torch.randn(1, 2, 16)
-    level = Level(
+    level = HierarchyInputs(
         mid=mid,
         mid_there=mask,
         others=others,
@@ -259,7 +259,7 @@ def test_hierarchy_looks_at_fine_tokens_that_are_there() -> None:
     """Own children and all of the region's; a mid token without any keeps what it is."""
     module, mask = Hierarchy(16, 4, 2), torch.rand(3, 4, 4) < 0.5
     mask[0, 1], mask[2] = False, False
-    level = Level(
+    level = HierarchyInputs(
         mid=torch.randn(3, 4, 16),
         mid_there=torch.ones(3, 4).bool(),
         others=torch.randn(3, 2, 16),
@@ -322,7 +322,7 @@ def test_attention_is_torchs_own() -> None:
 
 def test_fine_cells_go_to_the_mid_cell_above_them() -> None:
     grid = torch.arange(36 * 2).view(1, 6, 6, 2)
-    grouped = by_parent(grid, 3)
+    grouped = group_by_parent(grid, 3)
     for y in range(6):
         for x in range(6):
             mid, child = (y // 2) * 3 + x // 2, (y % 2) * 2 + x % 2
@@ -346,12 +346,12 @@ def test_hierarchy_turns_with_its_grids(turn: int) -> None:
     def seen(turn: int) -> Any:  # noqa: ANN401
         grids = (dihedral(x, turn) for x in (mid, mid_there, fine, fine_there))
         a, b, c, d = grids
-        level = Level(
+        level = HierarchyInputs(
             mid=a.flatten(1, 2),
             mid_there=b.flatten(1, 2),
             others=others,
-            fine=by_parent(c, side),
-            fine_there=by_parent(d, side),
+            fine=group_by_parent(c, side),
+            fine_there=group_by_parent(d, side),
         )
         return module(level)
 
@@ -364,7 +364,7 @@ def test_hierarchy_turns_with_its_grids(turn: int) -> None:
 def test_crops_are_those_of_the_paper_and_squares() -> None:
     assert (crop_side(16, 6 / 16), crop_side(4, 3 / 4)) == (6, 3)
     assert [crop_side(side, 0.75) for side in (2, 3, 8)] == [1, 2, 6]
-    squares = windows(50, 20, 5, 3, generator())
+    squares = crop_cells(50, 20, 5, 3, generator())
     assert squares.shape == (50, 20, 9)
     corners = set()
     for cells in squares.flatten(0, 1).tolist():
@@ -377,7 +377,7 @@ def test_crops_are_those_of_the_paper_and_squares() -> None:
 
 def test_a_crop_takes_tokens_with_their_masks() -> None:
     tokens = Tokens(values=torch.randn(2, 9, 4), mask=torch.rand(2, 9) < 0.5)
-    at = windows(2, 3, 3, 2, generator())
+    at = crop_cells(2, 3, 3, 2, generator())
     crops = tokens.at(at)
     for sample in range(2):
         for crop in range(3):
@@ -388,8 +388,8 @@ def test_a_crop_takes_tokens_with_their_masks() -> None:
 
 def test_places_are_in_one_frame() -> None:
     """A cell's place is the mean of those of the cells under it, nearly: sines of slow waves."""
-    fine, mid = places(8, 32), places(4, 32)
-    under = by_parent(fine.view(1, 8, 8, 32), 4)[0].mean(dim=1)
+    fine, mid = place_sines(8, 32), place_sines(4, 32)
+    under = group_by_parent(fine.view(1, 8, 8, 32), 4)[0].mean(dim=1)
     slow = torch.cat([torch.arange(4, 8), torch.arange(12, 16)])
     torch.testing.assert_close(under[:, slow], mid[:, slow], atol=0.01, rtol=0)
     assert len(torch.unique(fine, dim=0)) == 64

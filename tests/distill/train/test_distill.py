@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.evaluate.measures.fidelity import Fidelity, combined
+from distill.evaluate.measures.fidelity import Fidelity, combined_fidelity
 from distill.losses.feature_losses import cosine_loss, match_loss, smooth_l1_loss
 from distill.recipes.recipe import Recipe, Schedule
 from distill.recipes.recipe_table import make_recipe
@@ -99,7 +99,7 @@ def test_fidelity_of_truth_and_of_nothing() -> None:
     assert perfect.cosine == pytest.approx(1, abs=1e-5)
     assert ignorant.cosine == pytest.approx(ignorant.baseline)
     assert ignorant.centred == 0
-    both = combined({0.5: perfect, 2.0: ignorant})
+    both = combined_fidelity({0.5: perfect, 2.0: ignorant})
     assert both["tiles"] == 100
     assert both["cosine"] == pytest.approx((perfect.cosine + ignorant.cosine) / 2, abs=1e-4)
 
