@@ -78,7 +78,7 @@ def shown(lake: "Lake", answer: Json) -> list[Shown]:
 def _shown(row: Json, jpeg: bytes | None) -> Shown:
     """Return a result with its picture, or with a note where the picture is damaged."""
     from featurestore import DamageError
-    from ingest.pages.slide_pictures import decode_rgb
+    from ingest.pages import decode_rgb
 
     lines = _lines(row)
     if jpeg is not None:
@@ -125,7 +125,7 @@ def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
 
 def _small(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
     """Return the picture [H, W, 3], no larger than it is shown."""
-    from ingest.pages.slide_pictures import decode_rgb, scaled
+    from ingest.pages import decode_rgb, scaled
 
     picture_HW3 = decode_rgb(jpeg)
     return scaled(picture_HW3, min(longest_px, max(picture_HW3.shape[:2])))
@@ -184,7 +184,7 @@ def _draw(axes: "Axes", picture: Shown, *, colour: str) -> None:
 
 
 def _html(answer: Json, pictures: list[Shown]) -> bytes:
-    from ingest.pages.page_templates import environment
+    from ingest.pages import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
     query, *others = [
@@ -197,7 +197,7 @@ def _html(answer: Json, pictures: list[Shown]) -> bytes:
 
 def _uri(jpeg: bytes) -> str:
     """Return the picture for the page: small tiles as they are stored, others smaller."""
-    from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
+    from ingest.pages import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:
         return data_uri(jpeg, "image/jpeg")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ingest.errors import InputError
 from ingest.readers.slide_reader import SlideReader
 from ingest.scores.focus import slide_focus
-from ingest.stain import APART, DARKEST
+from ingest.stain import LEAST_LIGHT, STAIN_UNMIXING
 from ingest.tissue.overview_tissue import Tissue
 
 Float32Array = npt.NDArray[np.float32]
@@ -109,11 +109,11 @@ def haematoxylin(tile: RgbArray) -> float:
     Stain vectors of Ruifrok and Johnston 2001, as in `ingest.stain`. Taking stains apart is linear
     in densities, so it is done once, on their means. Below 0 is colour of another kind.
     """
-    densities = -np.log10(np.maximum(np.arange(256) / 255, DARKEST))
+    densities = -np.log10(np.maximum(np.arange(256) / 255, LEAST_LIGHT))
     sums = [
         np.bincount(tile[..., channel].ravel(), minlength=256) @ densities for channel in range(3)
     ]
-    total = float(np.dot(np.array(sums), APART[:, 0]))
+    total = float(np.dot(np.array(sums), STAIN_UNMIXING[:, 0]))
     return total / (tile.size // 3)
 
 

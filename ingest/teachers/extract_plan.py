@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from featurestore import Lake, LakeError
-from featurestore.annotations.tile_predicates import Where, slides_of
-from featurestore.tables.lance_tables import open_table
-from featurestore.tables.schema import TILE_COLUMNS, features_table, identity_of
+from featurestore.annotations import Where, slides_of
+from featurestore.tables import TILE_COLUMNS, features_table, identity_of, open_table
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.extractor import Choice, Unit
 from ingest.teachers.find_teacher import Teacher
