@@ -90,7 +90,7 @@ def encode_tile(rgb: Pixels) -> bytes:
 
 
 def shared_tables() -> bytes:
-    """Returns the tables every tile of this quality shares."""
+    """Return the JPEG quantisation and Huffman tables that all tiles share."""
     return split_jpeg(encode_jpeg(np.zeros((TILE_PX, TILE_PX, 3), np.uint8)))[0]
 
 

@@ -22,12 +22,12 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def stain_variant(tiles: RgbArray, tile_id: Int64Array, variant: int) -> RgbArray:
-    """One variant of each tile; a function of its pixels, its key and the variant's number.
+    """Return one stain variant of each tile; it depends on pixels, `tile_id` and `variant` alone.
 
     Args:
         tiles: RGB [B, H, W, 3].
-        tile_id: their keys [B].
-        variant: from 1; 0 would be the tile itself.
+        tile_id: keys of the tiles [B].
+        variant: number of the variant, from 1; 0 would be the tile itself.
     """
     return np.stack(
         [
@@ -45,7 +45,7 @@ def stain_jitter(tile_id: int, variant: int) -> tuple[FloatArray, FloatArray]:
 
 
 def jitter_stains(rgb: RgbArray, scale: FloatArray, shift: FloatArray) -> RgbArray:
-    """Pixels [H, W, 3] with stains scaled and shifted; densities are to base 10."""
+    """Return pixels [H, W, 3] with scaled and shifted stains; densities are to base 10."""
     light = np.maximum(rgb.astype(np.float32) / 255, LEAST_LIGHT)
     density = -np.log10(light).reshape(-1, 3)
     # Apart, scaled, and together again is one 3 x 3 matrix and one vector.

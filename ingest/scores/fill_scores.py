@@ -48,8 +48,8 @@ class FilledScores:
         tiles: tiles that got each score (would get it, in a dry run); tiles of a fragment in which
             one slide lacked it are counted all.
         no_pixels: slides that can have none, since the lake holds no pixels of them.
-        seconds: of all of it.
-        version: of the lake that has them.
+        seconds: seconds that the whole run took.
+        version: version of the lake that has them.
     """
 
     tiles: dict[str, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
 
     Args:
         lake_uri: the lake.
-        names: of scores of kind `pixels` in `SCORES`.
+        names: names of scores of kind `pixels` in `SCORES`.
         dry_run: count the tiles, and write nothing.
 
     Raises:

@@ -49,12 +49,12 @@ class Score:
         measures: unit and range, as docs/tissue.md has them.
         direction: which way is better or more, as docs/tissue.md has it; empty if neither.
         missing: which tiles have none.
-        type: of the column, as Arrow calls it.
+        type: type of the column, as Arrow calls it.
         weighting: pixels that the mean of a map is over: `tissue` (all, in a tile without any),
             `slide` (the tile as far as the slide reaches), or `tile` (beyond the slide counts 0).
         slide_map: the map [H, W] of a score of kind `slide`.
         of_pixels: the score of a tile's RGB pixels [H, W, 3], for kind `pixels`.
-        version: of the function of a score of kind `pixels`; columns of an earlier one are
+        version: version of the function of a score of kind `pixels`; columns of an earlier one are
             computed anew.
     """
 

@@ -63,7 +63,7 @@ def sort_out(
     """Sort slides into those to cut, to fail, to leave alone or to update.
 
     Args:
-        rows: of `find_named_slides`, with what the lake has of them.
+        rows: rows of `find_named_slides`, with what the lake has of them.
         options: which slides to take.
         tissue_by: how tissue is to be found, if that was given.
     """

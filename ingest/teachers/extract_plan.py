@@ -63,8 +63,8 @@ def plan(
         teachers: the encoders with the columns to fill.
         mpps: the levels of the lake to fill them at.
         choice: the tiles to run on.
-        precision: of new columns; None for the cards' own if there are GPUs.
-        engine: of new columns; None for the faster one.
+        precision: precision of new columns; None for the cards' own if there are GPUs.
+        engine: engine of new columns; None for the faster one.
         gpus: number of GPUs of the machine or cluster.
 
     Raises:
