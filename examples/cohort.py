@@ -73,7 +73,7 @@ class SlidePlan:
 def plan_slides(
     patients: Sequence[CohortPatient], slides: int, size_px: tuple[int, int], seed: int
 ) -> list[SlidePlan]:
-    """Deals slides to patients in turn and picks those with a pen mark and with a blurred region.
+    """Deal slides to patients in turn and pick those with a pen mark and with a blurred region.
 
     Args:
         patients: The patients of the cohort.
@@ -126,7 +126,7 @@ def _scene(plan: SlidePlan) -> Scene:
 
 
 def _render(scene: Scene, width_px: int, height_px: int) -> tuple[list[bytes], list[Pixels]]:
-    """Returns the encoded tiles of level 0 and the images reduced by 4 and by 16."""
+    """Return the encoded tiles of level 0 and the images reduced by 4 and by 16."""
     part = TILE_PX // 4
     columns, rows = -(-width_px // TILE_PX), -(-height_px // TILE_PX)
     quarter: Pixels = np.empty((rows * part, columns * part, 3), np.uint8)
@@ -144,7 +144,7 @@ def _render(scene: Scene, width_px: int, height_px: int) -> tuple[list[bytes], l
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that it is never seen half-written, whenever the process is killed."""
+    """Write a file so that it is never seen half-written, whenever the process is killed."""
     # A process that outlives a killed run for a moment may be at the same file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
@@ -156,7 +156,7 @@ def _slide_path(folder: Path, slide_id: str) -> Path:
 
 
 def make_slide(folder: Path, plan: SlidePlan) -> None:
-    """Makes one slide with its truth; the slide itself comes last and marks the rest complete.
+    """Make one slide with its truth; the slide itself comes last and marks the rest complete.
 
     Args:
         folder: The folder of the cohort, with `slides` and `truth` in it.
@@ -179,7 +179,7 @@ def make_slide(folder: Path, plan: SlidePlan) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Ends this process with the one that spawned it: a pool would wait for work for ever."""
+    """End this process with the one that spawned it: a pool would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -192,7 +192,7 @@ def _start_worker() -> None:
 
 
 def _made(folder: Path, plans: Sequence[SlidePlan], workers: int) -> Iterator[None]:
-    """Makes the slides, in this process or in others, and yields after each."""
+    """Make the slides, in this process or in others, and yield after each."""
     if workers <= 1:
         for plan in plans:
             make_slide(folder, plan)
@@ -224,7 +224,7 @@ def _table(plans: Sequence[SlidePlan]) -> bytes:
 
 
 def _claim(folder: Path, arguments: dict[str, int]) -> None:
-    """Makes the folders, sweeps half-written files, and notes the arguments.
+    """Make the folders, sweep half-written files, and note the arguments.
 
     Raises:
         ValueError: The folder holds a cohort made with other arguments.
@@ -261,7 +261,7 @@ def make_cohort(
     on_slide: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Makes a cohort of slides with labels, survival and truth; one call per folder at a time.
+    """Make a cohort of slides with labels, survival and truth; one call per folder at a time.
 
     Slides that are there already are kept. With more than four slides to make, processes are
     spawned: a script that calls this needs the usual `if __name__ == "__main__"`.

@@ -47,7 +47,7 @@ class CohortPatient:
 def _spread(
     rng: np.random.Generator, count: int, low: float, high: float
 ) -> npt.NDArray[np.float64]:
-    """Evenly spaced values in random order: a small cohort then covers the range as a big one."""
+    """Return evenly spaced values in random order: a small cohort covers the range, too."""
     return low + (high - low) * (rng.permutation(count) + rng.uniform(0.2, 0.8, count)) / count
 
 
@@ -59,7 +59,7 @@ def _scored(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _outcomes(
     rng: np.random.Generator, log_hazard: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Exponential times after a first month, censored at the end of follow-up and by drop-out.
+    """Draw exponential times after a first month, censored at the end of follow-up and by drop-out.
 
     The baseline hazard is the one that comes nearest to the wanted share of events.
     """
@@ -73,7 +73,7 @@ def _outcomes(
 
 
 def draw_patients(count: int, seed: int) -> list[CohortPatient]:
-    """Draws the patients of a cohort.
+    """Draw the patients of a cohort.
 
     Half of them (rounded down) are high grade, and the sites alternate within each class.
 

@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ray_session
-from distill.recipes.recipe_table import make_recipe
-from distill.students.feature_students import extract
-from distill.targets.missing_stats import stats
-from distill.train.ray_train import distill
+from distill import distill, extract, make_recipe, stats
 from downstream import Plan, run_mil, run_survival, write_report
-from downstream.survival.survival_extra import has_scikit_survival
+from downstream.survival import has_scikit_survival
 from examples.cohort import make_cohort
 from featurestore import LakeConfig
-from ingest.ray_ingest import ingest
+from ingest import ingest
 
 REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")

@@ -33,7 +33,7 @@ def noise(
     lowest: float,
     along: float | None = None,
 ) -> Floats:
-    """Periodic power-law noise with mean 0 and standard deviation 1.
+    """Return periodic power-law noise with mean 0 and standard deviation 1.
 
     Args:
         rng: The source of the phases.
@@ -62,14 +62,14 @@ def noise(
 def tiled_noise(
     rng: np.random.Generator, period: int, slope: float, lowest_per_1024: float
 ) -> Floats:
-    """Noise with a period of 1024 or less, repeated: fine grain needs no longer one."""
+    """Repeat noise with a period of 1024 px or less: fine grain needs no longer period."""
     side = min(period, 1024)
     field = noise(rng, side, slope, lowest=lowest_per_1024 * side / 1024)
     return np.tile(field, (period // side, period // side))
 
 
 def jittered(rng: np.random.Generator, period: int, step: float, jitter: float) -> Points:
-    """Places on a hexagonal grid, each moved by up to `jitter` steps; sorted by rows."""
+    """Return places on a hexagonal grid, each moved by up to `jitter` steps; sorted by rows."""
     columns, rows = max(1, round(period / step)), max(2, 2 * round(period / step / 1.732))
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)
     x += 0.5 * (y % 2)
@@ -78,7 +78,7 @@ def jittered(rng: np.random.Generator, period: int, step: float, jitter: float) 
 
 
 def scattered(rng: np.random.Generator, period: int, radii: Points, gap: float) -> Points:
-    """Throws discs on a torus, largest first; returns rows of x, y, radius of those that fit."""
+    """Throw discs on a torus, largest first; return rows of x, y, radius of those that fit."""
     placed = np.empty((0, 3))
     for radius in np.sort(radii)[::-1]:
         for place in rng.uniform(0, period, (12, 2)):
@@ -94,7 +94,7 @@ def scattered(rng: np.random.Generator, period: int, radii: Points, gap: float) 
 
 
 def fixed_point(value: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Converts pixels to the fixed point coordinates of cv2."""
+    """Convert pixels to the fixed point coordinates of cv2."""
     return np.round(np.asarray(value, np.float64) * (1 << _SUBPIXEL)).astype(np.int32)
 
 
@@ -120,7 +120,7 @@ class Sheet:
     def ellipses(
         self, places: Points, half_axes: Points, degrees: Points, densities: Points
     ) -> None:
-        """Draws filled ellipses in the given order.
+        """Draw filled ellipses in the given order.
 
         Args:
             places: (K, 2) centres, x and y.
@@ -137,7 +137,7 @@ class Sheet:
             )
 
     def own_ellipses(self, places: Points, half_axes: Points, degrees: Points) -> None:
-        """Makes an object of every ellipse; where two overlap the later owns the pixel."""
+        """Make an object of every ellipse; where two overlap the later owns the pixel."""
         centres = fixed_point(places + self.margin).tolist()
         axes = np.maximum(1, fixed_point(half_axes)).tolist()
         first = len(self.centres) + 1
@@ -148,33 +148,33 @@ class Sheet:
             cv2.ellipse(self.owner, centre, axis, angle, 0, 360, i, -1, cv2.LINE_8, _SUBPIXEL)
 
     def polygon(self, outline: Points, density: float) -> None:
-        """Draws a filled outline, (K, 2) of x and y."""
+        """Draw a filled outline, (K, 2) of x and y."""
         points = fixed_point(outline + self.margin)
         cv2.fillPoly(self.density, [points], density, cv2.LINE_AA, _SUBPIXEL)
 
     def own_polygon(self, outline: Points, place: Points) -> None:
-        """Makes an object of the outline with its centre at `place`."""
+        """Make an object of the outline with its centre at `place`."""
         self.centres.append(place)
         points = fixed_point(outline + self.margin)
         cv2.fillPoly(self.owner, [points], len(self.centres), cv2.LINE_8, _SUBPIXEL)
 
     def folded(self) -> Pixels:
-        """Returns the (period, period) density."""
+        """Return the (period, period) density."""
         return np.asarray(fold(self.density, self.margin), np.uint8)
 
     def owners(self) -> npt.NDArray[np.int32]:
-        """Returns the (period, period) owner numbers."""
+        """Return the (period, period) owner numbers."""
         return np.asarray(fold(self.owner, self.margin), np.int32)
 
     def shift(self, wander: Offsets) -> Offsets:
-        """Returns the (period, period, 2) way to the owner's centre, `wander` where none."""
+        """Return the (period, period, 2) way to the owner's centre, `wander` where none."""
         owner = self.owners()
         way = way_to(np.array([np.zeros(2), *self.centres]), owner)
         return np.where(owner[..., None] > 0, way, wander)
 
 
 def way_to(centres: Points, owner: npt.NDArray[np.integer[Any]]) -> Offsets:
-    """The shorter way on a torus from every pixel to the centre of its owner.
+    """Return the shorter way on a torus from every pixel to the centre of its owner.
 
     Args:
         centres: (K, 2) centres, x and y.
@@ -236,7 +236,7 @@ def draw_nuclei(
     degrees: Points | None = None,
     own: bool = True,
 ) -> None:
-    """Draws one nucleus per place: membrane, paler inside, nucleolus.
+    """Draw one nucleus per place: membrane, paler inside, nucleolus.
 
     Args:
         rng: The source of sizes and densities.
@@ -269,7 +269,7 @@ def draw_nuclei(
 
 
 def wobbly(rng: np.random.Generator, elongation: float, roughness: float) -> Points:
-    """A closed outline around the origin with mean radius 1, (72, 2)."""
+    """Return a closed outline around the origin with mean radius 1, (72, 2)."""
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radius = np.ones_like(turn)
     for waves in range(2, 6):

@@ -74,7 +74,7 @@ class Layout:
     blur: Floats
 
     def truth(self) -> dict[str, npt.NDArray[Any]]:
-        """Returns tissue, tissue class, pen and blur at one cell per `TRUTH_STEP_PX`."""
+        """Return tissue, tissue class, pen and blur at one cell per `TRUTH_STEP_PX`."""
         step = TRUTH_STEP_PX // STEP_PX
 
         def share(field: Floats) -> Floats:
@@ -109,14 +109,14 @@ class _Fields:
 
 
 def _top(field: Floats, inside: Mask, share: float) -> Mask:
-    """The cells inside where the field is highest, `share` of them."""
+    """Return the `share` of the cells inside that has the highest field."""
     if not inside.any():
         return inside
     return inside & (field > np.quantile(field[inside], 1 - share))
 
 
 def _tissue(rng: np.random.Generator, fields: _Fields) -> Mask:
-    """One or two pieces that cover 40-50 % of the slide and keep off its edge."""
+    """Return one or two pieces of tissue that cover 40-50 % of the slide and keep off its edge."""
     height, width = fields.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     pieces = 2 if width > 1.15 * height else 1
@@ -136,7 +136,7 @@ def _tissue(rng: np.random.Generator, fields: _Fields) -> Mask:
 
 
 def _classes(fields: _Fields, tissue: Mask, show: Morphology) -> tuple[Pixels, Floats]:
-    """Returns the tissue classes, and how near the margin of the tumour a cell is (0 to 1)."""
+    """Return the tissue classes, and how near the margin of the tumour a cell is (0 to 1)."""
     growth = fields(700) + 0.3 * fields(180)
     tumour = _top(growth, tissue, show.tumour_share)
     margin = np.exp(-2 * (growth - growth[tumour].min()) ** 2)
@@ -161,7 +161,7 @@ def _classes(fields: _Fields, tissue: Mask, show: Morphology) -> tuple[Pixels, F
 
 
 def _pen(rng: np.random.Generator, fields: _Fields) -> Floats:
-    """Two open strokes, as wide as 4 % of the slide, with uneven ink."""
+    """Return two open strokes, as wide as 4 % of the slide, with uneven ink."""
     height, width = fields.shape
     size = min(height, width)
     ink = np.zeros(fields.shape, np.uint8)
@@ -184,7 +184,7 @@ def _pen(rng: np.random.Generator, fields: _Fields) -> Floats:
 
 
 def _blur(rng: np.random.Generator, tissue: Mask) -> Floats:
-    """A round region about a fifth of the slide across, on tissue."""
+    """Return a round region about a fifth of the slide across, on tissue."""
     height, width = tissue.shape
     centres = np.argwhere(cv2.erode(tissue.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0)
     row, column = centres[rng.integers(len(centres))]
@@ -195,7 +195,7 @@ def _blur(rng: np.random.Generator, tissue: Mask) -> Floats:
 
 
 def lay_out(rng: np.random.Generator, width_px: int, height_px: int, show: Morphology) -> Layout:
-    """Draws the maps of a slide.
+    """Draw the maps of a slide.
 
     Args:
         rng: The only source of chance.

@@ -66,7 +66,7 @@ class Scene:
 
 
 def stain_colours(rng: np.random.Generator, site: str) -> Pixels:
-    """The colour of every pair of densities on one slide.
+    """Return the colour of every pair of densities on one slide.
 
     Args:
         rng: The source of what differs from slide to slide within a site.
@@ -87,7 +87,7 @@ def stain_colours(rng: np.random.Generator, site: str) -> Pixels:
 
 @cache
 def _noise_sheet() -> npt.NDArray[np.int8]:
-    """Sensor noise; long enough by a tile that any tile is a plain slice."""
+    """Return sensor noise; long enough by a tile that any tile is a plain slice."""
     side = _NOISE_PX + TILE_PX
     noise = np.random.default_rng(5).normal(0, 1.6, (side, side, 3))
     return np.round(noise).astype(np.int8)
@@ -116,7 +116,7 @@ def _sampled(field: Floats, x_px: int, y_px: int, side_px: int) -> Floats:
 def _cells(
     field: npt.NDArray[np.generic], x_px: int, y_px: int, side_px: int, reach_px: int
 ) -> npt.NDArray[np.generic]:
-    """The cells of a layout map under a square and up to `reach_px` around it."""
+    """Return the cells of a layout map under a square and up to `reach_px` around it."""
     top, left = ((at - reach_px) // STEP_PX for at in (y_px, x_px))
     bottom, right = ((at + side_px + reach_px) // STEP_PX + 1 for at in (y_px, x_px))
     return field[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
@@ -130,7 +130,7 @@ def _window(scene: Scene, x_px: int, y_px: int, side_px: int) -> tuple[slice, sl
 
 
 def _densities(scene: Scene, x_px: int, y_px: int, side_px: int) -> tuple[Pixels, Pixels]:
-    """Haematoxylin and eosin of a square, as if all of it were tissue."""
+    """Return the haematoxylin and eosin of a square, as if all of it were tissue."""
     classes = scene.layout.classes
     window = _window(scene, x_px, y_px, side_px)
     rows = np.arange(y_px, y_px + side_px, dtype=np.int32)[:, None]
@@ -157,7 +157,7 @@ def _densities(scene: Scene, x_px: int, y_px: int, side_px: int) -> tuple[Pixels
 
 
 def _stained(scene: Scene, x_px: int, y_px: int, side_px: int) -> Pixels:
-    """The section as the objective sees it in focus, (side, side, 3) R, G, B."""
+    """Return the section as the objective sees it in focus, (side, side, 3) R, G, B."""
     layout = scene.layout
     haematoxylin, eosin = _densities(scene, x_px, y_px, side_px)
     inside = _sampled(layout.tissue, x_px, y_px, side_px)
@@ -173,7 +173,7 @@ def _stained(scene: Scene, x_px: int, y_px: int, side_px: int) -> Pixels:
 
 
 def render(scene: Scene, x_px: int, y_px: int) -> Pixels:
-    """Renders the tile with its corner at the given level-0 pixel, without sensor noise."""
+    """Render the tile with its corner at the given level-0 pixel, without sensor noise."""
     layout = scene.layout
     blurred = bool(_cells(layout.blur, x_px, y_px, TILE_PX, STEP_PX).any())
     pad = 16 if blurred else 4  # what the filters reach over the edge of the tile
@@ -196,7 +196,7 @@ def _is_glass(scene: Scene, x_px: int, y_px: int) -> bool:
 
 
 def encoded_tiles(scene: Scene, width_px: int, height_px: int) -> Iterator[tuple[bytes, Pixels]]:
-    """Renders and encodes level 0, row by row.
+    """Render and encode level 0, row by row.
 
     Args:
         scene: What to render.

@@ -103,7 +103,7 @@ def _lymphocytes(ground: Ground) -> tuple[Pixels, Pixels]:
 
 @cache
 def library(period: int) -> Library:
-    """Draws the textures of all classes, once per process and period.
+    """Draw the textures of all classes, once per process and period.
 
     Args:
         period: 1024 or 2048 pixels; a longer one costs four times as much per doubling.

@@ -79,7 +79,7 @@ class Ground:
         return np.asarray(sheet.folded() * (1 + 0.2 * self.chromatin), np.float32)
 
     def texture(self, haematoxylin: Floats, eosin: Floats, shift: Offsets | None = None) -> Texture:
-        """Wraps finished densities as a `Texture`; `shift` is only the wander if absent."""
+        """Wrap finished densities as a `Texture`; `shift` is only the wander if absent."""
         return Texture(
             haematoxylin=wrapped(as_pixels(haematoxylin)),
             eosin=wrapped(as_pixels(eosin)),
@@ -92,7 +92,7 @@ class Ground:
 
 
 def as_pixels(density: Floats) -> Pixels:
-    """Cuts densities to the range of a texture."""
+    """Cut densities to the range of a texture."""
     return np.clip(density, 0, 255).astype(np.uint8)
 
 
@@ -105,7 +105,7 @@ Draw = Callable[[np.random.Generator, Ground], Texture]
 
 
 def _spindle_nuclei(rng: np.random.Generator, ground: Ground) -> Floats:
-    """The nuclei of fibroblasts, along the fibres."""
+    """Return the nuclei of fibroblasts, along the fibres."""
     sheet = Sheet(ground.period)
     places = jittered(rng, ground.period, 52, 0.5)
     column, row = (places.astype(int) % ground.period).T
@@ -132,7 +132,7 @@ def _draw_capillary(
 
 
 def stroma(rng: np.random.Generator, ground: Ground) -> Texture:
-    """Collagen with fibroblasts and a few capillaries filled with red cells."""
+    """Draw collagen with fibroblasts and a few capillaries filled with red cells."""
     period = ground.period
     wall, inside, blood = Sheet(period), Sheet(period), Sheet(period)
     radii = rng.uniform(14, 30, 24 * period**2 // 2048**2)
@@ -171,7 +171,7 @@ class Glands:
 def _draw_gland(
     rng: np.random.Generator, cells: Sheet, wall: Sheet, place: Points, radius: float, look: Glands
 ) -> None:
-    """Draws one gland: nuclei and owner on one sheet, wall (100) and lumen (250) on another."""
+    """Draw one gland: nuclei and owner on one sheet, wall (100) and lumen (250) on another."""
     shape = wobbly(rng, rng.uniform(1.0, 1.5), look.roughness)
     outline = shape * min(radius, MAX_REACH_PX / np.hypot(*shape.T).max())
     distance = np.hypot(*outline.T)
@@ -192,7 +192,7 @@ def _draw_gland(
 
 
 def glandular(look: Glands) -> Draw:
-    """Glands in stroma."""
+    """Draw glands in stroma."""
 
     def draw(rng: np.random.Generator, ground: Ground) -> Texture:
         cells, wall = Sheet(ground.period), Sheet(ground.period)
@@ -217,7 +217,7 @@ def glandular(look: Glands) -> Draw:
 def sheet_of_cells(
     look: Nuclei, *, step_px: float, blue: float, pink: float, mottle: float
 ) -> Draw:
-    """Cells without an order, `step_px` apart, in cytoplasm of the given densities."""
+    """Draw cells without an order, `step_px` apart, in cytoplasm of the given densities."""
 
     def draw(rng: np.random.Generator, ground: Ground) -> Texture:
         cells = Sheet(ground.period)
@@ -231,7 +231,7 @@ def sheet_of_cells(
 
 
 def fat(rng: np.random.Generator, ground: Ground) -> Texture:
-    """Empty cells with a thin membrane: the borders of a Voronoi diagram."""
+    """Draw empty cells with a thin membrane: the borders of a Voronoi diagram."""
     coarse = 4  # asking the tree for every pixel would take longer than all else together
     side = ground.period // coarse
     places = jittered(rng, ground.period, 92, 0.22) % ground.period

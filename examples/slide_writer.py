@@ -50,7 +50,7 @@ class Page:
 
 
 def encode_jpeg(rgb: Pixels) -> bytes:
-    """Encodes an (H, W, 3) RGB image as a YCbCr 4:2:0 JPEG stream."""
+    """Encode an (H, W, 3) RGB image as a YCbCr 4:2:0 JPEG stream."""
     stream: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(rgb),
         quality=JPEG_QUALITY,
@@ -62,7 +62,7 @@ def encode_jpeg(rgb: Pixels) -> bytes:
 
 
 def split_jpeg(stream: bytes) -> tuple[bytes, bytes]:
-    """Splits a JPEG stream into its tables and the abbreviated rest, as TIFF shares them.
+    """Split a JPEG stream into its tables and the abbreviated rest, as TIFF shares them.
 
     Args:
         stream: A baseline JPEG stream with one scan.
@@ -85,12 +85,12 @@ def split_jpeg(stream: bytes) -> tuple[bytes, bytes]:
 
 
 def encode_tile(rgb: Pixels) -> bytes:
-    """Encodes one tile as an abbreviated stream that needs `shared_tables`."""
+    """Encode one tile as an abbreviated stream that needs `shared_tables`."""
     return split_jpeg(encode_jpeg(rgb))[1]
 
 
 def shared_tables() -> bytes:
-    """Returns the tables every tile of this quality shares."""
+    """Return the JPEG quantisation and Huffman tables that all tiles share."""
     return split_jpeg(encode_jpeg(np.zeros((TILE_PX, TILE_PX, 3), np.uint8)))[0]
 
 
@@ -154,7 +154,7 @@ def aperio_pages(
     base_tiles: Sequence[bytes],
     reduced: Sequence[Pixels],
 ) -> list[Page]:
-    """Lays out the directories of an Aperio slide in the order Aperio writes them.
+    """Lay out the directories of an Aperio slide in the order Aperio writes them.
 
     Args:
         slide_id: Shown on the label and as the Filename.
@@ -200,7 +200,7 @@ def _resolution(tag: int, mpp: float) -> Field:
 
 
 def _fields(page: Page, offsets: Sequence[int]) -> list[Field]:
-    """The tags of a page, in rising order as TIFF asks."""
+    """Return the tags of a page, in rising order as TIFF asks."""
     text = page.description.encode("ascii") + b"\0"
     sizes = [len(chunk) for chunk in page.chunks]
     fields = [
@@ -236,7 +236,7 @@ def _fields(page: Page, offsets: Sequence[int]) -> list[Field]:
 
 
 def _append(stream: BinaryIO, payload: bytes) -> int:
-    """Writes at the end, on an even offset as TIFF asks; returns where."""
+    """Write at the end, on an even offset as TIFF asks; return the offset."""
     at = stream.seek(0, 2)
     if at % 2:
         stream.write(b"\0")
@@ -255,7 +255,7 @@ def _directory(stream: BinaryIO, fields: Sequence[Field]) -> bytes:
 
 
 def write_tiff(stream: BinaryIO, pages: Sequence[Page]) -> None:
-    """Writes pages as a classic little-endian TIFF.
+    """Write pages as a classic little-endian TIFF.
 
     Args:
         stream: An empty seekable file opened for writing in binary.

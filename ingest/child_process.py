@@ -40,7 +40,7 @@ class Isolated:
         """The function's result; a process that died is started again for a second try.
 
         Args:
-            args: of the function.
+            args: arguments of the function.
             limit_s: seconds that one try may take.
 
         Raises:

@@ -56,7 +56,7 @@ def plan_grids(
     *,
     stride_px: int | None = None,
 ) -> dict[float, Grid]:
-    """The grids of a slide.
+    """Return the grids of a slide.
 
     Where a whole downsampling is within 2 % of the lake's mpp, it is taken: tiles at a stored
     level are then not resampled (0.499 mpp read as 0.5).
@@ -143,7 +143,7 @@ def tile_sums(
     Args:
         values: [H, W] map of the whole slide, without NaN.
         scale: side of one of its pixels in level-0 pixels.
-        grid: of the tiles.
+        grid: grid of the tiles.
     """
     # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
     total = cv2.integral(values.astype(np.float32), sdepth=cv2.CV_64F)
@@ -155,7 +155,7 @@ def tile_sums(
 def area_means(
     values: BoolArray, scale: float, shape: tuple[int, int], to_scale: float
 ) -> Float64Array:
-    """A map of a whole slide at another resolution: the mean over what each pixel has of it.
+    """Return a map of a whole slide at another resolution, by the mean over each new pixel.
 
     Args:
         values: [h, w].

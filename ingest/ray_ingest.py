@@ -50,8 +50,8 @@ class IngestResult:
     Attributes:
         ready: slides with tiles, of those that were named.
         failed: every failed slide of those that were named, old and new, with the reason.
-        tiles: of the whole lake, per mpp.
-        seconds: of all of it.
+        tiles: tiles of the whole lake, per mpp.
+        seconds: seconds that the whole run took.
         readers: slides by the reader that read them.
         new: slides that were to be cut.
         replaced: slides that were scanned again; their earlier rows stay readable at earlier

@@ -27,7 +27,7 @@ class Survey:
         overview: RGB [H, W, 3].
         scale: side of one of its pixels in level-0 pixels.
         tissue: what was found on it, or given.
-        maps: of the scores that are means over the slide or its tissue, each [H, W], by name.
+        maps: maps of the scores that are means over the slide or its tissue, each [H, W], by name.
     """
 
     overview: RgbArray

@@ -14,7 +14,7 @@ from distill.errors import DistillError
 from featurestore import Lake, patient_of
 from featurestore.storage import read_sealed
 from ingest import find_card, sees_features, student_folder
-from ingest.teachers.cards.card import Card
+from ingest.teachers.cards import Card
 
 NOT_TILES = ("patches", "places")  # columns with many vectors for each tile
 

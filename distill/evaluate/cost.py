@@ -21,7 +21,7 @@ from distill.evaluate.compared_students import EvaluationSplit, StudentRecord
 from distill.evaluate.embeddings import Runner
 from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, SampledTiles
 from featurestore import Lake, ShardReader
-from ingest.tile_jpeg import decode_tile
+from ingest import decode_tile
 
 PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
 MOST_TILES = 1024

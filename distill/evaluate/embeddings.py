@@ -16,12 +16,18 @@ from distill.errors import DistillError
 from distill.evaluate.sampled_tiles import SampledTiles
 from featurestore import Lake, LakeError
 from ingest import Card, TeacherError, find_card, find_teachers
-from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
-from ingest.teachers.find_teacher import weights_of
-from ingest.teachers.networks import build
-from ingest.teachers.outputs import Output, outputs_of
-from ingest.teachers.weights.weight_keys import load_weights
-from ingest.teachers.weights.weights_files import find_weights
+from ingest.teachers import (
+    Encoder,
+    Output,
+    build,
+    cropped,
+    find_weights,
+    load_weights,
+    outputs_of,
+    preprocess,
+    resized,
+    weights_of,
+)
 
 TIMED_S = 0.5
 STATISTICS_TILES = 512  # tiles that set the batch norms' statistics of an untrained network

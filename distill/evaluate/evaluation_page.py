@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluate.evaluation_plots import amortisation_png, bars_png, robustness_png
-from ingest.pages.page_templates import environment
-from ingest.pages.slide_pictures import data_uri
+from ingest.pages import data_uri, environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

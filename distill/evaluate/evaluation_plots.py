@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from downstream.report.plots.plots_base import new_figure, to_png
+from downstream.report.plots import new_figure, to_png
 
 COLOURS = {
     "student": "#0072B2",

@@ -16,7 +16,7 @@ import polars as pl
 
 from distill.evaluate.compared_students import EvaluationSplit
 from featurestore import Lake, ShardReader, TileBatch
-from ingest.tile_jpeg import decode_tile
+from ingest import decode_tile
 
 BLOCK_TILES = 4  # neighbouring tiles that are read together
 BATCH_TILES = 64

@@ -22,7 +22,7 @@ from distill.evaluate.sampled_tiles import SampledTiles
 from featurestore import Lake
 
 if TYPE_CHECKING:
-    from ingest.teachers.cards.card import Card
+    from ingest.teachers.cards import Card
 
 Kind = Literal["student", "single_teacher", "undistilled", "pca", "teacher"]
 Array = npt.NDArray[np.floating]

@@ -7,7 +7,7 @@ from distill.recipes.recipe import Recipe
 from distill.targets.target_sources import TeacherColumn
 from featurestore import Lake, mpp_name
 from ingest import TeacherError, find_card
-from ingest.teachers.outputs import card_name
+from ingest.teachers import card_name
 
 
 def check(lake: Lake, recipe: Recipe) -> None:

@@ -11,9 +11,8 @@ from safetensors.torch import load
 from distill.errors import DistillError
 from featurestore import Lake, open_lake
 from ingest import find_card, sees_features, student_folder
-from ingest.teachers.cards.card import Card
-from ingest.teachers.networks import build
-from ingest.teachers.student_files import student_file
+from ingest.teachers import build, student_file
+from ingest.teachers.cards import Card
 
 TEMPLATES = Path(__file__).parent / "templates"
 KEPT = ("model.safetensors", "card.json", "report.json")
@@ -65,7 +64,7 @@ def _check_export(lake: Lake, name: str, target: Path) -> None:
 
 
 def _write_onnx(student_path: Path, card: Card) -> None:
-    from ingest.teachers.onnx_engine import export_onnx
+    from ingest.teachers import export_onnx
 
     model = build(card.architecture, card.input_px, card.arguments)
     model.load_state_dict(load((student_path / "model.safetensors").read_bytes()))

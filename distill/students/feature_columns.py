@@ -23,11 +23,10 @@ from distill.students.student_kind import FeatureStudent
 from distill.students.student_table import student_kind
 from distill.students.task import on_device
 from featurestore import ColumnFile, ColumnWriter, Lake, mpp_name, open_lake
-from featurestore.storage.lock import writer_lease
-from featurestore.tables.schema import features_table
+from featurestore.storage import writer_lease
+from featurestore.tables import features_table
 from ingest import FEATURE_CARD, student_folder
-from ingest.teachers.column_maker import MadeColumn
-from ingest.teachers.student_files import WEIGHTS, student_file
+from ingest.teachers import WEIGHTS, MadeColumn, student_file
 
 COMMIT_FRAGMENTS = 16
 

@@ -9,8 +9,8 @@ from functools import partial, update_wrapper
 
 from featurestore import Store
 from ingest import sees_features
-from ingest.teachers import ray_extract
-from ingest.teachers.column_maker import MadeColumn
+from ingest.teachers import MadeColumn
+from ingest.teachers import extract as extract_columns
 
 
 class FeatureStudents:
@@ -33,6 +33,6 @@ class FeatureStudents:
         return make_columns(lake_uri, name, mpps=mpps)
 
 
-#: `ingest.teachers.ray_extract.extract` for every kind of name, students of features included.
-extract = partial(ray_extract.extract, column_makers=(FeatureStudents(),))
-update_wrapper(extract, ray_extract.extract)
+#: `ingest.teachers.extract` for every kind of name, students of features included.
+extract = partial(extract_columns, column_makers=(FeatureStudents(),))
+update_wrapper(extract, extract_columns)

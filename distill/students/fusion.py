@@ -25,7 +25,7 @@ from distill.students.task import Batch, FeaturePrediction, TrainingTask
 from distill.targets.kept_norms import KeptNorms, blank_norms
 from distill.targets.target import Norms
 from distill.terms.feature_terms import check_term
-from downstream.mil.layers.teacher_fusion import TeacherGate, TokenBlock
+from downstream.mil.layers import TeacherGate, TokenBlock
 
 SETTINGS: dict[str, dict[str, float]] = {"reconstruct": {"cosine": 0.9}, "fuse": {}}
 # Norms that divide a token by its own size, if they are over the last axis alone. A batch norm

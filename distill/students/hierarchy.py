@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.mil.layers.attention import MultiHeadAttention
+from downstream.mil.layers import MultiHeadAttention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.recipes.student_settings import RegionStudent
 from distill.students.hierarchy import Hierarchy, HierarchyInputs, HierarchyOutputs, group_by_parent
-from downstream.mil.layers.attention import MultiHeadAttention
+from downstream.mil.layers import MultiHeadAttention
 
 MLP_RATIO = 4
 # The width of a region in units of the frame of places, whatever its grids.

@@ -14,7 +14,7 @@ from distill.students.task import TrainingTask
 from featurestore import Lake
 from featurestore.storage import sealed
 from ingest import licence_of, student_folder
-from ingest.teachers.student_files import WEIGHTS, student_file
+from ingest.teachers import WEIGHTS, student_file
 
 
 def write_student(

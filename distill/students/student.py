@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
-from ingest.teachers.cards.card import Card, Interpolation
-from ingest.teachers.networks import build
+from ingest.teachers import build
+from ingest.teachers.cards import Card, Interpolation
 
 INTERPOLATION: Interpolation = "bicubic"
 

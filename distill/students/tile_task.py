@@ -31,7 +31,7 @@ from distill.targets.target_sources import (
 from distill.terms.term import Key, TermContext, TermInputs
 from distill.terms.term_table import make_term, term_class
 from distill.train.views import draw, normalised, sized
-from ingest.teachers.cards.card import card_json
+from ingest.teachers.cards import card_json
 
 
 class TileTask(TrainingTask):

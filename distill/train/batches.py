@@ -10,7 +10,7 @@ import numpy.typing as npt
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import columns_of
 from featurestore import Lake, TileBatch
-from featurestore.read.stream import Stream
+from featurestore.read import Stream
 
 BLOCK_TILES = 16
 BUFFER_TILES = 2048

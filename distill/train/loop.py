@@ -25,7 +25,7 @@ from distill.students.task import TrainingTask, on_device
 from distill.train.batches import mixed
 from distill.train.ema import Ema
 from featurestore import TileBatch
-from featurestore.read.stream import Stream
+from featurestore.read import Stream
 
 LISTED = 8
 

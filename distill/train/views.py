@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.recipes.recipe import Views
-from ingest.stain import APART, DARKEST, STAINS
+from ingest import LEAST_LIGHT, STAIN_UNMIXING, STAIN_VECTORS
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
@@ -99,7 +99,7 @@ def restained(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor
     scale_BS, shift_BS = (
         (torch.rand(samples, 3, generator=generator) * 2 - 1) * size for _ in range(2)
     )
-    stains, apart = (torch.from_numpy(a).float() for a in (STAINS, APART))
+    stains, apart = (torch.from_numpy(a).float() for a in (STAIN_VECTORS, STAIN_UNMIXING))
     # Separating, scaling and mixing stains is one 3 x 3 matrix and one vector for each tile.
     mixed_BCC = (apart * (1 + scale_BS)[:, None, :]) @ stains
     density_BCN = _density(x_BCHW).flatten(2)
@@ -116,9 +116,9 @@ def _density(x_BCHW: Tensor) -> Tensor:
     """Return the optical density to base 10, contiguous."""
     if x_BCHW.dtype == torch.uint8:
         # A byte has 256 values: a table is many times as fast as logarithms.
-        table = -(torch.arange(256) / 255).clamp_min(DARKEST).log10()
+        table = -(torch.arange(256) / 255).clamp_min(LEAST_LIGHT).log10()
         return table.to(x_BCHW.device)[x_BCHW.contiguous().int()]
-    return -x_BCHW.contiguous().clamp_min(DARKEST).log10()
+    return -x_BCHW.contiguous().clamp_min(LEAST_LIGHT).log10()
 
 
 def recoloured(x_BCHW: Tensor, size: float, generator: torch.Generator) -> Tensor:

@@ -27,7 +27,7 @@ from downstream.report.kept_attention import (
 )
 from downstream.report.plots.plots_attention import attention_png, shares
 from downstream.report.tile_pictures import tile_side
-from ingest.pages.slide_pictures import decode_rgb, scaled
+from ingest.pages import decode_rgb, scaled
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run

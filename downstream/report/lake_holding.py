@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ingest.pages.slide_cards import CARD_COLUMNS
+from ingest.pages import CARD_COLUMNS
 
 if TYPE_CHECKING:
     from featurestore import Lake

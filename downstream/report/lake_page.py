@@ -17,8 +17,7 @@ from downstream.report.report_page import (
     render,
 )
 from downstream.report.result_views import estimates, mil_view, student_view, survival_view
-from ingest.pages.slide_cards import choose_slides, make_cards
-from ingest.pages.slide_pictures import PEN_SHOWN
+from ingest.pages import PEN_SHOWN, choose_slides, make_cards
 
 if TYPE_CHECKING:
     from downstream.report.lake_holding import Holding, Json

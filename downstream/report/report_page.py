@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from downstream.report.run_tables import p_text
-from ingest.pages.page_templates import environment
+from ingest.pages import environment
 
 if TYPE_CHECKING:
     from downstream.report.lake_holding import Holding, Json

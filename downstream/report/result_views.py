@@ -19,7 +19,7 @@ from downstream.report.run_tables import (
 )
 from downstream.report.tile_pictures import maps
 from downstream.report.views.run_views import forest, summary_section
-from ingest.pages.slide_pictures import data_uri
+from ingest.pages import data_uri
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run

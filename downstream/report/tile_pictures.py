@@ -16,7 +16,7 @@ from downstream.report.cases import groups
 from downstream.report.kept_attention import read_tiles, weighs_alike
 from downstream.report.plots.plots_attention import attention_png
 from downstream.report.views.picture_sections import Picture
-from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg, scaled
+from ingest.pages import data_uri, decode_rgb, encode_jpeg, scaled
 
 if TYPE_CHECKING:
     from downstream.report.cases import Case

@@ -78,7 +78,7 @@ def shown(lake: "Lake", answer: Json) -> list[ShownPicture]:
 def _result_picture(row: Json, jpeg: bytes | None) -> ShownPicture:
     """Return a result with its picture, or with a note where the picture is damaged."""
     from featurestore import DamageError
-    from ingest.pages.slide_pictures import decode_rgb
+    from ingest.pages import decode_rgb
 
     lines = _caption_lines(row)
     if jpeg is not None:
@@ -127,7 +127,7 @@ def _thumbnails(lake: "Lake", rows: list[Json]) -> list[bytes | None]:
 
 def _small_pixels(jpeg: bytes, longest_px: int) -> "NDArray[np.uint8]":
     """Return the pixels of a picture [H, W, 3], reduced to the size at which it is shown."""
-    from ingest.pages.slide_pictures import decode_rgb, scaled
+    from ingest.pages import decode_rgb, scaled
 
     picture_HW3 = decode_rgb(jpeg)
     return scaled(picture_HW3, min(longest_px, max(picture_HW3.shape[:2])))
@@ -190,7 +190,7 @@ def _draw(axes: "Axes", picture: ShownPicture, *, colour: str) -> None:
 
 def _html(answer: Json, pictures: list[ShownPicture]) -> bytes:
     """Return the pictures of a search as an HTML page."""
-    from ingest.pages.page_templates import environment
+    from ingest.pages import environment
 
     template = environment(Path(__file__).parent / "templates").get_template("search.html.j2")
     query, *others = [
@@ -203,7 +203,7 @@ def _html(answer: Json, pictures: list[ShownPicture]) -> bytes:
 
 def _picture_uri(jpeg: bytes) -> str:
     """Return a picture as a data URI: small tiles as stored, larger pictures reduced."""
-    from ingest.pages.slide_pictures import data_uri, decode_rgb, encode_jpeg
+    from ingest.pages import data_uri, decode_rgb, encode_jpeg
 
     if max(decode_rgb(jpeg).shape[:2]) <= _TILE_PX:
         return data_uri(jpeg, "image/jpeg")

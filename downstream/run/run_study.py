@@ -328,7 +328,7 @@ def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) ->
 def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     """Return the lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
-    from featurestore.annotations.annotation_tables import labels_of
+    from featurestore.annotations import labels_of
 
     lake = open_lake(lake_uri, version=spec.features.version)
     table = load_labels(labels_of(lake, spec.labels.table), **spec.labels.id_options)

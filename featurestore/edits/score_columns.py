@@ -53,7 +53,7 @@ class ScoreColumn:
         return pa.field(self.name, self.type, nullable=True, metadata=metadata)
 
 
-def score_columns(lake: Lake) -> dict[str, int]:
+def score_versions(lake: Lake) -> dict[str, int]:
     """Return the columns of kind `score` of a lake, and the least version of each."""
     versions: dict[str, int] = {}
     for mpp in lake.config.mpps:
@@ -69,7 +69,7 @@ def _version_of(field: pa.Field) -> int:
     return int(record.get("version", 0))
 
 
-def lacking(lake: Lake, column: ScoreColumn, mpp: float) -> dict[int, list[Row]]:
+def rows_without_score(lake: Lake, column: ScoreColumn, mpp: float) -> dict[int, list[Row]]:
     """Return the catalog rows of the slides in each fragment that lacks a score of some slide.
 
     Slides without pixels in the lake (imported features) are left out: no score can be computed.
@@ -162,7 +162,7 @@ def drop_scores(lake: Lake, names: Sequence[str]) -> int:
     """
     committer = lake.committer
     with no_writers(lake.store), committer.exclusive():
-        kept = score_columns(lake.refreshed())
+        kept = score_versions(lake.refreshed())
         if missing := [name for name in names if name not in kept]:
             msg = (
                 f"{lake.uri} keeps no score '{missing[0]}' that could be dropped; it keeps "

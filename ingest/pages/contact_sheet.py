@@ -67,7 +67,7 @@ def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
 
 
 def _totals(lake: Lake, slides: pl.DataFrame) -> Row:
-    """Counts over the whole lake."""
+    """Return counts over the whole lake."""
     states = slides["state"].value_counts()
     ready = slides.filter(pl.col("state") == "ready")
     travelled = ready.filter(pl.col("bytes_read").is_not_null())

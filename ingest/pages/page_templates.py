@@ -36,7 +36,7 @@ def environment(*folders: Path) -> Environment:
 
 
 def three_decimals(value: float | None) -> str:
-    """A share, a cosine or another metric; a dash where there is none.
+    """Format a share, a cosine or another metric; a dash where there is none.
 
     >>> three_decimals(0.81234), three_decimals(None)
     ('0.812', '–')
@@ -45,7 +45,7 @@ def three_decimals(value: float | None) -> str:
 
 
 def with_commas(value: int) -> str:
-    """A count.
+    """Format a count with commas.
 
     >>> with_commas(12345)
     '12,345'
@@ -54,7 +54,7 @@ def with_commas(value: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time.
+    """Format a duration.
 
     >>> duration(5.25), duration(409.7), duration(7325)
     ('5.2 s', '6 min 50 s', '2 h 02 min')
@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in the largest unit that gives at least one.
+    """Format bytes in the largest unit of which there is at least one.
 
     >>> size(512), size(33_600_000)
     ('512 B', '33.6 MB')

@@ -72,7 +72,7 @@ def card_slides(lake: Lake) -> pl.DataFrame:
 def choose_slides(
     slides: pl.DataFrame, *, most: int, most_failed: int, first: str | None = None
 ) -> pl.DataFrame:
-    """The slides to show: failed ones, one that is named, doubtful ones, then the rest in order.
+    """Return the slides to show: failed, the named one, doubtful, then the others in order.
 
     Slides that wait to be cut are left out: there is nothing to see of them.
 
@@ -92,12 +92,12 @@ def choose_slides(
 
 
 def make_cards(lake: Lake, chosen: pl.DataFrame, *, longest_px: int = PICTURE_PX) -> list[Row]:
-    """A card for each chosen slide: its row, its tiles per mpp, and its picture.
+    """Return a card for each chosen slide: its row, its tiles per mpp, and its picture.
 
     Args:
-        lake: Where they are.
+        lake: the lake of the slides.
         chosen: Rows with `CARD_COLUMNS`.
-        longest_px: Of the picture's longer side.
+        longest_px: pixels of the picture's longer side.
 
     Returns:
         The row's columns; `kind` (`failed`, or the verdict); `tiles` (mpp -> count); `codecs`

@@ -151,7 +151,7 @@ def _draw_outline(
 
 
 def decode_rgb(data: bytes) -> Rgb:
-    """A picture in any format of OpenCV as RGB [H, W, 3].
+    """Decode a picture in any format of OpenCV to RGB [H, W, 3].
 
     Raises:
         DamageError: It is no picture.
@@ -162,7 +162,7 @@ def decode_rgb(data: bytes) -> Rgb:
 
 
 def decode_mask(data: bytes) -> NDArray[np.uint8]:
-    """A picture in any format of OpenCV as grey [H, W].
+    """Decode a picture in any format of OpenCV to grey [H, W].
 
     Raises:
         DamageError: It is no picture.
@@ -187,7 +187,7 @@ def _decoded(data: bytes, mode: int) -> NDArray[np.uint8]:
 
 
 def scaled(picture_HW3: Rgb, longest_px: int) -> Rgb:
-    """The picture with its longer side of so many pixels."""
+    """Resize the picture so that its longer side has `longest_px` pixels."""
     import cv2
 
     factor = longest_px / max(picture_HW3.shape[:2])
@@ -198,7 +198,7 @@ def scaled(picture_HW3: Rgb, longest_px: int) -> Rgb:
 
 
 def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
-    """A picture [H, W, 3] as JPEG.
+    """Encode a picture [H, W, 3] as JPEG.
 
     Args:
         picture_HW3: The picture.
@@ -215,5 +215,5 @@ def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes as a URI that a page carries in itself."""
+    """Return bytes as a data URI, which a page holds in itself."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

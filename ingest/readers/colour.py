@@ -15,7 +15,7 @@ class SrgbTransform:
     """Converts pixels to sRGB.
 
     Args:
-        path: of the slide, for messages.
+        path: path of the slide, for messages.
         profile: its ICC profile.
 
     Raises:

@@ -26,8 +26,8 @@ class DicomHeader:
     Attributes:
         series: UID of its series; empty if it has none.
         image_type: its values, as `("DERIVED", "PRIMARY", "VOLUME", "NONE")`.
-        width_px: of the whole level; 0 if it says none.
-        height_px: of the whole level.
+        width_px: width of the whole level; 0 if the header has none.
+        height_px: height of the whole level.
     """
 
     series: str

@@ -147,7 +147,7 @@ def pictures_differ(reference: RgbArray, around: RgbArray, x: int, y: int) -> st
     Args:
         reference: the finer level's patch [n, n, 3], reduced to the level's pixels.
         around: the level's patch with its margin.
-        x: of the patch in `around`.
+        x: left edge of the patch in `around`.
         y: likewise.
     """
     template, field = (_smooth(picture) for picture in (reference, around))

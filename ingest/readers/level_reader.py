@@ -212,8 +212,8 @@ class LevelReader(abc.ABC):
             level: 0 is the finest.
             x: left side, in pixels of the result.
             y: top side, likewise.
-            width: of the result.
-            height: of the result.
+            width: width of the result.
+            height: height of the result.
             shrink: whole number of the level's pixels along one of the result.
 
         Raises:
@@ -252,10 +252,12 @@ class LevelReader(abc.ABC):
         return small
 
     def overview(self, mpp: float) -> tuple[RgbArray, float]:
-        """Return the whole slide at about `mpp`, read in blocks so that memory stays bounded.
+        """Return the whole slide at about `mpp`, and the side of its pixels in level-0 pixels.
+
+        It is read in blocks, so that memory stays bounded.
 
         Returns:
-            The pixels [H, W, 3], and the side of one of them in level-0 pixels. The last row and
+            The pixels [H, W, 3], and the side of one such pixel in level-0 pixels. The last row and
             column may reach beyond the slide.
         """
         level, factor = self._overview_level(mpp)
@@ -275,8 +277,8 @@ class LevelReader(abc.ABC):
             scale: side of a pixel in level-0 pixels.
             x: left side of the part, in pixels of the overview.
             y: top side of the part.
-            width: of the part.
-            height: of the part.
+            width: width of the part.
+            height: height of the part.
             factor: pixels of the result along one of the overview.
 
         Returns:

@@ -65,7 +65,7 @@ def choose_mpp(
     """Choose the microns per pixel of a slide.
 
     Args:
-        path: of the slide, for messages.
+        path: path of the slide, for messages.
         stated: values in the order in which they are preferred.
         objective: power of the objective, taken where no value is possible.
         allow_anisotropic: take the mean of x and y where they differ by more than 2 %.

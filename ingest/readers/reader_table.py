@@ -25,7 +25,7 @@ class ReaderEntry:
             `NotNativeError` to leave the file to the next reader. Empty for a refused format.
         formats: the formats in words, as "a picture", for the message about other files.
         refusal: why a recognised format is not read, after "FILE "; None for a reader.
-        suffixes: of the files that are taken from folders for this reader's sake.
+        suffixes: suffixes of the files that are taken from folders for this reader's sake.
     """
 
     takes: Callable[[SlideFile], bool]

@@ -46,7 +46,7 @@ def why_no_slide(path: str, formats: str) -> str:
     """Return why no reader takes a file, beginning with its name.
 
     Args:
-        path: of the file.
+        path: path of the file.
         formats: the formats that are read, in words.
     """
     head, suffix = head_of(path), Path(path).suffix.lower()

@@ -10,7 +10,7 @@ class SlideFile:
     """A local file with what its first bytes and directories tell.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         head: its first 64 bytes.
         vendor: the format that openslide takes it for; None if openslide does not read it.
         image: the image of a TIFF that is to be read; None if it is no TIFF.

@@ -50,7 +50,7 @@ class SlideReader(Protocol):
         fallback: why openslide reads what the native reader could have; None if it does not.
         vendor: the scanner's maker as openslide names it; None where it is not known.
         objective: magnification of the objective, where the file states it.
-        icc_profile: of the slide's colours; None where there is none.
+        icc_profile: ICC profile of the slide's colours; None where there is none.
         notes: what is odd about the slide, each in one line.
         size_px: width and height of level 0.
         mpp: microns per pixel of level 0, the mean of `mpp_x` and `mpp_y`.

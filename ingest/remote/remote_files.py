@@ -128,7 +128,7 @@ class RemoteFile:
 
     Attributes:
         shown: the URI as it may be printed.
-        path: of the file in its file system.
+        path: path of the file in its file system.
 
     Raises:
         SlideError: there is no client for it.

@@ -55,7 +55,7 @@ def level_ranges(
     """Return where tiles of a level lie: ranges [start, end) of bytes, for `Fetched.need`.
 
     Args:
-        levels: of the slide, as `read_levels` gives them.
+        levels: levels of the slide, as `read_levels` gives them.
         level: which of them.
         tiles: their numbers, row after row; all if None. Those that are not stored are left out.
     """
@@ -79,7 +79,7 @@ def plan_fetch(
     Args:
         levels: finest first.
         size: bytes of the file.
-        slide_mpp: of level 0.
+        slide_mpp: microns per pixel of level 0.
         mpps: that will be read from it, overviews included.
     """
     base = levels[0]
@@ -151,7 +151,7 @@ def unfit_levels(path: str, mpp: float | None, finest_mpp: float) -> str:
 
     Args:
         path: the file as far as it was fetched, tiles of `check_ranges` included.
-        mpp: of level 0, where it is known better than by the file.
+        mpp: microns per pixel of level 0, where it is known better than by the file.
         finest_mpp: the finest that will be read from it.
     """
     options = ReadOptions(mpp=mpp, allow_anisotropic=True)

@@ -18,17 +18,17 @@ import pyarrow as pa
 
 from cluster import progress
 from featurestore import Lake, ShardReader, open_lake
-from featurestore.edits.lance_edits import NewColumn
-from featurestore.edits.score_columns import (
+from featurestore.edits import (
+    NewColumn,
     ScoreColumn,
     commit_scores,
-    lacking,
-    score_columns,
+    rows_without_score,
+    score_versions,
     tile_keys,
     write_scores,
 )
-from featurestore.shards.tar_shards import check_shard
-from featurestore.storage.lock import writer_lease
+from featurestore.shards import check_shard
+from featurestore.storage import writer_lease
 from ingest.errors import InputError
 from ingest.scores.score_table import SCORES, score_named
 from ingest.tile_jpeg import decode_tile
@@ -48,8 +48,8 @@ class FilledScores:
         tiles: tiles that got each score (would get it, in a dry run); tiles of a fragment in which
             one slide lacked it are counted all.
         no_pixels: slides that can have none, since the lake holds no pixels of them.
-        seconds: of all of it.
-        version: of the lake that has them.
+        seconds: seconds that the whole run took.
+        version: version of the lake that has them.
     """
 
     tiles: dict[str, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
 
     Args:
         lake_uri: the lake.
-        names: of scores of kind `pixels` in `SCORES`.
+        names: names of scores of kind `pixels` in `SCORES`.
         dry_run: count the tiles, and write nothing.
 
     Raises:
@@ -78,7 +78,7 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
         lake.committer.recover()
         lake = lake.refreshed()
     missing = {
-        mpp: {name: lacking(lake, column, mpp) for name, column in columns.items()}
+        mpp: {name: rows_without_score(lake, column, mpp) for name, column in columns.items()}
         for mpp in lake.config.mpps
     }
     filled = FilledScores(tiles=_count(missing, columns), no_pixels=_no_pixels(lake))
@@ -99,7 +99,7 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
 def keep_scores(lake_uri: str) -> FilledScores:
     """Compute the scores that a lake has columns of, for the slides that lack them."""
     lake = open_lake(lake_uri)
-    kept = [name for name in score_columns(lake) if name in SCORES]
+    kept = [name for name in score_versions(lake) if name in SCORES]
     return fill_scores(lake_uri, kept) if kept else FilledScores(version=lake.version)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ingest.errors import InputError
 from ingest.readers.slide_reader import SlideReader
 from ingest.scores.focus import slide_focus
-from ingest.stain import APART, DARKEST
+from ingest.stain import LEAST_LIGHT, STAIN_UNMIXING
 from ingest.tissue.overview_tissue import Tissue
 
 Float32Array = npt.NDArray[np.float32]
@@ -49,12 +49,12 @@ class Score:
         measures: unit and range, as docs/tissue.md has them.
         direction: which way is better or more, as docs/tissue.md has it; empty if neither.
         missing: which tiles have none.
-        type: of the column, as Arrow calls it.
+        type: type of the column, as Arrow calls it.
         weighting: pixels that the mean of a map is over: `tissue` (all, in a tile without any),
             `slide` (the tile as far as the slide reaches), or `tile` (beyond the slide counts 0).
         slide_map: the map [H, W] of a score of kind `slide`.
         of_pixels: the score of a tile's RGB pixels [H, W, 3], for kind `pixels`.
-        version: of the function of a score of kind `pixels`; columns of an earlier one are
+        version: version of the function of a score of kind `pixels`; columns of an earlier one are
             computed anew.
     """
 
@@ -109,11 +109,11 @@ def haematoxylin(tile: RgbArray) -> float:
     Stain vectors of Ruifrok and Johnston 2001, as in `ingest.stain`. Taking stains apart is linear
     in densities, so it is done once, on their means. Below 0 is colour of another kind.
     """
-    densities = -np.log10(np.maximum(np.arange(256) / 255, DARKEST))
+    densities = -np.log10(np.maximum(np.arange(256) / 255, LEAST_LIGHT))
     sums = [
         np.bincount(tile[..., channel].ravel(), minlength=256) @ densities for channel in range(3)
     ]
-    total = float(np.dot(np.array(sums), APART[:, 0]))
+    total = float(np.dot(np.array(sums), STAIN_UNMIXING[:, 0]))
     return total / (tile.size // 3)
 
 

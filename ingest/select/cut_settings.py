@@ -67,7 +67,7 @@ def differences(
     Args:
         cut_with: the slide's settings; None: not known (an earlier slidelake cut it), and then
             only the mpp is compared.
-        mpp: of level 0, as the slide was cut.
+        mpp: microns per pixel of level 0, as the slide was cut.
         user_settings: what the user gives now.
     """
     words = []

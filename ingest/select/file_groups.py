@@ -23,7 +23,7 @@ def one_file_a_slide(uris: Sequence[str], note: Note) -> list[str]:
     """Return the files that stand for slides, in their order.
 
     Args:
-        uris: of files; those that can't be read are kept, since their reader says why.
+        uris: URIs of files; those that can't be read are kept, since their reader says why.
         note: is called with a sentence for what is left out.
     """
     left_out = {*_parts_of_indexes(uris, note), *_parts_of_series(uris, note)}

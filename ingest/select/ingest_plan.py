@@ -35,13 +35,13 @@ class IngestPlan:
     """The plan of an ingest: slides, tiles, bytes and time.
 
     Attributes:
-        slides: that would be cut.
-        sampled: of them that were looked at; the rest is reckoned from their bytes.
-        tiles: per mpp.
-        bytes: of all shards.
-        seconds: of work on so many cores.
-        cores: that the time is for.
-        scores: that each tile would get.
+        slides: number of slides that would be cut.
+        sampled: number of these slides that were opened; the rest is estimated from their bytes.
+        tiles: number of tiles per mpp.
+        bytes: bytes of all shards.
+        seconds: seconds of work on `cores` cores.
+        cores: number of cores that `seconds` assumes.
+        scores: names of the scores that each tile would get.
         failed: slides among the sampled that would fail, with their reasons.
         notes: what was noticed, a sentence each.
     """
@@ -62,9 +62,9 @@ class Look:
     """The tiles, bytes and time that one slide would take.
 
     Attributes:
-        tiles: per mpp.
-        bytes: of its shards.
-        seconds: of one core.
+        tiles: number of tiles per mpp.
+        bytes: bytes of the slide's shards.
+        seconds: seconds of work of one core.
         notes: what is odd about the slide.
         reason: why it would fail; None if it would not.
     """
@@ -80,7 +80,7 @@ def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Inges
     """Estimate an ingest of slides.
 
     Args:
-        rows: of the slides, with slide_id, uri, bytes, and perhaps mpp, mask, pen_veto, tissue_by.
+        rows: the slides, with slide_id, uri, bytes, and perhaps mpp, mask, pen_veto, tissue_by.
         config: settings of the lake.
         cores: to share the work.
     """

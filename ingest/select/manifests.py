@@ -33,8 +33,8 @@ class ManifestRow:
 
     Attributes:
         uri: absolute path or URL.
-        slide_id: of the one slide; None if the file's name is to be it.
-        patient_id: of all its slides.
+        slide_id: id of the one slide; None if the file's name is to be it.
+        patient_id: patient of all its slides.
         mpp: microns per pixel of their level 0.
         extra: the other columns; null cells are None.
         place: manifest and row, for messages.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featurestore import LakeConfig, Store, open_lake
-from featurestore.edits.score_columns import score_columns
+from featurestore.edits import score_versions
 from ingest.errors import SlideError
 from ingest.grid import MPP_TOLERANCE
 from ingest.scores.score_table import SCORES
@@ -63,7 +63,7 @@ def sort_out(
     """Sort slides into those to cut, to fail, to leave alone or to update.
 
     Args:
-        rows: of `find_named_slides`, with what the lake has of them.
+        rows: rows of `find_named_slides`, with what the lake has of them.
         options: which slides to take.
         tissue_by: how tissue is to be found, if that was given.
     """
@@ -235,7 +235,7 @@ def dry_run(
         lake = open_lake(lake_uri)
         refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))
         rows = lake.committer.known(named.rows)
-        kept = [name for name in score_columns(lake) if name in SCORES]
+        kept = [name for name in score_versions(lake) if name in SCORES]
     else:
         rows, kept = [{**row, "state": "pending"} for row in named.rows], []
     todo = sort_out(rows, options, named.tissue_by)

@@ -1,1 +1,66 @@
-"""Teachers: from a name to columns of features."""
+"""Teachers: from a name to columns of features.
+
+A name is imported when it is first used, so that a card can be read without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ingest.teachers.column_maker import MadeColumn
+    from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
+    from ingest.teachers.find_teacher import weights_of
+    from ingest.teachers.networks import build
+    from ingest.teachers.onnx_engine import export_onnx
+    from ingest.teachers.outputs import Output, card_name, outputs_of
+    from ingest.teachers.ray_extract import extract
+    from ingest.teachers.student_files import WEIGHTS, student_file
+    from ingest.teachers.weights.weight_keys import load_weights
+    from ingest.teachers.weights.weights_files import find_weights
+
+MODULES = {
+    "WEIGHTS": "ingest.teachers.student_files",
+    "Encoder": "ingest.teachers.encoder",
+    "MadeColumn": "ingest.teachers.column_maker",
+    "Output": "ingest.teachers.outputs",
+    "build": "ingest.teachers.networks",
+    "card_name": "ingest.teachers.outputs",
+    "cropped": "ingest.teachers.encoder",
+    "export_onnx": "ingest.teachers.onnx_engine",
+    "extract": "ingest.teachers.ray_extract",
+    "find_weights": "ingest.teachers.weights.weights_files",
+    "load_weights": "ingest.teachers.weights.weight_keys",
+    "outputs_of": "ingest.teachers.outputs",
+    "preprocess": "ingest.teachers.encoder",
+    "resized": "ingest.teachers.encoder",
+    "student_file": "ingest.teachers.student_files",
+    "weights_of": "ingest.teachers.find_teacher",
+}
+"""The module of every name on the door."""
+
+__all__ = [
+    "WEIGHTS",
+    "Encoder",
+    "MadeColumn",
+    "Output",
+    "build",
+    "card_name",
+    "cropped",
+    "export_onnx",
+    "extract",
+    "find_weights",
+    "load_weights",
+    "outputs_of",
+    "preprocess",
+    "resized",
+    "student_file",
+    "weights_of",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of the door when it is first used."""
+    if name not in MODULES:
+        msg = f"module 'ingest.teachers' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(MODULES[name]), name)

@@ -34,11 +34,11 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
-    """A batch that is being worked on.
+class RunningBatch:
+    """A batch of tiles that the encoder is computing.
 
     Attributes:
-        parts: what each part of it will give, and the seconds that it took.
+        parts: future of each part: its embeddings [B, D] by column, and its seconds of computing.
     """
 
     parts: Sequence[Future[tuple[dict[str, FloatArray], float]]]
@@ -49,12 +49,15 @@ class Started:
         Raises:
             TeacherError: the network gives other tokens than its card says.
         """
-        results = [part.result()[0] for part in self.parts]
-        return {name: np.concatenate([one[name] for one in results]) for name in results[0]}
+        embeddings = [part.result()[0] for part in self.parts]
+        return {
+            column: np.concatenate([by_column[column] for by_column in embeddings])
+            for column in embeddings[0]
+        }
 
     @property
     def seconds(self) -> float:
-        """Seconds of computing, over all parts."""
+        """The seconds of computing, summed over all parts."""
         return sum(part.result()[1] for part in self.parts)
 
 
@@ -68,9 +71,9 @@ class Encoder:
         card: how it is run.
         model: with its weights; `forward_features` and `forward_head` are timm's.
         threads: parts that are computed at the same time, each by one thread.
-        pool: of threads, shared with other encoders; one of its own if None.
+        pool: pool of threads, shared with other encoders; None for a separate pool.
         device: torch's name of it.
-        precision: of the network's arithmetic; what it gives is float32.
+        precision: precision of the network's arithmetic; embeddings are float32.
         onnx: the same network in ONNX Runtime, to be run instead.
     """
 
@@ -103,7 +106,9 @@ class Encoder:
         """Return embeddings [B, D] of RGB tiles [B, H, W, 3], by column; see `start`."""
         return self.start(tiles, tile_id, outputs).result()
 
-    def start(self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]) -> "Started":
+    def start(
+        self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
+    ) -> "RunningBatch":
         """Begin with a batch, and come back at once: the next one may be begun before it is done.
 
         Args:
@@ -116,7 +121,7 @@ class Encoder:
             self._pool.submit(self._part, tiles[at : at + part], tile_id[at : at + part], outputs)
             for at in range(0, len(tiles), part)
         ]
-        return Started(parts=parts)
+        return RunningBatch(parts=parts)
 
     def _part(
         self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from featurestore import Lake, LakeError
-from featurestore.annotations.tile_predicates import Where, slides_of
-from featurestore.tables.lance_tables import open_table
-from featurestore.tables.schema import TILE_COLUMNS, features_table, identity_of
+from featurestore.annotations import Where, slides_of
+from featurestore.tables import TILE_COLUMNS, features_table, identity_of, open_table
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.extractor import Choice, Unit
 from ingest.teachers.find_teacher import Teacher
@@ -64,8 +63,8 @@ def plan(
         teachers: the encoders with the columns to fill.
         mpps: the levels of the lake to fill them at.
         choice: the tiles to run on.
-        precision: of new columns; None for the cards' own if there are GPUs.
-        engine: of new columns; None for the faster one.
+        precision: precision of new columns; None for the cards' own if there are GPUs.
+        engine: engine of new columns; None for the faster one.
         gpus: number of GPUs of the machine or cluster.
 
     Raises:

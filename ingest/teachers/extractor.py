@@ -28,7 +28,7 @@ from ingest.teachers.outputs import Output, in_share, only
 from ingest.tile_jpeg import decode_tile
 
 if TYPE_CHECKING:
-    from ingest.teachers.encoder import Encoder, Started
+    from ingest.teachers.encoder import Encoder, RunningBatch
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
 
@@ -43,8 +43,8 @@ class Choice:
 
     Attributes:
         where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
-        share: of the tiles, the same ones for every teacher; None for all.
-        marks: of the annotations that `where` names: other values ask for other tiles.
+        share: share of the tiles, the same for every teacher; None for all.
+        marks: values of the annotations that `where` names: other values ask for other tiles.
     """
 
     where: str | None = None
@@ -82,7 +82,7 @@ class Outcome:
         unit: what was to be done.
         files: one for each column.
         seconds: in which its network ran, by column; what several columns share is shared out.
-        wall_s: of all of it, but for building networks.
+        wall_s: seconds of the whole run, building networks apart.
         tiles: that the networks were run on.
         reason: why it failed.
     """
@@ -143,7 +143,7 @@ class Extractor:
             ids, rows = _chosen_tiles(store, unit, row)
             outcome.tiles += len(rows)
             put = functools.partial(_put, writers, row, ids, outcome, self._threads)
-            before: tuple[Int64Array, list[Started]] | None = None
+            before: tuple[Int64Array, list[RunningBatch]] | None = None
             for places, tiles in self._batches(row, ids, rows):
                 started = _start(work, tiles, ids[places])
                 if before is not None:  # the networks are busy while it is written
@@ -214,7 +214,7 @@ def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
 
 def _start(
     work: Sequence[tuple["Encoder", list[Output]]], tiles: RgbArray, tile_id: Int64Array
-) -> list["Started"]:
+) -> list["RunningBatch"]:
     """Let all networks begin with some tiles."""
     stained: dict[int | None, RgbArray] = {None: tiles}
     started = []
@@ -233,7 +233,7 @@ def _put(
     outcome: Outcome,
     threads: int,
     places: Int64Array,
-    started: Sequence["Started"],
+    started: Sequence["RunningBatch"],
 ) -> None:
     """Write features of some tiles of a slide; those between them are not chosen."""
     runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)

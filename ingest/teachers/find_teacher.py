@@ -17,7 +17,7 @@ from ingest.errors import TeacherError
 from ingest.teachers.cards.card import Card, Engine, Precision, card_from_json
 from ingest.teachers.cards.card_table import CARDS
 from ingest.teachers.outputs import Output, card_name, outputs_of
-from ingest.teachers.own_encoder import SUFFIX, own_card, own_network
+from ingest.teachers.own_encoder import SUFFIX, card_from_user_file, own_network
 from ingest.teachers.student_files import WEIGHTS, student_file, student_folder
 from ingest.teachers.weights.weights_files import fetch_weights, find_weights
 
@@ -39,7 +39,7 @@ class Teacher:
     Attributes:
         card: how it is run.
         outputs: its columns.
-        sha256: of its weights; of its file and weights for a user's own.
+        sha256: SHA-256 of its weights; of its file and weights for a user's own.
         source: text of the file of a user's own encoder.
         where: path of that file.
         folder: where weights are looked for first.
@@ -135,7 +135,7 @@ def _own(path: str) -> Teacher:
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path} can't be read: {error}"
         raise TeacherError(msg) from error
-    card, weights = own_card(source, path)
+    card, weights = card_from_user_file(source, path)
     if card.name in CARDS:
         msg = f"{path} calls itself '{card.name}', which is a teacher of slidelake's own"
         raise TeacherError(msg)

@@ -108,7 +108,7 @@ class Plain(nn.Module):
         return features
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """The same."""
+        """Return the features unchanged."""
         return features
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class _Headed(nn.Module):
         self.num_prefix_tokens = int(getattr(trunk, "num_prefix_tokens", 0))
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """Tokens [B, N, D]."""
+        """Return the tokens [B, N, D]."""
         tokens_BND: Tensor = self.trunk.forward_features(x_BCHW)
         return tokens_BND
 
@@ -136,11 +136,11 @@ class _Headed(nn.Module):
         return self.trunk.forward_intermediates(x_BCHW, **options)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """The network's own embedding [B, D]."""
+        """Return the embedding [B, D] that the network's authors use."""
         raise NotImplementedError
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The network's own embedding [B, D]."""
+        """Return the embedding [B, D] that the network's authors use."""
         return self.forward_head(self.forward_features(x_BCHW))
 
 
@@ -157,7 +157,7 @@ class Conch(_Headed):
         self.ln_contrast = nn.LayerNorm(512)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """One query's attention to all tokens, the class token's too."""
+        """Return all tokens, the class token's too, pooled by one query's attention [B, D]."""
         pooled: Tensor = self.ln_contrast(self.attn_pool_contrast(features))
         return pooled
 
@@ -174,7 +174,7 @@ class _TorchPooler(nn.Module):
         self.ln_q, self.ln_k = nn.LayerNorm(dim), nn.LayerNorm(token_dim)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Pooled [B, D]."""
+        """Return the pooled embedding [B, D]."""
         keys = self.ln_k(tokens_BND)
         query = self.ln_q(self.query).expand(len(keys), 1, -1)
         pooled: Tensor = self.attn(query, keys, keys, need_weights=False)[0][:, 0]
@@ -196,7 +196,7 @@ class Conch15(_Headed):
         self.ln_contrast = nn.LayerNorm(768)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """One query's attention to all tokens, the class token's too."""
+        """Return all tokens, the class token's too, pooled by one query's attention [B, D]."""
         pooled: Tensor = self.ln_contrast(self.attn_pool_contrast(features))
         return pooled
 
@@ -213,7 +213,7 @@ class _LinearPooler(nn.Module):
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Pooled [B, D]."""
+        """Return the pooled embedding [B, D]."""
         query = self.to_q(self.ln_q(self.query)).expand(len(tokens_BND), 1, -1)
         keys, values = self.to_kv(self.ln_k(tokens_BND)).chunk(2, dim=-1)
         split = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, keys, values))
@@ -231,7 +231,7 @@ class Keep(_Headed):
         self.head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Two layers over the class token."""
+        """Return the class token after two more layers, with norm 1 [B, D]."""
         return F.normalize(self.head(self.trunk.forward_head(features)), dim=-1)
 
 
@@ -243,12 +243,12 @@ class CTransPath(_Headed):
         super().__init__(_Timm("swin_tiny_patch4_window7_224")(input_px, {**stem, **arguments}))
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """The last grid as tokens [B, N, D], row after row."""
+        """Return the last grid as tokens [B, N, D], row after row."""
         grid_BHWD: Tensor = self.trunk.forward_features(x_BCHW)
         return grid_BHWD.flatten(1, 2)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """The mean of all tokens."""
+        """Return the mean of all tokens [B, D]."""
         return features.mean(dim=1)
 
 
@@ -272,7 +272,7 @@ class _ConvStem(nn.Module):
         self.norm = norm_layer(embed_dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Tokens [B, H, W, D], as timm's Swin wants them."""
+        """Return the tokens [B, H, W, D] in the layout of timm's Swin."""
         tokens: Tensor = self.norm(self.proj(x_BCHW).permute(0, 2, 3, 1))
         return tokens
 

@@ -36,7 +36,7 @@ class OnnxNetwork:
     """An exported network, each call of which runs on the caller's thread alone.
 
     Args:
-        path: of the exported file.
+        path: path of the exported file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ def onnx_network(model: nn.Module, card: Card, weights_sha256: str) -> OnnxNetwo
     Args:
         model: with its weights, on a CPU.
         card: how it is run.
-        weights_sha256: of its weights.
+        weights_sha256: SHA-256 of the teacher's weights.
 
     Raises:
         TeacherError: the packages are missing, or the exported network gives other numbers.
@@ -99,7 +99,7 @@ def export_onnx(model: nn.Module, card: Card, path: Path) -> None:
     Args:
         model: with its weights, on a CPU; `forward_features` and `forward_head` are timm's.
         card: how it is run.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         TeacherError: the exported network gives other numbers; the file is there all the same.

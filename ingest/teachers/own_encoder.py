@@ -14,44 +14,48 @@ from ingest.teachers.own_file import SUFFIX, run_file
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SUFFIX", "own_card", "own_network"]
+__all__ = ["SUFFIX", "card_from_user_file", "own_network"]
 
 
-def own_card(source: str, where: str) -> tuple[Card, Path | None]:
-    """The card that a file defines, and the weights that it names, if it does.
+def card_from_user_file(code: str, path: str) -> tuple[Card, Path | None]:
+    """Run a user's encoder file; return its `CARD`, and the path of its weights or None.
 
     Args:
-        source: its text.
-        where: its path, for messages.
+        code: text of the file.
+        path: path of the file, for messages.
 
     Raises:
-        TeacherError: it can't be run, or defines no card or no `build`.
+        TeacherError: the file can't be run, or defines no card or no `build`.
     """
-    module = run_file(source, where, TeacherError)
+    module = run_file(code, path, TeacherError)
     card, weights = getattr(module, "CARD", None), getattr(module, "WEIGHTS", None)
     if not isinstance(card, Card) or not callable(getattr(module, "build", None)):
-        msg = f"{where} must define CARD, a slidelake.Card, and build(), which gives the network"
+        msg = f"{path} must define CARD, a slidelake.Card, and build(), which gives the network"
         raise TeacherError(msg)
-    path = None if weights is None else Path(weights)
-    if path is not None and not path.is_file():
-        msg = f"{where}: its WEIGHTS, {path}, are not a file on this machine"
+    weights_path = None if weights is None else Path(weights)
+    if weights_path is not None and not weights_path.is_file():
+        msg = f"{path}: its WEIGHTS, {weights_path}, are not a file on this machine"
         raise TeacherError(msg)
-    return card, path
+    return card, weights_path
 
 
-def own_network(source: str, where: str) -> "nn.Module":
-    """The network that a file builds, with timm's protocol around it if it has none.
+def own_network(code: str, path: str) -> "nn.Module":
+    """Return the network that a user's file builds, wrapped in timm's protocol if it lacks that.
+
+    Args:
+        code: text of the file.
+        path: path of the file, for messages.
 
     Raises:
         TeacherError: the file can't be run, or builds no network.
     """
     from ingest.teachers.networks import Plain
 
-    module = run_file(source, where, TeacherError)
+    module = run_file(code, path, TeacherError)
     try:
         network = module.build()
     except Exception as error:
-        msg = f"{where}: build() failed: {type(error).__name__}: {error}"
+        msg = f"{path}: build() failed: {type(error).__name__}: {error}"
         raise TeacherError(msg) from error
     if hasattr(network, "forward_features"):
         encoder: nn.Module = network

@@ -37,7 +37,7 @@ class ExtractResult:
         teachers: by column: tiles, seconds in which its network ran, tiles_per_s of wall time, and
             stall, the share of the workers' time in which none ran: waiting for tiles, writing.
         failed: slides with their mpp and the reason.
-        seconds: of all of it.
+        seconds: seconds that the whole run took.
         ready: slides that have been cut, and so have tiles to run on.
         pending: slides that an ingest has not cut yet: they have no features.
         freed: what an automatic vacuum removed.
@@ -96,12 +96,12 @@ def extract(
             paths of users' own encoders; and columns that one of `column_makers` makes.
         mpps: where to run them; everywhere if None, a student of features where it was trained.
         weights: a folder in which weights are looked for first, on each machine.
-        precision: of new columns. None: float32 on CPUs, the card's own on GPUs; columns that are
-            there go on in theirs.
-        engine: of new columns. None: ONNX Runtime for convolutional networks on CPUs where it is
-            installed and there are 5,000 tiles or more (an export takes 10-20 s), else torch.
+        precision: precision of new columns. None: float32 on CPUs, the card's own on GPUs; columns
+            that exist keep theirs.
+        engine: engine of new columns. None: ONNX Runtime for convolutional networks on CPUs where
+            it is installed and there are 5,000 tiles or more (an export takes 10-20 s), else torch.
         where: a predicate on the tiles' columns; those it does not hold for get NaN.
-        share: of the tiles, drawn by their keys; the others get NaN.
+        share: share of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
         column_makers: makers of columns from other columns; they run in this process, one column

@@ -15,15 +15,15 @@ def student_folder(name: str) -> str:
 
 
 def student_file(store: "Store", name: str, file: str) -> bytes:
-    """A file of a student, which is what was written.
+    """Return a file of a student, checked against the checksum in its report.
 
     Args:
         store: the lake's files.
-        name: of the student.
-        file: its name in the student's folder.
+        name: name of the student.
+        file: name of the file in the student's folder.
 
     Raises:
-        DamageError: it is gone or damaged; the file is named.
+        DamageError: the file is gone or damaged; the file is named.
         AccessError: it can't be read now.
     """
     from featurestore.storage import read_named, read_sealed

@@ -76,8 +76,8 @@ class Tissue:
         mask: [H, W], what counts as tissue.
         pen: [H, W], what has the colour and the width of a pen's stroke, over tissue or beside it;
             filled whether or not it was taken out of the mask.
-        share: of the overview that is tissue, 0 to 1.
-        pen_share: of the overview that is pen, 0 to 1.
+        share: share of the overview that is tissue, 0 to 1.
+        pen_share: share of the overview that is pen, 0 to 1.
         verdict: `no tissue` (under 0.05 % of the slide), `mostly pen` (over half of what was found
             looks like pen; then none of it is taken out), `suspicious` (over 95 % of the slide,
             over a quarter of what was found looks like pen, or specks of colour off it are more

@@ -33,7 +33,7 @@ class Segmenter:
         mpp: microns per pixel of the overview that it is given, 1 to 64.
         isolated: whether a tile is kept for any tissue in it, as for single cells, and not for
             the lake's least share.
-        licence: of its weights.
+        licence: licence of the segmenter's weights.
         source: where it comes from.
     """
 

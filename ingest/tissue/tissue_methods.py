@@ -104,7 +104,7 @@ def tissue_of(
 
     Args:
         slide: the open slide.
-        overview: of all of it, [H, W, 3], at about 16 mpp.
+        overview: the whole slide, [H, W, 3], at about 16 mpp.
         scale: side of one of its pixels in level-0 pixels.
         tissue_by: the method.
         pen_veto: take pen out of the tissue; None: `standard` does, the others do not.

@@ -25,7 +25,7 @@ from featurestore import (
     verify,
 )
 from featurestore.commits.lance_ledger import Ledger
-from featurestore.edits.score_columns import score_columns
+from featurestore.edits.score_columns import score_versions
 from featurestore.tables.schema import SCORE_FIELDS, features_table
 from ingest.cut import cut_slide
 from ingest.errors import InputError
@@ -34,7 +34,7 @@ from ingest.scores.fill_scores import fill_scores, keep_scores
 from ingest.scores.score_table import SCORES, Score, haematoxylin, slide_scores
 from ingest.select.slides_to_cut import dry_run
 from ingest.select.sources import fingerprint
-from ingest.stain import APART
+from ingest.stain import STAIN_UNMIXING
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT
 from tests.worlds.small_lake import cut
@@ -107,7 +107,7 @@ def test_docs_list_the_scores_of_the_table() -> None:
 
 def test_haematoxylin_is_the_density_along_its_stain() -> None:
     assert haematoxylin(np.full((8, 8, 3), 255, np.uint8)) == pytest.approx(0, abs=1e-9)
-    stains = np.linalg.inv(APART)
+    stains = np.linalg.inv(STAIN_UNMIXING)
     tile = np.empty((32, 32, 3), np.uint8)
     tile[:16] = np.round(255 * 10 ** -(0.6 * stains[0] + 0.2 * stains[1]))
     tile[16:] = np.round(255 * 10 ** -(0.2 * stains[1]))
@@ -199,7 +199,7 @@ def test_a_score_that_is_added_to_the_table_is_filled_beside_others(
         {key: 2 * (value or 0) for key, value in halves.items()}
     )
     assert verify(lake.refreshed()).ok
-    assert score_columns(lake.refreshed()) == {NAME: 1, "redness": 2}
+    assert score_versions(lake.refreshed()) == {NAME: 1, "redness": 2}
 
 
 # ---------------------------------------------------------------------- kept

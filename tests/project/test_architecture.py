@@ -21,6 +21,11 @@ MAY_IMPORT = {
     "distill": {"cluster", "featurestore", "ingest", "downstream"},
 }
 OURS = {*MAY_IMPORT, "commands", "examples", "slidelake"}
+#: Imports between root packages that name a module instead of a folder: (importer, module).
+PAST_DOORS: set[tuple[str, str]] = set()
+#: What no door loads; the door of layers is the one that only code of networks imports.
+HEAVY = {"torch", "ray", "openslide", "matplotlib"}
+HEAVY_DOORS = {"downstream.mil.layers"}
 HOLDERS = {
     "ray": re.compile(r"(.*/ray_\w+|slidelake)\.py"),
     "lance": re.compile(r"featurestore/((\w+/)*lance_\w+|lake)\.py"),
@@ -60,13 +65,26 @@ def test_heavy_libraries_stay_in_modules_named_for_them(library: str) -> None:
                 assert HOLDERS[library].fullmatch(path.as_posix()), f"{path} imports {library}"
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_door_is_sorted_and_complete(package: str) -> None:
-    door = importlib.import_module(package)
+def doors() -> list[str]:
+    """Return the dotted name of each folder that has an `__all__`."""
+    folders = [path.parent for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
+    return [
+        ".".join(folder.relative_to(ROOT).parts)
+        for folder in sorted(set(folders))
+        if "\n__all__ = " in (folder / "__init__.py").read_text()
+    ]
+
+
+DOORS = doors()
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_door_is_sorted_and_complete(name: str) -> None:
+    door = importlib.import_module(name)
     names = door.__all__
     assert names == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     assert all(hasattr(door, name) for name in names)
-    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    tree = ast.parse((ROOT / name.replace(".", "/") / "__init__.py").read_text())
     # a door that imports its names on use lists them for type checkers, under a condition
     lazy = [inner for node in tree.body if isinstance(node, ast.If) for inner in node.body]
     imported_names = {
@@ -77,6 +95,38 @@ def test_door_is_sorted_and_complete(package: str) -> None:
     }
     assert imported_names == set(names)
     assert {*getattr(door, "MODULES", names)} == set(names)
+
+
+@pytest.mark.parametrize("package", [*MAY_IMPORT, "examples"])
+def test_imports_between_packages_go_through_doors(package: str) -> None:
+    past_doors = set()
+    for path in sorted((ROOT / package).rglob("*.py")):
+        importer = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {(node.module, alias.name) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names = {(alias.name, "") for alias in node.names}
+            else:
+                continue
+            past_doors |= {
+                (importer, module)
+                for module, name in names
+                if module.partition(".")[0] in MAY_IMPORT.keys() - {package}
+                and not (module in DOORS and name in importlib.import_module(module).__all__)
+            }
+    assert past_doors == {pair for pair in PAST_DOORS if pair[0].startswith(f"{package}.")}
+
+
+def test_doors_load_nothing_heavy() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {sorted(set(DOORS) - HEAVY_DOORS)}:\n"
+        "    importlib.import_module(name)\n"
+        f"    heavy = {HEAVY} & set(sys.modules)\n"
+        "    assert not heavy, (name, heavy)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_public_python_api_is_there() -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from downstream.measures.class_measures import Measure, measure_of
-from downstream.measures.intervals import interval
+from downstream.measures import Measure, interval, measure_of
 
 RESAMPLES = 1000
 

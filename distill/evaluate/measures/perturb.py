@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from ingest.stain import jittered
+from ingest import jitter_stains
 
 STRONG = 0.2  # four times the jitter that students are trained with
 # From the colours of one scanner to those of another: rows sum to 1, so white stays white.
@@ -47,7 +47,7 @@ def stained(size: float, seed: int) -> Perturb:
     scale, shift = 1 + drawn[0], 0.2 * drawn[1]
 
     def change_tiles(tiles_BHW3: RgbArray) -> RgbArray:
-        return np.stack([jittered(tile, scale, shift) for tile in tiles_BHW3])
+        return np.stack([jitter_stains(tile, scale, shift) for tile in tiles_BHW3])
 
     return change_tiles
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from distill.errors import DistillError
 from distill.evaluate.measures.class_scores import balanced_accuracy
 from distill.evaluate.measures.similarity import similarity_rows
-from downstream.probes.heads import INVERSE, fit_logistic
+from downstream.probes import INVERSE, fit_logistic
 
 # Ridge penalties in units of a channel's mean variance times the number of tiles.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.report.plots.plots_base import COLOURS
-from ingest.pages.slide_pictures import data_uri
+from ingest.pages import data_uri
 
 MOST_CURVES = len(COLOURS)
 MOST_PANELS = 4

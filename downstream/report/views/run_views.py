@@ -22,7 +22,7 @@ from downstream.report.views.views_outcomes import (
     number_sections,
     survival_sections,
 )
-from ingest.pages.slide_pictures import data_uri
+from ingest.pages import data_uri
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run

@@ -56,7 +56,7 @@ def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
     """The levels of the slide's pyramid, finest first.
 
     Args:
-        path: of the file.
+        path: path of the file.
         image: number of one of its `tiff_images`; None: all tiled pages that can be levels of the
             first page.
 
@@ -214,8 +214,8 @@ class JpegTiff:
             level: number in `levels`.
             x: left side, in pixels of the level divided by `shrink`.
             y: top side, likewise.
-            width: of the result.
-            height: of the result.
+            width: width of the result.
+            height: height of the result.
             shrink: 1, or 2, 4, 8 to have libjpeg decode at a half, a fourth or an eighth.
 
         Raises:

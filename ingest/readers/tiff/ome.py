@@ -25,7 +25,7 @@ def ome_mpp(path: str, image: int = 0) -> StatedMpp | None:
     (OME schema 2016-06).
 
     Args:
-        path: of the file.
+        path: path of the file.
         image: number of the image, from 0; where several are listed and not this, it has none.
     """
     try:

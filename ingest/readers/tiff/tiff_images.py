@@ -21,13 +21,13 @@ class TiffImage:
     Attributes:
         number: from 1, in the order of the file; what follows the `#` in `slide.tif#2`.
         page: number of its directory in the file's chain, from 0.
-        width_px: of its finest level.
-        height_px: of its finest level.
+        width_px: width of the finest level.
+        height_px: height of the finest level.
         is_tiled: whether it is stored in tiles, and not in strips.
         compression: the tag's value.
         orientation: the tag's value; 1 is upright.
         resolution: pixels per micron across and down; None where it is not stated.
-        icc_profile: of its colours; None where there is none.
+        icc_profile: ICC profile of the image's colours; None where there is none.
     """
 
     number: int

@@ -14,10 +14,10 @@ class TileGrid:
     """The stored tiles of one level.
 
     Attributes:
-        width_px: of the level.
-        height_px: of the level.
-        tile_width_px: of a stored tile.
-        tile_height_px: of a stored tile.
+        width_px: width of the level.
+        height_px: height of the level.
+        tile_width_px: width of a stored tile.
+        tile_height_px: height of a stored tile.
         sizes: bytes of each tile, row after row; 0 for one that is not stored.
     """
 

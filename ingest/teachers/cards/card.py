@@ -39,7 +39,7 @@ class Card:
         maps: whether it is convolutional: its last map's places are then its tokens.
         mpps: microns per pixel that it was trained for, best first; none if not on microscopy.
         precision: what its authors, or most of its users, run it in on GPUs.
-        licence: of the weights, as far as it is known.
+        licence: licence of the weights, as far as it is known.
         gated: whether its source asks for a licence to be accepted first.
         source: where the weights come from, in words.
         hub: repository on the Hugging Face hub.

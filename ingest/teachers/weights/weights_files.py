@@ -27,7 +27,7 @@ def find_weights(card: Card, folder: str | None = None) -> Path | None:
     """The weights' file on this machine, or None.
 
     Args:
-        card: of the teacher.
+        card: card of the teacher.
         folder: a folder of weights; the one that SLIDELAKE_WEIGHTS names if None. In it are
             `NAME.safetensors` (or .pth, .pt, .bin), or folders `NAME` as the hub has them.
     """

@@ -20,7 +20,7 @@ from distill.train.views import (
     sized,
     turned,
 )
-from ingest.stain import jittered
+from ingest.stain import jitter_stains
 from ingest.teachers.encoder import preprocess, resized
 
 
@@ -78,7 +78,7 @@ def test_stain_jitter_is_that_of_the_teachers_variants() -> None:
     generator = random(3)
     scale, shift = ((torch.rand(4, 3, generator=generator) * 2 - 1) * 0.05 for _ in range(2))
     for one, tile, s, m in zip(ours, pixels.numpy(), 1 + scale, shift, strict=True):
-        variant = jittered(tile, s.numpy(), m.numpy()).astype(np.float32) / 255
+        variant = jitter_stains(tile, s.numpy(), m.numpy()).astype(np.float32) / 255
         np.testing.assert_allclose(one.permute(1, 2, 0), variant, atol=0.6 / 255)
     assert float((ours - sized(pixels, 32) / 255).abs().max()) > 0.01
 

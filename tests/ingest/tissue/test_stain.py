@@ -4,7 +4,7 @@ import numpy as np
 import openslide
 import pytest
 
-from ingest.stain import SIGMA, jitter, jittered, stain_variant
+from ingest.stain import SIGMA, jitter_stains, stain_jitter, stain_variant
 from tests.conftest import REAL_SLIDE
 
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -22,8 +22,8 @@ def tiles() -> np.typing.NDArray[np.uint8]:
 def test_a_variant_is_that_of_the_paper(tiles: np.typing.NDArray[np.uint8]) -> None:
     """Densities, stains by solving, scale and shift, back: in float64, pixel by pixel."""
     vectors = HED / np.sqrt((HED**2).sum(axis=1))[:, None]
-    scale, shift = jitter(77, 2)
-    ours = jittered(tiles[0], scale, shift)
+    scale, shift = stain_jitter(77, 2)
+    ours = jitter_stains(tiles[0], scale, shift)
     for y, x in ((0, 0), (13, 50), (63, 63)):
         density = -np.log10(np.maximum(tiles[0, y, x] / 255, 1e-6))
         stains = np.linalg.solve(vectors.T, density)
@@ -40,8 +40,8 @@ def test_variants_depend_on_the_key_and_the_number_alone(
     np.testing.assert_array_equal(one[1:], stain_variant(tiles[1:], keys[1:], 1))
     assert (one != two).mean() > 0.3
     assert 0.5 < np.abs(one.astype(int) - tiles).mean() < 20
-    same = jittered(tiles[0], np.ones(3, np.float32), np.zeros(3, np.float32))
+    same = jitter_stains(tiles[0], np.ones(3, np.float32), np.zeros(3, np.float32))
     np.testing.assert_array_equal(same, tiles[0])
-    scales = np.array([jitter(key, 1)[0] for key in range(2000)])
+    scales = np.array([stain_jitter(key, 1)[0] for key in range(2000)])
     assert abs(scales.mean() - 1) < 0.005
     assert 0.94 < 1 - SIGMA <= scales.min() < scales.max() <= 1 + SIGMA < 1.06
