@@ -109,7 +109,7 @@ class Hierarchy(nn.Module):
 def group_by_parent(grid_BRR: Tensor, side: int) -> Tensor:
     """Group fine cells [B, R, R, ...] by the mid cell above them [B, side^2, C, ...].
 
-    >>> by_parent(torch.arange(16).view(1, 4, 4), 2)[0, 1].tolist()
+    >>> group_by_parent(torch.arange(16).view(1, 4, 4), 2)[0, 1].tolist()
     [2, 3, 6, 7]
     """
     (samples, cells, _), rest = grid_BRR.shape[:3], grid_BRR.shape[3:]
