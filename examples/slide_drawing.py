@@ -93,9 +93,9 @@ def scattered(rng: np.random.Generator, period: int, radii: Points, gap: float) 
 # ------------------------------------------------------------------ drawing
 
 
-def fixed_point(value: npt.ArrayLike) -> npt.NDArray[np.int32]:
+def fixed_point(level: npt.ArrayLike) -> npt.NDArray[np.int32]:
     """Convert pixels to the fixed point coordinates of cv2."""
-    return np.round(np.asarray(value, np.float64) * (1 << _SUBPIXEL)).astype(np.int32)
+    return np.round(np.asarray(level, np.float64) * (1 << _SUBPIXEL)).astype(np.int32)
 
 
 class Sheet:
@@ -131,9 +131,9 @@ class Sheet:
         centres = fixed_point(places + self.margin).tolist()
         axes = np.maximum(1, fixed_point(half_axes)).tolist()
         values = np.clip(densities, 0, 255).tolist()
-        for centre, axis, angle, value in zip(centres, axes, degrees.tolist(), values, strict=True):
+        for centre, axis, angle, level in zip(centres, axes, degrees.tolist(), values, strict=True):
             cv2.ellipse(
-                self.density, centre, axis, angle, 0, 360, value, -1, cv2.LINE_AA, _SUBPIXEL
+                self.density, centre, axis, angle, 0, 360, level, -1, cv2.LINE_AA, _SUBPIXEL
             )
 
     def own_ellipses(self, places: Points, half_axes: Points, degrees: Points) -> None:

@@ -100,7 +100,7 @@ class Isolated:
         self._process = self._to = self._back = None
 
 
-def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) -> None:
+def _serve(function: Callable[..., Any], jobs: Connection, result_pipe: Connection) -> None:
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -112,7 +112,7 @@ def _serve(function: Callable[..., Any], jobs: Connection, results: Connection) 
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        results.send_bytes(pickle.dumps(function(*pickle.loads(waiting.get()))))
+        result_pipe.send_bytes(pickle.dumps(function(*pickle.loads(waiting.get()))))
 
 
 def _imported(place: str) -> Callable[..., Any]:

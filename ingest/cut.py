@@ -234,8 +234,8 @@ def _describe(slide: SlideReader, slide_survey: Survey) -> Row:
 
 def png_bytes(gray: npt.NDArray[np.uint8]) -> bytes:
     """Return a grey picture [H, W] as PNG."""
-    _, data = cv2.imencode(".png", gray)
-    return bytes(data)
+    _, png = cv2.imencode(".png", gray)
+    return bytes(png)
 
 
 def cut_or_reason(store: Store, config: LakeConfig, row: Row) -> SlideCut | Row:

@@ -9,21 +9,21 @@ from typing import Any
 from ingest.child_process import DiedError, Isolated
 
 
-def cut_apart(item: dict[str, Any]) -> dict[str, Any]:
+def cut_apart(task_row: dict[str, Any]) -> dict[str, Any]:
     """Cut a slide in this worker's child, which a decoder may crash or hang as it likes.
 
     Args:
-        item: `job`, pickled arguments of `cut_or_reason`; `limit_s` for it; and `number`.
+        task_row: `job`, pickled arguments of `cut_or_reason`; `limit_s` for it; and `number`.
 
     Returns:
         `number`; `outcome`, pickled, or empty if the child died; `died`, how it did.
     """
     outcome, died = b"", ""
     try:
-        outcome = _child().call_pickled(item["job"], limit_s=item["limit_s"])
+        outcome = _child().call_pickled(task_row["job"], limit_s=task_row["limit_s"])
     except DiedError as error:
         died = str(error)
-    return {"number": item["number"], "outcome": outcome, "died": died}
+    return {"number": task_row["number"], "outcome": outcome, "died": died}
 
 
 @functools.cache

@@ -122,20 +122,20 @@ def ingest(
         purpose = f"ingest of {len(todo.cut)} slides"
         with writer_lease(lake.store, purpose), ray_session(address=address):
             todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
-    result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
-    result.failed += todo.stopped + named.stopped
-    result.new, result.facts = len(todo.cut), len(todo.facts)
-    result.notes = [*named.notes, *todo.notes("updated")]
-    failed = {slide["slide"] for slide in result.failed}
+    ingest_result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
+    ingest_result.failed += todo.stopped + named.stopped
+    ingest_result.new, ingest_result.facts = len(todo.cut), len(todo.facts)
+    ingest_result.notes = [*named.notes, *todo.notes("updated")]
+    failed = {slide["slide"] for slide in ingest_result.failed}
     done = [name for name in ready if name not in failed]
-    result.replaced = [name for name in done if name not in todo.again]
-    result.again = {name: todo.again[name] for name in done if name in todo.again}
-    result.scores = keep_scores(lake_uri).tiles
-    result.sheet = write_contact_sheet(lake.refreshed())
+    ingest_result.replaced = [name for name in done if name not in todo.again]
+    ingest_result.again = {name: todo.again[name] for name in done if name in todo.again}
+    ingest_result.scores = keep_scores(lake_uri).tiles
+    ingest_result.sheet = write_contact_sheet(lake.refreshed())
     if auto_vacuum:
-        result.freed = free_old_versions(lake)
-    result.seconds = round(time.perf_counter() - start, 3)
-    return result
+        ingest_result.freed = free_old_versions(lake)
+    ingest_result.seconds = round(time.perf_counter() - start, 3)
+    return ingest_result
 
 
 def _run(
@@ -222,7 +222,7 @@ def _outcomes(
 
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
-    items = [
+    task_rows = [
         {
             "number": number,
             "job": pickle.dumps((store, config, row)),
@@ -230,7 +230,7 @@ def _outcomes(
         }
         for number, row in enumerate(todo)
     ]
-    slides = ray.data.from_items(items, override_num_blocks=len(items))
+    slides = ray.data.from_items(task_rows, override_num_blocks=len(task_rows))
     # Slides that have to travel come two to a core: one is fetched while the other is cut.
     share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
     with schedulable(num_cpus=share):

@@ -35,22 +35,22 @@ def environment(*folders: Path) -> Environment:
     return made
 
 
-def three_decimals(value: float | None) -> str:
+def three_decimals(number: float | None) -> str:
     """Format a share, a cosine or another metric; a dash where there is none.
 
     >>> three_decimals(0.81234), three_decimals(None)
     ('0.812', '–')
     """  # noqa: RUF002 - an en dash is what tables show
-    return "\N{EN DASH}" if value is None else f"{value:.3f}"
+    return "\N{EN DASH}" if number is None else f"{number:.3f}"
 
 
-def with_commas(value: int) -> str:
+def with_commas(count: int) -> str:
     """Format a count with commas.
 
     >>> with_commas(12345)
     '12,345'
     """
-    return f"{value:,}"
+    return f"{count:,}"
 
 
 def duration(seconds: float) -> str:
@@ -67,14 +67,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def size(value: float) -> str:
+def size(byte_count: float) -> str:
     """Format bytes in the largest unit of which there is at least one.
 
     >>> size(512), size(33_600_000)
     ('512 B', '33.6 MB')
     """
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
+        if byte_count < 1000 or unit == "TB":
             break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        byte_count /= 1000
+    return f"{byte_count:.0f} {unit}" if unit == "B" else f"{byte_count:.1f} {unit}"

@@ -150,7 +150,7 @@ def _draw_outline(
 # ---------------------------------------------------------------------- pictures and their bytes
 
 
-def decode_rgb(data: bytes) -> Rgb:
+def decode_rgb(file_bytes: bytes) -> Rgb:
     """Decode a picture in any format of OpenCV to RGB [H, W, 3].
 
     Raises:
@@ -158,10 +158,10 @@ def decode_rgb(data: bytes) -> Rgb:
     """
     import cv2
 
-    return np.ascontiguousarray(_decoded(data, cv2.IMREAD_COLOR)[..., ::-1])
+    return np.ascontiguousarray(_decoded(file_bytes, cv2.IMREAD_COLOR)[..., ::-1])
 
 
-def decode_mask(data: bytes) -> NDArray[np.uint8]:
+def decode_mask(file_bytes: bytes) -> NDArray[np.uint8]:
     """Decode a picture in any format of OpenCV to grey [H, W].
 
     Raises:
@@ -169,19 +169,21 @@ def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """
     import cv2
 
-    return _decoded(data, cv2.IMREAD_GRAYSCALE)
+    return _decoded(file_bytes, cv2.IMREAD_GRAYSCALE)
 
 
-def _decoded(data: bytes, mode: int) -> NDArray[np.uint8]:
+def _decoded(file_bytes: bytes, mode: int) -> NDArray[np.uint8]:
     import cv2
 
     from featurestore import DamageError
 
     picture: NDArray[np.uint8] | None = None
-    if data:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+    if file_bytes:
+        picture = cv2.imdecode(np.frombuffer(file_bytes, np.uint8), mode)
     if picture is None:
-        msg = f"a slide's picture of {len(data)} bytes can't be decoded: ingest the slide again"
+        msg = (
+            f"a slide's picture of {len(file_bytes)} bytes can't be decoded: ingest the slide again"
+        )
         raise DamageError(msg)
     return picture
 
@@ -210,10 +212,10 @@ def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
     if sharp:
         sampling, quality = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, _SHARP_QUALITY
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture_HW3[..., ::-1]), options)
-    return bytes(data)
+    _, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(picture_HW3[..., ::-1]), options)
+    return bytes(jpeg)
 
 
-def data_uri(data: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
     """Return bytes as a data URI, which a page holds in itself."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -67,40 +67,40 @@ def read_header(head: bytes) -> DicomHeader | None:
     )
 
 
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _elements(header_bytes: bytes) -> Iterator[tuple[int, bytes]]:
     """Elements of the data set itself; what lies in sequences is passed over."""
     at, explicit = PREFIX + 4, True
-    while at + 8 <= len(data):
-        group = struct.unpack_from("<H", data, at)[0]
-        tag, start, length = _element(data, at, explicit=explicit or group == 2)
+    while at + 8 <= len(header_bytes):
+        group = struct.unpack_from("<H", header_bytes, at)[0]
+        tag, start, length = _element(header_bytes, at, explicit=explicit or group == 2)
         if tag >= PIXELS:
             return
         if length == UNDEFINED:
-            at = _sequence_end(data, start, explicit=explicit)
+            at = _sequence_end(header_bytes, start, explicit=explicit)
             continue
-        value = data[start : start + length]
+        content = header_bytes[start : start + length]
         if tag == TRANSFER_SYNTAX:
-            explicit = _text(value) != IMPLICIT
-        yield tag, value
+            explicit = _text(content) != IMPLICIT
+        yield tag, content
         at = start + length
 
 
-def _element(data: bytes, at: int, *, explicit: bool) -> tuple[int, int, int]:
+def _element(header_bytes: bytes, at: int, *, explicit: bool) -> tuple[int, int, int]:
     """Tag of an element, where its value begins, and its length."""
-    group, element = struct.unpack_from("<HH", data, at)
+    group, element = struct.unpack_from("<HH", header_bytes, at)
     tag = group << 16 | element
     if group == 0xFFFE or not explicit:
-        return tag, at + 8, struct.unpack_from("<I", data, at + 4)[0]
-    if data[at + 4 : at + 6] in LONG:
-        return tag, at + 12, struct.unpack_from("<I", data, at + 8)[0]
-    return tag, at + 8, struct.unpack_from("<H", data, at + 6)[0]
+        return tag, at + 8, struct.unpack_from("<I", header_bytes, at + 4)[0]
+    if header_bytes[at + 4 : at + 6] in LONG:
+        return tag, at + 12, struct.unpack_from("<I", header_bytes, at + 8)[0]
+    return tag, at + 8, struct.unpack_from("<H", header_bytes, at + 6)[0]
 
 
-def _sequence_end(data: bytes, at: int, *, explicit: bool) -> int:
+def _sequence_end(header_bytes: bytes, at: int, *, explicit: bool) -> int:
     """Return the end of a sequence of undefined length, after a walk through its items."""
     depth = [SEQUENCE_END]
     while depth:
-        tag, start, length = _element(data, at, explicit=explicit)
+        tag, start, length = _element(header_bytes, at, explicit=explicit)
         if tag in (SEQUENCE_END, ITEM_END):
             depth.pop()
             at = start
@@ -112,9 +112,9 @@ def _sequence_end(data: bytes, at: int, *, explicit: bool) -> int:
     return at
 
 
-def _text(value: bytes) -> str:
-    return value.decode("ascii", "replace").rstrip("\0 ")
+def _text(raw_text: bytes) -> str:
+    return raw_text.decode("ascii", "replace").rstrip("\0 ")
 
 
-def _number(value: bytes) -> int:
-    return int(struct.unpack("<I", value)[0]) if len(value) == 4 else 0
+def _number(raw_number: bytes) -> int:
+    return int(struct.unpack("<I", raw_number)[0]) if len(raw_number) == 4 else 0

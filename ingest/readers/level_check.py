@@ -137,7 +137,7 @@ def finer_square(patch: Patch, ratio: float) -> Patch:
         patch: in pixels of the level.
         ratio: pixels of the finer level to one of the level.
     """
-    x, y, side = (round(value * ratio) for value in (patch.x, patch.y, patch.side))
+    x, y, side = (round(length * ratio) for length in (patch.x, patch.y, patch.side))
     return Patch(x=x, y=y, side=side)
 
 

@@ -42,7 +42,7 @@ class StatedMpp:
     @property
     def is_possible(self) -> bool:
         """Whether a scanner can have both."""
-        return all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (self.x, self.y))
+        return all(MPP_RANGE[0] <= axis_mpp <= MPP_RANGE[1] for axis_mpp in (self.x, self.y))
 
     @property
     def is_anisotropic(self) -> bool:
@@ -96,8 +96,8 @@ def choose_mpp(
 
 def _from_objective(path: str, stated: Sequence[StatedMpp], objective: float | None) -> StatedMpp:
     if objective:
-        value = OBJECTIVE_MPP / objective
-        nominal = StatedMpp(x=value, y=value, source="objective", place="its objective")
+        scan_mpp = OBJECTIVE_MPP / objective
+        nominal = StatedMpp(x=scan_mpp, y=scan_mpp, source="objective", place="its objective")
         if nominal.is_possible:
             return nominal
     if stated:

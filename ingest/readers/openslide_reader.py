@@ -103,7 +103,7 @@ def _icc_profile(slide: openslide.OpenSlide) -> bytes | None:
 
 def _number(text: str | None) -> float | None:
     try:
-        value = float(text or "")
+        number = float(text or "")
     except ValueError:
         return None
-    return value if math.isfinite(value) and value > 0 else None
+    return number if math.isfinite(number) and number > 0 else None

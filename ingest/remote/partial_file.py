@@ -147,11 +147,11 @@ class PartialFile:
         self.size, self._had, self._streamed = at, [(0, at)], True
 
     def _fetch(self, piece: Range) -> None:
-        data = memoryview(self.remote.read(*piece))
+        piece_bytes = memoryview(self.remote.read(*piece))
         at = piece[0]
-        while data:
-            done = os.pwrite(self._file, data, at)
-            data, at = data[done:], at + done
+        while piece_bytes:
+            done = os.pwrite(self._file, piece_bytes, at)
+            piece_bytes, at = piece_bytes[done:], at + done
 
     def _check(self) -> None:
         now = self.remote.state()
@@ -204,7 +204,7 @@ class PartialReader(io.RawIOBase):
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         """Fill the buffer from here on; how many bytes there were."""
-        data = self._partial.read_at(self._at, len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        chunk = self._partial.read_at(self._at, len(buffer))
+        buffer[: len(chunk)] = chunk
+        self._at += len(chunk)
+        return len(chunk)

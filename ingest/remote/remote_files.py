@@ -189,10 +189,10 @@ class RemoteFile:
         """
 
         def once() -> bytes:
-            data = bytes(self._fs.cat_file(self.path, start=start, end=end))
-            if len(data) != end - start:
+            content = bytes(self._fs.cat_file(self.path, start=start, end=end))
+            if len(content) != end - start:
                 raise ShortReadError
-            return data
+            return content
 
         return self._tried(once)
 
@@ -236,5 +236,5 @@ class RemoteFile:
 
 
 def _marks(info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    named = {re.sub(r"[-_]", "", str(key)).lower(): value for key, value in info.items()}
+    named = {re.sub(r"[-_]", "", str(key)).lower(): detail for key, detail in info.items()}
     return tuple((name, str(named[name])) for name in MARKS if named.get(name))

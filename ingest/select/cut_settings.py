@@ -52,7 +52,7 @@ class CutSettings:
     def from_json(cls, text: str) -> Self:
         """Read what is kept; keys of later versions are passed over."""
         names = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in json.loads(text).items() if key in names})
+        return cls(**{key: setting for key, setting in json.loads(text).items() if key in names})
 
     def with_user_settings(self, user_settings: UserSettings) -> Self:
         """Return these settings with a user's in their place."""

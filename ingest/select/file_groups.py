@@ -76,7 +76,7 @@ def named_files(index: str) -> set[str]:
         parser.read_string(index)
     except configparser.Error:
         return set()
-    return {value for section in parser.values() for value in section.values() if value}
+    return {file_name for section in parser.values() for file_name in section.values() if file_name}
 
 
 def head_of(uri: str) -> bytes:

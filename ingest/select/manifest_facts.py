@@ -20,7 +20,7 @@ def merged_facts(row: Row) -> Row:
     """The patient and other columns of a slide: what is given now over what the lake has."""
     known_patient = row.get("known_patient_id")
     lake_columns, now = _columns(row.get("known_extra")), _columns(row["extra"])
-    filled = {name: value for name, value in now.items() if value is not None}
+    filled = {name: fact for name, fact in now.items() if fact is not None}
     return {
         "patient_id": row["patient_id"] if row["patient_id"] is not None else known_patient,
         "extra": extra_text({**now, **lake_columns, **filled}),
@@ -33,9 +33,9 @@ def changed_facts(row: Row) -> Row:
     The file's place counts where the same file was read at it.
     """
     facts = {
-        name: value
-        for name, value in merged_facts(row).items()
-        if _value(name, value) != _value(name, row.get(f"known_{name}"))
+        name: fact
+        for name, fact in merged_facts(row).items()
+        if _value(name, fact) != _value(name, row.get(f"known_{name}"))
     }
     moved = row["state"] == "ready" and row["uri"] != row["known_uri"]
     if moved and row["fingerprint"] == row["known_fingerprint"]:
@@ -48,11 +48,11 @@ def fact_names(row: Row) -> set[str]:
     facts = changed_facts(row)
     names = set(facts) - {"extra"}
     old, new = _columns(row.get("known_extra")), _columns(facts.get("extra"))
-    return names | {name for name, value in new.items() if value != old.get(name)}
+    return names | {name for name, fact in new.items() if fact != old.get(name)}
 
 
-def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - a cell is what it is
-    return _columns(value) if name == "extra" else value
+def _value(name: str, cell: Any) -> Any:  # noqa: ANN401 - a cell is what it is
+    return _columns(cell) if name == "extra" else cell
 
 
 def _columns(text: str | None) -> Row:

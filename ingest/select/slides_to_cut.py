@@ -103,7 +103,7 @@ def _sort_ready(todo: Todo, row: Row, options: IngestOptions) -> None:
         if not _is_near(row["mpp"], row["known_mpp"]):
             _stop(todo, row, _mpp_of_file(row))
             return
-        user_settings = {name: value for name, value in user_settings.items() if name != "mpp"}
+        user_settings = {name: setting for name, setting in user_settings.items() if name != "mpp"}
         row = {**row, "given": user_settings}
     changes = differences(cut_with, row["known_mpp"], user_settings)
     if cut_with is None and {"mask", "tissue", "pen_veto", "icc"} & set(user_settings):

@@ -54,7 +54,7 @@ class Choice:
     def identity(self) -> dict[str, Any]:
         """Return the part of the choice that decides the numbers of a column."""
         choice = {"where": self.where, "share": self.share, "annotations": self.marks or None}
-        return {name: value for name, value in choice.items() if value is not None}
+        return {name: setting for name, setting in choice.items() if setting is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,14 @@ class Extractor:
         self._pool: ThreadPoolExecutor | None = None
         self._encoders: dict[tuple[str, Precision, Engine], Encoder] = {}
 
-    def __call__(self, item: Row) -> Row:
+    def __call__(self, task_row: Row) -> Row:
         """Take one pickled unit and give back its pickled outcome."""
-        unit: Unit = pickle.loads(item["unit"])
-        self._store, self._threads = Store(item["store"]), int(item["threads"])
-        self._device = "cuda" if item["gpu"] else "cpu"
+        unit: Unit = pickle.loads(task_row["unit"])
+        self._store, self._threads = Store(task_row["store"]), int(task_row["threads"])
+        self._device = "cuda" if task_row["gpu"] else "cpu"
         outcome = Outcome(unit=unit)
         try:
-            self._fill(outcome, pickle.loads(item["teachers"]))
+            self._fill(outcome, pickle.loads(task_row["teachers"]))
         except Exception as error:  # noqa: BLE001 - the other fragments go on
             full = disk_full_error(error, self._store.uri)
             outcome.reason = str(full) if full else f"{type(error).__name__}: {error}"

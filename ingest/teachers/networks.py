@@ -46,8 +46,10 @@ def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE)
         msg = f"{architecture} can't be given {', '.join(wrong)}: the card's other fields say it"
         raise TeacherError(msg)
     built = {
-        name: _layer(value) if name.endswith("_layer") and isinstance(value, str) else value
-        for name, value in arguments.items()
+        name: _layer(argument)
+        if name.endswith("_layer") and isinstance(argument, str)
+        else argument
+        for name, argument in arguments.items()
     }
     try:
         return OWN.get(architecture, _Timm(architecture))(input_px, built)

@@ -58,7 +58,7 @@ class Output:
         """Return the part of an output that decides its numbers."""
         facts = {"pooling": self.pooling, "dim": self.dim, "sample": self.sample}
         facts |= {"layer": self.layer, "stain": self.stain, "tokens": self.tokens}
-        return {name: value for name, value in facts.items() if value is not None}
+        return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 def card_name(teacher: str) -> str:

@@ -117,7 +117,7 @@ def extract(
         name: maker for name in teachers for maker in column_makers if maker.makes(lake.store, name)
     }
     encoders = [name for name in dict.fromkeys(teachers) if name not in made_by]
-    result = ExtractResult()
+    outcomes = ExtractResult()
     if encoders or not made_by:
         start = time.perf_counter()
         chosen = [lake.known_mpp(mpp) for mpp in mpps or lake.config.mpps]
@@ -126,26 +126,26 @@ def extract(
         planned = partial(
             plan, lake, networks, chosen, choice=choice, precision=precision, engine=engine
         )
-        _run_encoders(lake, networks, planned, result, address)
-        result.seconds = round(time.perf_counter() - start, 3)
+        _run_encoders(lake, networks, planned, outcomes, address)
+        outcomes.seconds = round(time.perf_counter() - start, 3)
     for name, maker in made_by.items():
-        result.add_made(name, maker.make(lake_uri, name, mpps=mpps))
-    result.count_slides(lake)
+        outcomes.add_made(name, maker.make(lake_uri, name, mpps=mpps))
+    outcomes.count_slides(lake)
     if auto_vacuum:
-        result.freed = free_old_versions(open_lake(lake_uri))
-    return result
+        outcomes.freed = free_old_versions(open_lake(lake_uri))
+    return outcomes
 
 
 def _run_encoders(
     lake: Lake,
     teachers: Sequence[Teacher],
     planned: Callable[..., list[Unit]],
-    result: ExtractResult,
+    outcomes: ExtractResult,
     address: str | None,
 ) -> None:
     """Plan for the GPUs that there are, and run the plan; no Ray is started for an empty one."""
     columns = [output.column for teacher in teachers for output in teacher.outputs]
-    result.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
+    outcomes.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     with contextlib.ExitStack() as stack:
         if address is not None:
             stack.enter_context(ray_session(address=address))
@@ -154,7 +154,7 @@ def _run_encoders(
             stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
             if address is None:
                 stack.enter_context(ray_session())
-            _run(lake, teachers, units, result)
+            _run(lake, teachers, units, outcomes)
 
 
 def _gpus(address: str | None) -> int:
@@ -168,7 +168,7 @@ def _gpus(address: str | None) -> int:
 
 
 def _run(
-    lake: Lake, teachers: Sequence[Teacher], units: Sequence[Unit], result: ExtractResult
+    lake: Lake, teachers: Sequence[Teacher], units: Sequence[Unit], outcomes: ExtractResult
 ) -> None:
     start = time.perf_counter()
     total = sum(unit.tiles * len(unit.fields) for unit in units)
@@ -176,7 +176,7 @@ def _run(
     since = time.monotonic()
     with progress("extract", total=total, unit="tile features") as bar:
         for outcome in _outcomes(lake.store, teachers, units):
-            _count(outcome, result)
+            _count(outcome, outcomes)
             bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
             if outcome.reason:
                 bar.note(f"fragment {outcome.unit.fragment} failed: {outcome.reason}")
@@ -186,7 +186,7 @@ def _run(
                 _commit(lake, waiting)
                 since = time.monotonic()
         _commit(lake, waiting)
-    for counts in result.teachers.values():
+    for counts in outcomes.teachers.values():
         wall, busy = counts.pop("wall", 0.0), counts.pop("busy", 0.0)
         counts["stall"] = round(max(0.0, 1 - busy / wall), 4) if wall else 0.0
         counts["tiles_per_s"] = round(counts["tiles"] / (time.perf_counter() - start), 1)
@@ -198,14 +198,14 @@ def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]]) -> None:
     waiting.clear()
 
 
-def _count(outcome: Outcome, result: ExtractResult) -> None:
+def _count(outcome: Outcome, outcomes: ExtractResult) -> None:
     unit = outcome.unit
     if outcome.reason:
         slides = ", ".join(row["slide_id"] for row in unit.slides)
-        result.failed.append({"slide": slides, "mpp": str(unit.mpp), "reason": outcome.reason})
+        outcomes.failed.append({"slide": slides, "mpp": str(unit.mpp), "reason": outcome.reason})
         return
     for name, seconds in outcome.seconds.items():
-        counts = result.teachers[name]
+        counts = outcomes.teachers[name]
         counts["tiles"] += outcome.tiles
         counts["seconds"] = round(counts["seconds"] + seconds, 3)
         counts["wall"] = counts.get("wall", 0.0) + outcome.wall_s
@@ -227,10 +227,10 @@ def _outcomes(
         "threads": cpus // actors,
         "gpu": bool(gpus),
     }
-    items = [{"unit": pickle.dumps(unit), **settings} for unit in units]
+    task_rows = [{"unit": pickle.dumps(unit), **settings} for unit in units]
     # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
     share = {"num_cpus": 0.9 * cpus / actors, "num_gpus": 1 if gpus else 0}
-    outcomes = ray.data.from_items(items, override_num_blocks=len(items)).map(
+    outcomes = ray.data.from_items(task_rows, override_num_blocks=len(task_rows)).map(
         Extractor, compute=ray.data.ActorPoolStrategy(size=actors), **share
     )
     with schedulable(**share):

@@ -95,8 +95,8 @@ def mask_mark(uri: str) -> str:
     """
     fs, path = open_fs(uri)
     with as_slide_errors(uri):
-        data: bytes = fs.cat_file(path)
-    return f"{len(data)}-{zlib.crc32(data):08x}"
+        mask_bytes: bytes = fs.cat_file(path)
+    return f"{len(mask_bytes)}-{zlib.crc32(mask_bytes):08x}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -64,12 +64,12 @@ def read_mask(
     if f".{kind}" not in SUFFIXES:
         msg = f"mask {path} must end in {', '.join(SUFFIXES)}"
         raise SlideError(msg)
-    data = _read(path_or_uri)
+    mask_bytes = _read(path_or_uri)
     y, x = ((np.arange(n, dtype=np.float64) + 0.5) * scale for n in shape)
     if kind == "png":
-        mask = _sampled(_png_mask(data, path), path, size_px, y, x)
+        mask = _sampled(_png_mask(mask_bytes, path), path, size_px, y, x)
     else:
-        mask = _from_geojson(data, path, size_px, shape, scale)
+        mask = _from_geojson(mask_bytes, path, size_px, shape, scale)
     mask &= (y < size_px[1])[:, None] & (x < size_px[0])
     if not mask.any():
         msg = f"mask {path} marks no tissue inside the slide of {_by(size_px)} px"
@@ -80,18 +80,18 @@ def read_mask(
 def _read(uri: str) -> bytes:
     fs, path = open_fs(uri)
     with as_slide_errors(uri):
-        data: bytes = fs.cat_file(path)
-    return data
+        mask_bytes: bytes = fs.cat_file(path)
+    return mask_bytes
 
 
 # ------------------------------------------------------------------ GeoJSON
 
 
 def _from_geojson(
-    data: bytes, path: str, size_px: tuple[int, int], shape: tuple[int, int], scale: float
+    mask_bytes: bytes, path: str, size_px: tuple[int, int], shape: tuple[int, int], scale: float
 ) -> BoolArray:
     try:
-        tissue, ignored = _polygons(json.loads(data.decode("utf-8-sig")))
+        tissue, ignored = _polygons(json.loads(mask_bytes.decode("utf-8-sig")))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         msg = f"mask {path} is not JSON: {error}"
         raise SlideError(msg) from error
@@ -124,8 +124,8 @@ def _polygons(document: Anything) -> tuple[list[Polygon], list[Polygon]]:
 
 def _features(document: Anything) -> Iterator[dict[str, Anything]]:
     if isinstance(document, list):
-        for item in document:
-            yield from _features(item)
+        for feature in document:
+            yield from _features(feature)
     elif document["type"] == "FeatureCollection":
         yield from _features(document["features"])
     elif document["type"] == "Feature":
@@ -225,18 +225,18 @@ def _inside(rings: list[Ring], shape: tuple[int, int]) -> BoolArray:
 # ---------------------------------------------------------------------- PNG
 
 
-def _png_mask(data: bytes, path: str) -> BoolArray:
+def _png_mask(mask_bytes: bytes, path: str) -> BoolArray:
     try:
         # A palette's index is the label; its colours are for the eye (that of 0 is often white).
-        if data[PNG_COLOUR_TYPE : PNG_COLOUR_TYPE + 1] == b"\x03":
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        if mask_bytes[PNG_COLOUR_TYPE : PNG_COLOUR_TYPE + 1] == b"\x03":
+            with Image.open(io.BytesIO(mask_bytes), formats=["PNG"]) as picture:
                 return np.asarray(np.asarray(picture) != 0)
         # PIL would cut 16-bit colours down to 8 bits and lose labels below 256.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(mask_bytes, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
         msg = f"mask {path} is not a PNG that can be read: {error}"
         raise SlideError(msg) from error
-    if pixels is None or not data.startswith(PNG_START):
+    if pixels is None or not mask_bytes.startswith(PNG_START):
         msg = f"mask {path} is not a PNG that can be read (it may be truncated)"
         raise SlideError(msg)
     if pixels.ndim == 2:

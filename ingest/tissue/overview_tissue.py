@@ -188,13 +188,13 @@ def saturated(overview: RgbArray, *, otsu: bool = False) -> tuple[BoolArray, int
         otsu: take Otsu's threshold on the smoothed saturation in place of the fixed one. It always
             finds something.
     """
-    _, saturation, value = cv2.split(cv2.cvtColor(overview, cv2.COLOR_RGB2HSV))
+    _, saturation, brightness = cv2.split(cv2.cvtColor(overview, cv2.COLOR_RGB2HSV))
     threshold = SATURATION_MIN
     if otsu:
         smoothed = cv2.medianBlur(saturation, MEDIAN_PX)
         threshold = int(cv2.threshold(smoothed, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0])
     # Saturation is relative: noise of 1 in a black border would be full saturation.
-    coloured = ((saturation > threshold) & (value > NO_LIGHT)).astype(np.uint8)
+    coloured = ((saturation > threshold) & (brightness > NO_LIGHT)).astype(np.uint8)
     # The median is above the threshold where most pixels are; counting them is 20 times as fast.
     size = (MEDIAN_PX, MEDIAN_PX)
     count = cv2.boxFilter(coloured, -1, size, normalize=False, borderType=cv2.BORDER_REPLICATE)

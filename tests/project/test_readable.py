@@ -20,7 +20,7 @@ MOST_FRAGMENTS, MOST_VAGUE = 10, 20
 
 VAGUE = {
     *("found", "seen", "told", "said", "given", "asked", "about", "how", "what", "here", "there"),
-    *("wanted", "mine", "theirs", "known", "took", "got"),
+    *("wanted", "mine", "theirs", "known", "took", "got", "result", "data", "value", "item"),
 }
 FRAGMENT = re.compile(
     r"^(Of|By|In|On|For|From|With|Without|Whose|Where|Which|What|How|When|As|At|To|That|Those|And"

@@ -138,9 +138,9 @@ def compared_tiles(level: JpegLevel) -> list[int]:
     return [0, *heavy, len(level.sizes) - 1]
 
 
-def _from_webp(data: bytes) -> RgbArray:
+def _from_webp(webp: bytes) -> RgbArray:
     """Decode a tile, which ends at the slide's edge where it reaches beyond it."""
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(webp)) as picture:
         return np.array(picture.convert("RGB"))
 
 
@@ -171,11 +171,11 @@ class JpegTiff:
     def _stored(self, level: int, number: int, begins: bytes) -> bytes:
         tiles = self.levels[level]
         size = tiles.sizes[number]
-        data = os.pread(self._file, size, tiles.offsets[number])
-        if len(data) != size or not data.startswith(begins):
+        tile_bytes = os.pread(self._file, size, tiles.offsets[number])
+        if len(tile_bytes) != size or not tile_bytes.startswith(begins):
             msg = f"{self.path}: tile {number} of level {level} is damaged or cut off"
             raise SlideError(msg)
-        return data
+        return tile_bytes
 
     def _decoded(self, level: int, number: int, shrink: int) -> RgbArray:
         tiles = self.levels[level]

@@ -79,11 +79,11 @@ def read_weights(path: Path) -> Tensors:
 def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     if not isinstance(content, Mapping):
         return
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{name}", value
+    for name, tensor in content.items():
+        if isinstance(tensor, Tensor):
+            yield f"{prefix}{name}", tensor
         else:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(tensor, f"{prefix}{name}.")
 
 
 def load_weights(model: nn.Module, path: Path, card: Card) -> None:
