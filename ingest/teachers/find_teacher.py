@@ -231,23 +231,55 @@ def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterato
 def list_teachers(
     store: "Store | None" = None, *, folder: str | None = None
 ) -> list[dict[str, Any]]:
-    """One row per known teacher, and per student of the lake if one is given."""
-    students = store.names("students") if store else []
-    cards = {**CARDS, **{n: find_card(store, n) for n in students if store}}
-    return [
-        {
-            "teacher": name,
-            "dim": card.pooled_dim(card.poolings[0]),
-            "poolings": list(card.poolings),
-            "patches": card.grid[0] * card.grid[1] if card.grid else 0,
-            "input_px": card.input_px,
-            "mpp": card.mpps[0] if card.mpps else None,
-            "precision": card.precision,
-            "licence": card.licence,
-            "gated": card.gated,
-            "source": card.hub or card.source,
-            "available": name in students or find_weights(card, folder) is not None,
-            "downloads": card.hub is not None and not card.gated,
-        }
-        for name, card in cards.items()
-    ]
+    """Return a row for each teacher, and for each finished student of the lake if one is given.
+
+    A student of features reads columns of the lake, so its row has no pooling, pixels or precision.
+
+    Args:
+        store: the lake's files.
+        folder: folder of weights to look in first.
+    """
+    rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
+    for name in store.names("students") if store else []:
+        if store and sees_features(store, name):
+            rows.append(_feature_student_row(store, name))
+        elif store and store.exists(f"{student_folder(name)}/card.json"):
+            rows.append(_card_row(find_card(store, name), here=True))
+    return rows
+
+
+def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
+    """Return what `slidelake teachers` prints of a teacher or of a student of pixels."""
+    return {
+        "teacher": card.name,
+        "dim": card.pooled_dim(card.poolings[0]),
+        "poolings": list(card.poolings),
+        "patches": card.grid[0] * card.grid[1] if card.grid else 0,
+        "input_px": card.input_px,
+        "mpp": card.mpps[0] if card.mpps else None,
+        "precision": card.precision,
+        "licence": card.licence,
+        "gated": card.gated,
+        "source": card.hub or card.source,
+        "available": here,
+        "downloads": card.hub is not None and not card.gated,
+    }
+
+
+def _feature_student_row(store: "Store", name: str) -> dict[str, Any]:
+    """Return what `slidelake teachers` prints of a student of features."""
+    record = json.loads(student_file(store, name, FEATURE_CARD))
+    return {
+        "teacher": name,
+        "dim": record["dim"],
+        "poolings": [],
+        "patches": 0,
+        "input_px": None,
+        "mpp": min(record["mpps"]),
+        "precision": None,
+        "licence": licence_of(store, name),
+        "gated": False,
+        "source": f"features of {', '.join(record['teachers'])}",
+        "available": True,
+        "downloads": False,
+    }

@@ -20,7 +20,7 @@ from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
 from featurestore import Lake, open_lake, verify
 from featurestore.storage.sealed_json import sealed
-from ingest import TeacherError, licence_of
+from ingest import TeacherError, licence_of, list_teachers
 from tests.featurestore.read.test_stream_under import made
 
 TEACHERS = ("plain", "packed")
@@ -87,6 +87,9 @@ def test_a_fused_column_teaches_a_student_of_pixels(tmp_path: Path) -> None:
     (column,) = columns_of(lake, recipe)
     assert (column.teacher, column.dim, column.tokens) == ("fused", 16, None)
     assert licence_of(lake.store, "fused") == "plain: not stated; packed: not stated"
+    rows = {row["teacher"]: row for row in list_teachers(lake.store)}
+    assert (rows["fused"]["dim"], rows["fused"]["available"]) == (16, True)
+    assert rows["fused"]["source"] == f"features of {', '.join(TEACHERS)}"
 
 
 def test_columns_that_a_student_of_features_can_not_make_are_refused(tmp_path: Path) -> None:
