@@ -18,7 +18,7 @@ Teachers = tuple[str, ...]
 
 
 def agglomerate(teachers: Teachers) -> Recipe:
-    """Return the recipe that distils all teachers' embeddings and patch tokens into one student.
+    """Distil the embeddings and patch tokens of all teachers into one student.
 
     Source: the union of AM-RADIO, UNIC and OMNI.
     """
@@ -42,7 +42,7 @@ def xmag(teachers: Teachers) -> Recipe:
 
 
 def gpfm(teachers: Teachers) -> Recipe:
-    """Return the GPFM recipe: expert teachers, and self-distillation by DINO, iBOT and KoLeo.
+    """Distil expert teachers, beside self-distillation by DINO, iBOT and KoLeo.
 
     Source: GPFM (arXiv 2407.18449).
     """
@@ -56,7 +56,7 @@ def gpfm(teachers: Teachers) -> Recipe:
 
 
 def h0(teachers: Teachers) -> Recipe:
-    """Return the H0-mini recipe: prototypes and a match of one teacher's class and patch tokens.
+    """Match one teacher's class and patch tokens, and its assignments to prototypes.
 
     Source: H0-mini (arXiv 2501.16239).
     """
@@ -73,7 +73,7 @@ def h0(teachers: Teachers) -> Recipe:
 
 
 def g2l(teachers: Teachers) -> Recipe:
-    """Return the G2L recipe: one large teacher, few slides of one cancer, a log-sum loss.
+    """Distil one large teacher on few slides of one cancer, by a log-sum loss.
 
     Source: G2L (arXiv 2510.11176).
     """
@@ -90,7 +90,7 @@ def g2l(teachers: Teachers) -> Recipe:
 
 
 def shazam(teachers: Teachers) -> Recipe:
-    """Return the Shazam recipe: the teachers' features of a tile are fused by cross-attention.
+    """Fuse the teachers' features of a tile by cross-attention; no pixels.
 
     The student reads no pixels. `agglomerate` can distil its vector into a student of pixels, once
     the vector is a column of the lake.
