@@ -27,7 +27,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 test-slow: setup
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not gpu' --durations=15 tests
