@@ -100,7 +100,7 @@ def option_parameters(options_type: type[object]) -> Iterator[inspect.Parameter]
 def build_options(
     options_type: type[Options], parsed_options: Mapping[str, object], option_names: frozenset[str]
 ) -> Options:
-    """Return the dataclass, groups included, with the values that typer has parsed_options.
+    """Return the dataclass, groups included, with the values that typer has parsed.
 
     Args:
         options_type: the dataclass.
