@@ -22,14 +22,14 @@ class CohortPatient:
     """One patient: the hidden state and what follows from it.
 
     Attributes:
-        patient_id: Name in the table.
-        site: A key of `SITE_MPP`; independent of the state.
-        label: One of `LABELS`.
-        high_grade_share: Share of the tumour that grows in sheets; above 0.5 is high grade.
-        tumour_share: Share of the tissue that is tumour.
-        lymphocytes: From 0 to 1; many protect.
-        log_hazard: Higher is worse.
-        time_months: Until the event or the end of observation.
+        patient_id: name in the table.
+        site: a key of `SITE_MPP`; independent of the state.
+        label: one of `LABELS`.
+        high_grade_share: share of the tumour that grows in sheets; above 0.5 is high grade.
+        tumour_share: share of the tissue that is tumour.
+        lymphocytes: from 0 to 1; many protect.
+        log_hazard: higher is worse.
+        time_months: until the event or the end of observation.
         event: 1 if the event was seen, 0 if censored.
     """
 
@@ -78,8 +78,8 @@ def draw_patients(count: int, seed: int) -> list[CohortPatient]:
     Half of them (rounded down) are high grade, and the sites alternate within each class.
 
     Args:
-        count: Number of patients.
-        seed: The seed of the cohort.
+        count: number of patients.
+        seed: the seed of the cohort.
     """
     rng = np.random.default_rng([seed, 0])
     high_count = count // 2

@@ -36,11 +36,11 @@ def noise(
     """Return periodic power-law noise with mean 0 and standard deviation 1.
 
     Args:
-        rng: The source of the phases.
-        period: Side in pixels.
-        slope: The amplitude falls as frequency to the minus this.
-        lowest: Cycles per period below which the amplitude stays level.
-        along: Direction in radians of the fibres, seven times longer than wide; none if absent.
+        rng: the source of the phases.
+        period: side in pixels.
+        slope: the amplitude falls as frequency to the minus this.
+        lowest: cycles per period below which the amplitude stays level.
+        along: direction in radians of the fibres, seven times longer than wide; none if absent.
 
     Returns:
         A (period, period) field.
@@ -102,11 +102,11 @@ class Sheet:
     """A periodic drawing sheet: objects are drawn with a margin that is folded back.
 
     Attributes:
-        period: Side in pixels, a power of two.
-        margin: How far an object may reach over the edge.
+        period: side in pixels, a power of two.
+        margin: how far an object may reach over the edge.
         density: (H, W) what is drawn, antialiased; where margins meet the darker wins.
         owner: (H, W) number of the object that owns the pixel, 0 for none.
-        centres: The centre of each object, in drawing order.
+        centres: the centre of each object, in drawing order.
     """
 
     def __init__(self, period: int) -> None:
@@ -209,13 +209,13 @@ class Nuclei:
     """The appearance of the nuclei of a class.
 
     Attributes:
-        diameter_px: Mean diameter (0.5 mpp).
-        elongation: Long axis over short axis.
-        density: Haematoxylin density of the membrane.
-        spread: Standard deviation of the density from nucleus to nucleus.
-        pleomorphism: Standard deviation of the logarithm of the diameter.
-        vesicular: How pale the inside is against the membrane, 1 for not at all.
-        nucleoli: Share of nuclei with a nucleolus.
+        diameter_px: mean diameter (0.5 mpp).
+        elongation: long axis over short axis.
+        density: haematoxylin density of the membrane.
+        spread: standard deviation of the density from nucleus to nucleus.
+        pleomorphism: standard deviation of the logarithm of the diameter.
+        vesicular: how pale the inside is against the membrane, 1 for not at all.
+        nucleoli: share of nuclei with a nucleolus.
     """
 
     diameter_px: float
@@ -239,12 +239,12 @@ def draw_nuclei(
     """Draw one nucleus per place: membrane, paler inside, nucleolus.
 
     Args:
-        rng: The source of sizes and densities.
-        sheet: Where to draw.
+        rng: the source of sizes and densities.
+        sheet: where to draw.
         places: (K, 2) centres, x and y.
-        look: What they look like.
+        look: what they look like.
         degrees: (K,) direction of the long axes; random if absent.
-        own: Whether each nucleus becomes an object of its own.
+        own: whether each nucleus becomes an object of its own.
     """
     count = len(places)
     radius = look.diameter_px * np.exp(rng.normal(0, look.pleomorphism, count)) / 2

@@ -51,11 +51,11 @@ class Scene:
     """Everything a tile is rendered from.
 
     Attributes:
-        layout: What lies where.
-        library: The textures.
-        origin: Where in the textures the corner of the slide lies, x and y.
+        layout: what lies where.
+        library: the textures.
+        origin: where in the textures the corner of the slide lies, x and y.
         colours: (65536, 3) colour of every pair of densities, haematoxylin * 256 + eosin.
-        grain: Seed of the sensor noise.
+        grain: seed of the sensor noise.
     """
 
     layout: Layout
@@ -69,8 +69,8 @@ def stain_colours(rng: np.random.Generator, site: str) -> Pixels:
     """Return the colour of every pair of densities on one slide.
 
     Args:
-        rng: The source of what differs from slide to slide within a site.
-        site: A key of `SITE_STRENGTHS`.
+        rng: the source of what differs from slide to slide within a site.
+        site: a key of `SITE_STRENGTHS`.
 
     Returns:
         (65536, 3) R, G, B, to be indexed with haematoxylin * 256 + eosin.
@@ -199,9 +199,9 @@ def encoded_tiles(scene: Scene, width_px: int, height_px: int) -> Iterator[tuple
     """Render and encode level 0, row by row.
 
     Args:
-        scene: What to render.
-        width_px: Width of the slide; the last tile of a row may reach beyond it.
-        height_px: Height of the slide.
+        scene: what to render.
+        width_px: width of the slide; the last tile of a row may reach beyond it.
+        height_px: height of the slide.
 
     Yields:
         The abbreviated JPEG stream and the pixels of each tile.

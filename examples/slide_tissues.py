@@ -150,13 +150,13 @@ class Glands:
     """The appearance of the glands of a class.
 
     Attributes:
-        radius_px: Least and greatest outer radius.
-        wall: Height of the epithelium in diameters of a nucleus.
-        layers: Rows of nuclei in it.
-        roughness: Deviation of the outline from an ellipse.
-        gap_px: Stroma between neighbours, at least.
-        nuclei: Their nuclei.
-        cytoplasm: Haematoxylin and eosin density of the cytoplasm.
+        radius_px: least and greatest outer radius.
+        wall: height of the epithelium in diameters of a nucleus.
+        layers: rows of nuclei in it.
+        roughness: deviation of the outline from an ellipse.
+        gap_px: stroma between neighbours, at least.
+        nuclei: their nuclei.
+        cytoplasm: haematoxylin and eosin density of the cytoplasm.
     """
 
     radius_px: tuple[float, float]

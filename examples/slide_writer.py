@@ -31,13 +31,13 @@ class Page:
     """One TIFF directory with its JPEG streams.
 
     Attributes:
-        width_px: Width of the image.
-        height_px: Height of the image.
-        mpp: Microns per pixel, for the resolution tags.
-        description: The ImageDescription tag, from which OpenSlide tells the vendor and the name.
+        width_px: width of the image.
+        height_px: height of the image.
+        mpp: microns per pixel, for the resolution tags.
+        description: the ImageDescription tag, from which OpenSlide tells the vendor and the name.
         chunks: JPEG streams, row by row. A page that is not tiled has one, the whole image.
-        tables: Shared JPEGTables; empty for a page whose one stream holds its own (not tiled).
-        subfile: The NewSubfileType tag; Aperio marks the label with 1 and the macro with 9.
+        tables: shared JPEGTables; empty for a page whose one stream holds its own (not tiled).
+        subfile: the NewSubfileType tag; Aperio marks the label with 1 and the macro with 9.
     """
 
     width_px: int
@@ -65,7 +65,7 @@ def split_jpeg(stream: bytes) -> tuple[bytes, bytes]:
     """Split a JPEG stream into its tables and the abbreviated rest, as TIFF shares them.
 
     Args:
-        stream: A baseline JPEG stream with one scan.
+        stream: a baseline JPEG stream with one scan.
 
     Returns:
         The quantisation and Huffman tables as a stream of their own, and the stream without them
@@ -157,11 +157,11 @@ def aperio_pages(
     """Lay out the directories of an Aperio slide in the order Aperio writes them.
 
     Args:
-        slide_id: Shown on the label and as the Filename.
-        size_px: Width and height of level 0.
-        mpp: Microns per pixel of level 0.
-        base_tiles: The tiles of level 0 from `encode_tile`, row by row.
-        reduced: The images of the further levels, finest first, each (H, W, 3) RGB.
+        slide_id: shown on the label and as the Filename.
+        size_px: width and height of level 0.
+        mpp: microns per pixel of level 0.
+        base_tiles: the tiles of level 0 from `encode_tile`, row by row.
+        reduced: the images of the further levels, finest first, each (H, W, 3) RGB.
 
     Returns:
         Level 0, thumbnail, the further levels, label, macro.
@@ -258,8 +258,8 @@ def write_tiff(stream: BinaryIO, pages: Sequence[Page]) -> None:
     """Write pages as a classic little-endian TIFF.
 
     Args:
-        stream: An empty seekable file opened for writing in binary.
-        pages: The directories, in file order.
+        stream: an empty seekable file opened for writing in binary.
+        pages: the directories, in file order.
     """
     stream.write(struct.pack("<2sHI", b"II", 42, 0))
     link = 4  # where the offset of the next directory goes

@@ -539,7 +539,7 @@ class Lake:
             rank: rank of this process.
             world: number of processes; each has other tiles and equally many batches.
             threads: number of threads that read ahead; the batches do not depend on it.
-            shuffle: False for tiles slide by slide, sorted by (y, x).
+            shuffle: false for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
 
         Raises:

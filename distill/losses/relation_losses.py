@@ -45,7 +45,7 @@ def token_relation_loss(
     Args:
         student_BNE: the student's tokens, on the same grid as the teacher's.
         teacher_BND: the teacher's tokens, or the features of the tiles under a tile.
-        mask_BN: True at the tokens that count; all count if None.
+        mask_BN: true at the tokens that count; all count if None.
 
     Raises:
         DistillError: the teacher's tokens require gradients, or the numbers of tokens differ.

@@ -101,7 +101,7 @@ def ibot_loss(
     Args:
         student_BNK: the student's logits of the tokens of a masked view.
         teacher_BNK: the teacher's probabilities of the tokens of the whole view.
-        mask_BN: True where the student got a mask instead of the token.
+        mask_BN: true where the student got a mask instead of the token.
         temperature: the student's temperature.
 
     Raises:

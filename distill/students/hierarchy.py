@@ -21,11 +21,11 @@ class HierarchyInputs:
 
     Attributes:
         mid: mid tokens [B, M, D].
-        mid_there: True at the mid tokens that exist [B, M].
+        mid_there: true at the mid tokens that exist [B, M].
         others: tokens of the coarse stream without children: the region's own token and the
             prompts [B, P, D].
         fine: fine tokens under each mid token [B, M, C, D].
-        fine_there: True at the fine tokens that exist [B, M, C].
+        fine_there: true at the fine tokens that exist [B, M, C].
     """
 
     mid: Tensor

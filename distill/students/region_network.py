@@ -32,9 +32,9 @@ class Region:
     Attributes:
         coarse: features of the coarse tile [B, E].
         mid: features of the mid tiles [B, r, r, E].
-        mid_there: True at the mid tiles that exist [B, r, r].
+        mid_there: true at the mid tiles that exist [B, r, r].
         fine: features of the fine tiles [B, R, R, E], R a multiple of r.
-        fine_there: True at the fine tiles that exist [B, R, R].
+        fine_there: true at the fine tiles that exist [B, R, R].
     """
 
     coarse: Tensor
@@ -59,7 +59,7 @@ class Tokens:
 
     Attributes:
         values: the tokens [B, S, D].
-        mask: True at the tokens that exist [B, S].
+        mask: true at the tokens that exist [B, S].
     """
 
     values: Tensor
@@ -163,7 +163,7 @@ class RegionNetwork(nn.Module):
 
         Args:
             region: normalised features.
-            hidden: True at the hidden fine [B, R^2] and mid tokens [B, r^2]; none if None.
+            hidden: true at the hidden fine [B, R^2] and mid tokens [B, r^2]; none if None.
         """
         fine, mid, own_B1D = self.tokens(region)
         if hidden is not None:

@@ -23,7 +23,7 @@ class FinerTiles:
 
     Attributes:
         features: raw float16 features [B, r, r, D] by teacher, row after row; 0 without a tile.
-        mask: True where a tile exists [B, r, r]; elsewhere is background.
+        mask: true where a tile exists [B, r, r]; elsewhere is background.
     """
 
     features: Mapping[str, Tensor]

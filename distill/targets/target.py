@@ -191,7 +191,7 @@ def align_grid(
     Args:
         tokens_BhwD: normalised targets.
         grid: height H and width W of the student's grid, in tokens.
-        mask_Bhw: True at the tokens that count; all count if None.
+        mask_Bhw: true at the tokens that count; all count if None.
 
     Returns:
         Tokens [B, H, W, D], 0 where nothing counts, and the share [B, H, W] of each cell that

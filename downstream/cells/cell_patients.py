@@ -27,9 +27,9 @@ class CellPatients:
     """The patients of a cell: bags, pooled features and outcomes, each read once.
 
     Args:
-        lake: The lake that holds the features.
-        cell: The cell whose patients are read.
-        settings: Settings that MIL models are trained with.
+        lake: the lake that holds the features.
+        cell: the cell whose patients are read.
+        settings: settings that MIL models are trained with.
     """
 
     def __init__(self, lake: "Lake", cell: "Cell", *, settings: "MilSettings") -> None:
@@ -75,8 +75,8 @@ class CellPatients:
         probabilities estimate how sure a label is.
 
         Args:
-            members: The model of each inner split; each patient is in one validation part.
-            share: Share of the models' probabilities in a label, in 0..1.
+            members: the model of each inner split; each patient is in one validation part.
+            share: share of the models' probabilities in a label, in 0..1.
         """
         for member in members:
             hard = np.eye(member.validation.shape[1])

@@ -20,15 +20,15 @@ class Member:
     """A trained model's predictions.
 
     Attributes:
-        split: The split that the model was trained on.
-        validation: Outcomes of the validation patients, [P, ...].
-        test: Outcomes of the test patients, [P, ...]: probabilities, numbers, or risks.
-        high: For survival, whether each test patient's risk is above the training median, [P].
-        validation_high: For survival, the same of the validation patients.
-        curve: For survival, S(t) of the test patients [P, T].
-        validation_curve: For survival, S(t) of the validation patients.
-        attention: Attention over each test patient's tiles; None for a model without attention.
-        training_record: Epochs and losses of the training, as JSON.
+        split: the split that the model was trained on.
+        validation: outcomes of the validation patients, [P, ...].
+        test: outcomes of the test patients, [P, ...]: probabilities, numbers, or risks.
+        high: for survival, whether each test patient's risk is above the training median, [P].
+        validation_high: for survival, the same of the validation patients.
+        curve: for survival, S(t) of the test patients [P, T].
+        validation_curve: for survival, S(t) of the validation patients.
+        attention: attention over each test patient's tiles; None for a model without attention.
+        training_record: epochs and losses of the training, as JSON.
     """
 
     split: "Split"

@@ -26,11 +26,11 @@ class TrainedMilModel:
     """A trained MIL model's logits.
 
     Attributes:
-        train: Logits of the training patients [P, C]; empty unless `with_train`.
-        validation: Logits of the validation patients.
-        test: Logits of the test patients.
-        attention: Attention over each test patient's tiles.
-        training_record: Epochs and losses of the training, as JSON.
+        train: logits of the training patients [P, C]; empty unless `with_train`.
+        validation: logits of the validation patients.
+        test: logits of the test patients.
+        attention: attention over each test patient's tiles.
+        training_record: epochs and losses of the training, as JSON.
     """
 
     train: Floats

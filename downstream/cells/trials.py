@@ -24,8 +24,8 @@ class Trial:
     """A trial: one draw of settings, for one arm on one fold.
 
     Attributes:
-        cell: The arm and fold, with the first seed.
-        number: Number of the draw; 0 is the run's own settings.
+        cell: the arm and fold, with the first seed.
+        number: number of the draw; 0 is the run's own settings.
     """
 
     cell: "Cell"

@@ -32,15 +32,15 @@ class Cohort:
     """Labelled patients whose slides are in the lake.
 
     Attributes:
-        patients: One row per patient, sorted by `patient_id`: `patient_id` (str), `slide_ids`
+        patients: one row per patient, sorted by `patient_id`: `patient_id` (str), `slide_ids`
             (sorted list of str, never empty), the label columns of the study (never
             null) and those that were to be carried along (null where not known).
-        missing: Labelled ids that are not used: without a ready slide in the lake (slide ids where
+        missing: labelled ids that are not used: without a ready slide in the lake (slide ids where
             the labels name slides, patient ids otherwise), with some but not all of several label
             columns, and labelled slides without tiles; sorted.
-        surplus: Ready slides of the lake that have no label, sorted slide ids.
-        notes: Sentences on what was recognised, matched or left out.
-        distinct_ids: Whether ids that differ by case, blanks or Unicode form only are different.
+        surplus: ready slides of the lake that have no label, sorted slide ids.
+        notes: sentences on what was recognised, matched or left out.
+        distinct_ids: whether ids that differ by case, blanks or Unicode form only are different.
     """
 
     patients: pl.DataFrame
@@ -73,11 +73,11 @@ def patient_table(
     Args:
         slides: `slide_id`, `patient_id` (nullable) and `state` per slide, as
             `Lake.slides()` returns them.
-        labels: Labels from `load_labels` or `read_labels`.
-        columns: Label columns to keep, for example `["time", "event"]`.
-        extra_columns: Further columns to keep, such as the site; they may be null. They are read as
+        labels: labels from `load_labels` or `read_labels`.
+        columns: label columns to keep, for example `["time", "event"]`.
+        extra_columns: further columns to keep, such as the site; they may be null. They are read as
             text: 0012 is not 12.
-        numbers: Columns of `columns` that must be numbers; the type of the others is detected.
+        numbers: columns of `columns` that must be numbers; the type of the others is detected.
 
     Raises:
         CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
@@ -162,8 +162,8 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
     A patient left without a slide leaves the cohort.
 
     Args:
-        cohort: A cohort from `patient_table`.
-        usable: Ids of the slides that have tiles.
+        cohort: a cohort from `patient_table`.
+        usable: ids of the slides that have tiles.
 
     Raises:
         CohortError: No patient is left.

@@ -30,8 +30,8 @@ def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArra
     positive one, so 1 over 0, true over false, "tumour" over "normal".
 
     Args:
-        patients: One row per patient.
-        target: The label column.
+        patients: one row per patient.
+        target: the label column.
 
     Returns:
         Class names, and int64[P] indices into them.
@@ -75,8 +75,8 @@ def multilabel_labels(
     """Return the names and the 0/1 values of labels that do not exclude each other.
 
     Args:
-        patients: One row per patient.
-        columns: Label columns of 1/true and 0/false.
+        patients: one row per patient.
+        columns: label columns of 1/true and 0/false.
 
     Returns:
         The columns, and int64[P, C] of 0 and 1.
@@ -109,8 +109,8 @@ def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64
     """Return the numbers to predict, one per patient, float64[P].
 
     Args:
-        patients: One row per patient.
-        column: The label column.
+        patients: one row per patient.
+        column: the label column.
 
     Raises:
         CohortError: Values that are no numbers or not finite, or all the same.
@@ -134,9 +134,9 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
     """Return the site where each patient was treated or scanned, for external validation by site.
 
     Args:
-        patients: Ids of the patients.
-        cohort: A cohort that carries the column (`extra_columns` of `patient_table`).
-        column: A label column; or `tcga` for the second part of a TCGA barcode, its tissue source
+        patients: ids of the patients.
+        cohort: a cohort that carries the column (`extra_columns` of `patient_table`).
+        column: a label column; or `tcga` for the second part of a TCGA barcode, its tissue source
             site.
 
     Raises:
@@ -168,10 +168,10 @@ def survival_labels(
     """Return the follow-up time and the event flag of every patient.
 
     Args:
-        patients: One row per patient.
-        time: Column of the time to the event or to the end of follow-up, in any one unit, at least
+        patients: one row per patient.
+        time: column of the time to the event or to the end of follow-up, in any one unit, at least
             0.
-        event: Column of whether the event was seen: 1/true, or 0/false for censored.
+        event: column of whether the event was seen: 1/true, or 0/false for censored.
 
     Returns:
         float64[P] times and bool[P] events.

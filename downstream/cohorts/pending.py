@@ -12,8 +12,8 @@ def pending_note(slides: pl.DataFrame, labelled: Iterable[str], id_column: str) 
 
     Args:
         slides: `slide_id`, `state`, and `id_column` per slide of the lake.
-        labelled: Ids that have a label.
-        id_column: Column of these ids: `slide_id` or `patient_id`.
+        labelled: ids that have a label.
+        id_column: column of these ids: `slide_id` or `patient_id`.
     """
     is_pending = (pl.col("state") == "pending") & pl.col(id_column).is_in(list(labelled))
     pending_slides = slides.filter(is_pending)["slide_id"].sort().to_list()

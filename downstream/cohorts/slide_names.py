@@ -22,9 +22,9 @@ class SlideMatch:
     """The slides of the lake that match the names of a table.
 
     Attributes:
-        slide_of: Name in the table -> slide_id; names without a match are not in it.
-        by_stem: Matched names that differ from the lake's, sorted.
-        ambiguous: Names whose stem several slides, or several names, have, sorted.
+        slide_of: name in the table -> slide_id; names without a match are not in it.
+        by_stem: matched names that differ from the lake's, sorted.
+        ambiguous: names whose stem several slides, or several names, have, sorted.
     """
 
     slide_of: Mapping[str, str]
@@ -50,8 +50,8 @@ def match_slides(names: Iterable[str], slide_ids: Iterable[str]) -> SlideMatch:
     """Return the slides of the lake that match names of a table.
 
     Args:
-        names: Names as the table has them.
-        slide_ids: All slides of the lake, whatever their state: a failed slide is no reason to
+        names: names as the table has them.
+        slide_ids: all slides of the lake, whatever their state: a failed slide is no reason to
             match another slide of the same stem.
 
     >>> match = match_slides(["a", "b.svs", "c.svs", "c.tif"], ["a", "b", "c"])

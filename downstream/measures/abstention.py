@@ -29,7 +29,7 @@ class ClassPredictions:
     """A model's output on one part of a split.
 
     Attributes:
-        patients: Ids of the patients.
+        patients: ids of the patients.
         probabilities: float64[P, C].
         labels: int64[P] class indices.
         part: `train`, `validation` or `test`.
@@ -72,11 +72,11 @@ class Threshold:
     """The confidence from which on a prediction is answered (selective prediction).
 
     Attributes:
-        value: Least confidence; infinite if no threshold reaches the target.
-        target: Target accuracy on the answered predictions.
-        accuracy: Accuracy on the answered validation predictions; NaN if none is.
-        coverage: Share of the validation predictions that is answered.
-        patients: Patients on whose predictions it was chosen.
+        value: least confidence; infinite if no threshold reaches the target.
+        target: target accuracy on the answered predictions.
+        accuracy: accuracy on the answered validation predictions; NaN if none is.
+        coverage: share of the validation predictions that is answered.
+        patients: patients on whose predictions it was chosen.
     """
 
     value: float
@@ -92,9 +92,9 @@ class RiskCoverage:
 
     Attributes:
         coverage: k / P for k = 1 .. P.
-        risk: Expected share of errors among the k surest; ties are taken in any order.
-        aurc: Mean risk over coverages; lower is better.
-        optimal_aurc: The least possible with as many errors: all of them last.
+        risk: expected share of errors among the k surest; ties are taken in any order.
+        aurc: mean risk over coverages; lower is better.
+        optimal_aurc: the least possible with as many errors: all of them last.
     """
 
     coverage: Floats
@@ -110,8 +110,8 @@ def choose_threshold(validation: ClassPredictions, *, target: float) -> Threshol
     on new patients accuracy varies about it, the more so the fewer were kept.
 
     Args:
-        validation: Predictions of validation patients.
-        target: Least accuracy on the answered patients, such as 0.97.
+        validation: predictions of validation patients.
+        target: least accuracy on the answered patients, such as 0.97.
 
     Raises:
         LeakageError: The predictions are not of a validation part.

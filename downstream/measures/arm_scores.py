@@ -55,10 +55,10 @@ class ScoredMeasure:
     """A measure of an arm, with its interval or the reason why it is undefined.
 
     Attributes:
-        measure: Its name.
-        interval: Its value, or None where it is undefined.
-        higher_is_better: Direction; None where 1 is right.
-        why: Why it is undefined.
+        measure: its name.
+        interval: its value, or None where it is undefined.
+        higher_is_better: direction; None where 1 is right.
+        why: why it is undefined.
     """
 
     measure: str
@@ -71,8 +71,8 @@ def score(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
     """Return all measures of the test rows of one arm.
 
     Args:
-        study: The run.
-        part: Test rows of one arm.
+        study: the run.
+        part: test rows of one arm.
     """
     if study.task == "survival":
         return _score_survival(study, part)
@@ -87,8 +87,8 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
     """Compare every arm with the reference on the same patients, p values corrected by Holm.
 
     Args:
-        study: The run.
-        predictions: Test rows of all arms, sorted alike within each.
+        study: the run.
+        predictions: test rows of all arms, sorted alike within each.
     """
     import polars as pl
 

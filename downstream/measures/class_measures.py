@@ -33,13 +33,13 @@ class Measure:
     """A measure of the quality of predictions.
 
     Attributes:
-        name: Short name, for tables.
-        value: Function of (*truth, prediction) that returns one number, or raises
+        name: short name, for tables.
+        value: function of (*truth, prediction) that returns one number, or raises
             `UndefinedMetricError`.
-        resampled: The same of (weights [R, P], *truth, prediction) -> [R], NaN where undefined;
+        resampled: the same of (weights [R, P], *truth, prediction) -> [R], NaN where undefined;
             None where only `value` exists.
-        higher_is_better: Direction.
-        of_decisions: Whether it measures decisions by a threshold, and not scores.
+        higher_is_better: direction.
+        of_decisions: whether it measures decisions by a threshold, and not scores.
     """
 
     name: str
@@ -53,7 +53,7 @@ def auroc(label_P: Labels, score: Floats) -> float:
     """Return the area under the ROC curve; tied scores count one half.
 
     Args:
-        label_P: Class indices.
+        label_P: class indices.
         score: [P] of class 1, or [P, C] probabilities: the unweighted mean of the C
             one-against-rest areas.
 
@@ -87,9 +87,9 @@ def balanced_accuracy(label_P: Labels, score: Floats, *, threshold: float = 0.5)
     """Return the mean over classes of the recall.
 
     Args:
-        label_P: Class indices.
+        label_P: class indices.
         score: [P] of class 1, or [P, C], of which the largest is predicted.
-        threshold: The score from which on class 1 is predicted; chosen on validation patients,
+        threshold: the score from which on class 1 is predicted; chosen on validation patients,
             or 0.5.
 
     Raises:
@@ -178,7 +178,7 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
 
     Args:
         outcome: `binary` ([P] scores) or `multiclass` ([P, C]).
-        threshold: Threshold of class 1, chosen on validation patients.
+        threshold: threshold of class 1, chosen on validation patients.
     """
     cut = {} if outcome == "multiclass" else {"threshold": threshold}
     measures = [

@@ -27,9 +27,9 @@ def coverage_at(study: "Study", part: pl.DataFrame, *, target: float) -> dict[st
     """Return an arm's coverage and accuracy, and the area under its risk-coverage curve.
 
     Args:
-        study: A run of classes.
-        part: All rows of the arm, validation and test.
-        target: Accuracy on the answered patients.
+        study: a run of classes.
+        part: all rows of the arm, validation and test.
+        target: accuracy on the answered patients.
 
     Returns:
         `target`, `coverage` (share answered), `accuracy` on the answered patients (None without

@@ -25,13 +25,13 @@ class Interval:
     """A measure with its bootstrap interval.
 
     Attributes:
-        estimate: The measure on all patients, not the mean of the resamples.
-        low: Lower limit.
-        high: Upper limit.
-        level: Approximate share of such intervals that contain the true value.
+        estimate: the measure on all patients, not the mean of the resamples.
+        low: lower limit.
+        high: upper limit.
+        level: approximate share of such intervals that contain the true value.
         method: `bca` (bias-corrected and accelerated) or `percentile`.
-        resamples: Number of resamples in the interval.
-        redrawn: Number of resamples that were drawn again because the measure was undefined. If it
+        resamples: number of resamples in the interval.
+        redrawn: number of resamples that were drawn again because the measure was undefined. If it
             is large, the cohort is too small for a reliable interval.
     """
 
@@ -49,11 +49,11 @@ class Comparison:
     """The difference between model `one` and model `other` on the same patients.
 
     Attributes:
-        difference: Gain of `one` over `other`: above 0 is better, whatever the measure's direction.
-        p_value: Two-sided p value of no difference, from the same bootstrap as the interval.
-        margin: Non-inferiority margin, or None.
-        p_worse: One-sided p value of being worse by the margin or more; None without a margin.
-        not_inferior: Whether the interval lies above -margin; None without a margin. At level 0.95
+        difference: gain of `one` over `other`: above 0 is better, whatever the measure's direction.
+        p_value: two-sided p value of no difference, from the same bootstrap as the interval.
+        margin: non-inferiority margin, or None.
+        p_worse: one-sided p value of being worse by the margin or more; None without a margin.
+        not_inferior: whether the interval lies above -margin; None without a margin. At level 0.95
             this is a one-sided test at 0.025.
     """
 
@@ -81,13 +81,13 @@ def interval(
     again and counted, which conditions the interval on resamples where it exists.
 
     Args:
-        measure: The measure of the predictions.
-        truth: True outcomes, arrays [S, ...] with one row per prediction.
-        prediction: Predictions, [S, ...].
-        seed: Seed of the resamples; the same arrays and seed return the same interval.
-        patients: Patient of each row; None if every row is a patient.
-        resamples: Number of resamples, at least 1000.
-        level: Level of the interval, in 0..1.
+        measure: the measure of the predictions.
+        truth: true outcomes, arrays [S, ...] with one row per prediction.
+        prediction: predictions, [S, ...].
+        seed: seed of the resamples; the same arrays and seed return the same interval.
+        patients: patient of each row; None if every row is a patient.
+        resamples: number of resamples, at least 1000.
+        level: level of the interval, in 0..1.
         method: `bca` corrects bias and skewness (Efron 1987) and needs the measure without each
             patient in turn; `percentile` does not.
 
@@ -119,17 +119,17 @@ def compare(
     With a margin it is also tested whether `one` is not worse than `other` by the margin or more.
 
     Args:
-        measure: The measure of the predictions.
-        truth: True outcomes, arrays [S, ...].
-        one: Predictions [S, ...] of a model, such as the student.
-        other: Predictions [S, ...] of the model to compare with, such as a teacher.
-        seed: Seed of the resamples; the same arrays and seed return the same comparison.
-        margin: Non-inferiority margin above 0 in the measure's unit, chosen in advance; None for no
+        measure: the measure of the predictions.
+        truth: true outcomes, arrays [S, ...].
+        one: predictions [S, ...] of a model, such as the student.
+        other: predictions [S, ...] of the model to compare with, such as a teacher.
+        seed: seed of the resamples; the same arrays and seed return the same comparison.
+        margin: non-inferiority margin above 0 in the measure's unit, chosen in advance; None for no
             such test.
-        patients: See `interval`.
-        resamples: See `interval`.
-        level: See `interval`.
-        method: See `interval`.
+        patients: see `interval`.
+        resamples: see `interval`.
+        level: see `interval`.
+        method: see `interval`.
 
     Raises:
         ValueError: See `interval`; also a margin that is not above 0.
@@ -164,7 +164,7 @@ def bca_or_percentile(estimate: Callable[..., T]) -> T:
     the only one of a class.
 
     Args:
-        estimate: Function of the keyword `method`, such as `interval` or `compare` with all other
+        estimate: function of the keyword `method`, such as `interval` or `compare` with all other
             arguments bound by `functools.partial`.
 
     Raises:
@@ -198,9 +198,9 @@ def comparison_table(
     """Return comparisons with one reference as rows for `result.json`, p values by Holm.
 
     Args:
-        comparisons: Arm -> its comparison with the reference.
-        other: Name of the reference.
-        measure: Name of the measure that compares them.
+        comparisons: arm -> its comparison with the reference.
+        other: name of the reference.
+        measure: name of the measure that compares them.
     """
     corrected = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [

@@ -8,8 +8,8 @@ class MeasureName:
     """The name of a measure on pages, and its value at chance.
 
     Attributes:
-        shown: Name of the measure as people write it.
-        chance: Value of the measure at chance; None where that depends on the cohort.
+        shown: name of the measure as people write it.
+        chance: value of the measure at chance; None where that depends on the cohort.
     """
 
     shown: str

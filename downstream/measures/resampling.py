@@ -36,8 +36,8 @@ class Draws:
         values: [M, R] estimates, all models on the same resamples.
         whole: [M] estimates on all patients.
         without: [M, P] estimates without each patient in turn; NaN [M, 1] where not needed.
-        redrawn: Number of resamples that were undefined for a model.
-        method: Method of the interval that the estimates are drawn for.
+        redrawn: number of resamples that were undefined for a model.
+        method: method of the interval that the estimates are drawn for.
     """
 
     values: Floats

@@ -10,8 +10,8 @@ def best_threshold(label_P: NDArray[np.int64], score_P: NDArray[np.float64]) -> 
     Of equally good thresholds the nearest to 0.5 is returned.
 
     Args:
-        label_P: Labels, 0 or 1, of VALIDATION patients.
-        score_P: Probabilities of class 1.
+        label_P: labels, 0 or 1, of VALIDATION patients.
+        score_P: probabilities of class 1.
 
     Returns:
         The threshold; 0.5 if the patients are of one class only, or if there are none.

@@ -33,10 +33,10 @@ def auroc_folds(w_RP: Floats, label_P: Labels, group_P: Labels, score: Floats) -
     adds nothing. Over several classes the unweighted mean of one against the rest.
 
     Args:
-        w_RP: How often each row was drawn.
-        label_P: Class indices.
-        group_P: Rows with the same number are compared.
-        score: Probabilities, [P] of class 1, or [P, C].
+        w_RP: how often each row was drawn.
+        label_P: class indices.
+        group_P: rows with the same number are compared.
+        score: probabilities, [P] of class 1, or [P, C].
     """
     return _one_against_rest_mean(w_RP, label_P, score, partial(_roc_area_within_folds, group_P))
 

@@ -36,13 +36,13 @@ def build_model(
     """Return a MIL model with new weights, drawn from torch's random state.
 
     Args:
-        name: Name of the aggregator.
-        task: Task that the model predicts.
-        settings: Settings of the model: widths, dropout and fusion.
-        widths: Feature width of each teacher.
-        ratios: Ratios between the mpps, coarse to fine; empty for one mpp.
-        mean_D: Mean of the TRAINING tiles.
-        std_D: Standard deviation of the TRAINING tiles.
+        name: name of the aggregator.
+        task: task that the model predicts.
+        settings: settings of the model: widths, dropout and fusion.
+        widths: feature width of each teacher.
+        ratios: ratios between the mpps, coarse to fine; empty for one mpp.
+        mean_D: mean of the TRAINING tiles.
+        std_D: standard deviation of the TRAINING tiles.
 
     Raises:
         MilError: No such aggregator, or one that does not fit the task or the mpps.

@@ -27,7 +27,7 @@ class BagTask:
     Attributes:
         kind: `binary` is one logit; `multiclass` a softmax over C classes that exclude each other;
             `multilabel` C labels that do not; `regression` C numbers.
-        outputs: C; 1 for `binary`.
+        outputs: c; 1 for `binary`.
 
     Raises:
         MilError: Outputs that do not fit the kind.
@@ -47,10 +47,10 @@ class BagTask:
         """Return the loss of each bag [B].
 
         Args:
-            logits_BC: Outputs of the head.
+            logits_BC: outputs of the head.
             target: binary: [B] in 0..1; multiclass: class indices [B], or probabilities [B, C]
                 (soft labels); multilabel: [B, C] in 0..1; regression: [B, C], or [B] for one.
-            weight_C: Weights from `class_weights` (two for binary, of classes 0 and 1; for
+            weight_C: weights from `class_weights` (two for binary, of classes 0 and 1; for
                 multilabel the weight of a present label). It multiplies a bag's loss and is not
                 divided by the batch's sum, which would cancel it for a batch of one.
 
@@ -87,8 +87,8 @@ def class_weights(label_P: NDArray[np.int64], classes: int) -> NDArray[np.float6
     """Return weights float64[C] so that all classes have the same total, mean 1 over patients.
 
     Args:
-        label_P: Class indices of TRAINING patients.
-        classes: Number C of classes.
+        label_P: class indices of TRAINING patients.
+        classes: number C of classes.
 
     Raises:
         MilError: A class without patients.
@@ -169,10 +169,10 @@ def pseudo_labels(score_BN: Tensor, mask_BN: Tensor, label_B: Tensor, *, tiles: 
     such as a moving average of the student (MILTS, Nat Commun 2024), or attention (CLAM).
 
     Args:
-        score_BN: Scores of tiles; higher = more likely positive.
-        mask_BN: True where there is a tile.
-        label_B: Labels of the bags: 1 for a positive bag, 0 for a negative one.
-        tiles: Most tiles that are labelled at either end.
+        score_BN: scores of tiles; higher = more likely positive.
+        mask_BN: true where there is a tile.
+        label_B: labels of the bags: 1 for a positive bag, 0 for a negative one.
+        tiles: most tiles that are labelled at either end.
     """
     outside = ~mask_BN
     most = min(tiles, score_BN.shape[1])

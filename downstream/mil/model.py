@@ -21,8 +21,8 @@ class ModelOutput:
     """The output of a model on a batch.
 
     Attributes:
-        logits: Outputs of the head, [B, C].
-        pooled: Embedding and attention of the aggregator.
+        logits: outputs of the head, [B, C].
+        pooled: embedding and attention of the aggregator.
     """
 
     logits: Tensor
@@ -36,10 +36,10 @@ class MilModel(nn.Module):
     fold's.
 
     Args:
-        aggregator: Aggregator with one branch, or one for each class of the task.
-        task: Task that the model predicts.
-        mean_D: Mean of the TRAINING tiles; None to use features as they are.
-        std_D: Standard deviation of the TRAINING tiles, above 0.
+        aggregator: aggregator with one branch, or one for each class of the task.
+        task: task that the model predicts.
+        mean_D: mean of the TRAINING tiles; None to use features as they are.
+        std_D: standard deviation of the TRAINING tiles, above 0.
 
     Raises:
         MilError: Branches that are not the task's classes, or a mean without a deviation.
@@ -84,10 +84,10 @@ class MilModel(nn.Module):
         """Return the whole loss of each bag [B]: the task's, and the aggregator's own terms.
 
         Args:
-            prediction: Output of `forward` in training mode.
-            target: See `BagTask.loss`; an aggregator's own loss uses the likeliest class of a soft
+            prediction: output of `forward` in training mode.
+            target: see `BagTask.loss`; an aggregator's own loss uses the likeliest class of a soft
                 label.
-            weight_C: Class weights of the task's loss; the aggregator's terms have none.
+            weight_C: class weights of the task's loss; the aggregator's terms have none.
 
         Raises:
             MilError: An aggregator with a loss of its own on a regression or on survival.
@@ -100,9 +100,9 @@ class MilModel(nn.Module):
         """Return the loss of the logits plus the terms of the aggregator and of a fusion.
 
         Args:
-            loss_B: Loss of each bag, or one value for a batch.
-            prediction: Output of `forward` in training mode.
-            target: See `loss`.
+            loss_B: loss of each bag, or one value for a batch.
+            prediction: output of `forward` in training mode.
+            target: see `loss`.
 
         Raises:
             MilError: An aggregator with a loss of its own on a regression or on survival.
@@ -133,8 +133,8 @@ class BranchHead(nn.Module):
     """A head with one logit per class from that class' own embedding, as in CLAM-MB.
 
     Args:
-        width: Width E of an embedding.
-        classes: Number C of classes.
+        width: width E of an embedding.
+        classes: number C of classes.
     """
 
     def __init__(self, width: int, classes: int) -> None:

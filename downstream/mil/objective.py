@@ -34,7 +34,7 @@ class Objective(Protocol):
     """A training objective: the loss of logits, and their conversion into predictions.
 
     Attributes:
-        joint: Whether a batch's loss compares its bags with each other, so that it needs many.
+        joint: whether a batch's loss compares its bags with each other, so that it needs many.
     """
 
     joint: bool
@@ -55,10 +55,10 @@ class LabelObjective:
     """The objective for classes, labels or numbers.
 
     Attributes:
-        task: Task: classes, labels or numbers.
-        weights: Weight of each class [C], from the training patients, or None.
-        centre: Mean of the training numbers of a regression, subtracted from targets.
-        scale: Standard deviation of the training numbers of a regression.
+        task: task: classes, labels or numbers.
+        weights: weight of each class [C], from the training patients, or None.
+        centre: mean of the training numbers of a regression, subtracted from targets.
+        scale: standard deviation of the training numbers of a regression.
     """
 
     task: BagTask
@@ -72,9 +72,9 @@ class LabelObjective:
         """Return the objective, with class weights or the scale of numbers from TRAINING patients.
 
         Args:
-            task: Task that the model predicts.
-            target: Outcomes: [P] class indices, [P, C] labels, or [P] numbers.
-            weighted: Whether every class counts the same.
+            task: task that the model predicts.
+            target: outcomes: [P] class indices, [P, C] labels, or [P] numbers.
+            weighted: whether every class counts the same.
         """
         if task.kind == "regression":
             return cls(task=task, centre=float(target.mean()), scale=float(target.std()) or 1.0)
@@ -130,8 +130,8 @@ class Hazards:
     """The objective of discrete-time hazards.
 
     Attributes:
-        bins: Time bins, fitted on training patients.
-        alpha: Share by which the weight of censored patients is reduced, see `discrete_loss`.
+        bins: time bins, fitted on training patients.
+        alpha: share by which the weight of censored patients is reduced, see `discrete_loss`.
     """
 
     bins: TimeBins

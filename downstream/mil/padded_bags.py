@@ -45,7 +45,7 @@ class Pooled:
     Attributes:
         embedding: [B, E], or [B, C, E] from an aggregator with a branch for each class.
         attention: [B, N] how much each tile counts; sums to 1 over a bag, 0 in masked rows.
-        extras: Further tensors of a single kind of aggregator, by name.
+        extras: further tensors of a single kind of aggregator, by name.
     """
 
     embedding: Tensor
@@ -57,10 +57,10 @@ class Aggregator(nn.Module):
     """A network from the tiles of a bag to one vector; subclasses define `pool` (`auxiliary`).
 
     Attributes:
-        width: Width E of the embedding.
-        branches: Number of embeddings of a bag: 1, or the number of classes.
-        auxiliary_share: Share of `auxiliary` in the whole loss; the bag's loss has the rest.
-        coords: Number of columns of `coords` that `pool` needs; 0 if it uses no coordinates.
+        width: width E of the embedding.
+        branches: number of embeddings of a bag: 1, or the number of classes.
+        auxiliary_share: share of `auxiliary` in the whole loss; the bag's loss has the rest.
+        coords: number of columns of `coords` that `pool` needs; 0 if it uses no coordinates.
     """
 
     width: int
@@ -74,9 +74,9 @@ class Aggregator(nn.Module):
         """Return the embedding of one bag x_ND, or of a padded batch x_BND with mask_BN.
 
         Args:
-            x: Features [N, D], or [B, N, D]; float16, as read from a lake, is cast to float32.
+            x: features [N, D], or [B, N, D]; float16, as read from a lake, is cast to float32.
             mask: bool [N] or [B, N], True where there is a tile; None if all rows are tiles.
-            coords: Integers [N, K] or [B, N, K]: (grid_y, grid_x), see `tile_canvas`.
+            coords: integers [N, K] or [B, N, K]: (grid_y, grid_x), see `tile_canvas`.
 
         Returns:
             The embedding and attention, always with a batch axis: a single bag is a batch of one.
@@ -136,7 +136,7 @@ def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
     """Return the softmax over the last axis, 0 where masked; float32 at least.
 
     Args:
-        score: Scores [..., N].
+        score: scores [..., N].
         mask: bool, of a shape that broadcasts to it; True for what counts.
     """
     wide = score.float() if score.dtype in {torch.float16, torch.bfloat16} else score
@@ -179,9 +179,9 @@ def plan_batches(
     Bags of like size go together, so that little is padding; batches come in random order.
 
     Args:
-        tiles_P: Number of tiles of each bag.
-        most_rows: Most rows (bags x tiles of the longest) of a batch; a larger bag goes alone.
-        seed: Seed of the order of batches, and of bags of the same size.
+        tiles_P: number of tiles of each bag.
+        most_rows: most rows (bags x tiles of the longest) of a batch; a larger bag goes alone.
+        seed: seed of the order of batches, and of bags of the same size.
 
     Returns:
         Indices of the bags of each batch; every bag once.

@@ -36,8 +36,8 @@ def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[
     """Return the logits and the attention of whole bags, predicted one at a time.
 
     Args:
-        model: Trained model; it is left in evaluation mode.
-        bags: One bag per patient.
+        model: trained model; it is left in evaluation mode.
+        bags: one bag per patient.
 
     Returns:
         float64[P, C] logits, and float32[N] attention of each bag, which sums to 1.

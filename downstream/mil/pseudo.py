@@ -25,11 +25,11 @@ class PseudoTiles(Aggregator):
     original trains the encoder with it; the aggregator's own embedding decides the bag.
 
     Args:
-        aggregator: Aggregator without a loss of its own on tiles.
-        width: Feature width D.
-        task: Task of two classes.
-        tiles: Most tiles that are labelled at either end.
-        momentum: Momentum of the moving copy, per step.
+        aggregator: aggregator without a loss of its own on tiles.
+        width: feature width D.
+        task: task of two classes.
+        tiles: most tiles that are labelled at either end.
+        momentum: momentum of the moving copy, per step.
 
     Raises:
         MilError: More than two classes, or an aggregator with a loss of its own.

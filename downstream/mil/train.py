@@ -36,8 +36,8 @@ class Examples:
     """Bags of patients and their targets.
 
     Attributes:
-        bags: One bag per patient.
-        target: Targets: [P] class indices or numbers, [P, C] labels, probabilities, or (time,
+        bags: one bag per patient.
+        target: targets: [P] class indices or numbers, [P, C] labels, probabilities, or (time,
             event).
     """
 
@@ -67,10 +67,10 @@ class TrainedModel:
     """A trained model, with the losses of its training.
 
     Attributes:
-        model: The model in evaluation mode, with the weights of the best epoch.
-        epochs: Number of the best epoch, from 1 on; of the last epoch without validation.
-        train_loss: Training loss of each epoch.
-        validation_loss: Validation loss of each epoch; empty without validation.
+        model: the model in evaluation mode, with the weights of the best epoch.
+        epochs: number of the best epoch, from 1 on; of the last epoch without validation.
+        train_loss: training loss of each epoch.
+        validation_loss: validation loss of each epoch; empty without validation.
     """
 
     model: "MilModel"
@@ -97,15 +97,15 @@ def train_mil(
     state is left as it was. Without validation it trains for all its epochs.
 
     Args:
-        name: Name of the aggregator.
+        name: name of the aggregator.
         train: TRAINING patients; features are standardised by their tiles alone.
-        validation: Other patients, who decide when to stop; None, or no patients, for no early
+        validation: other patients, who decide when to stop; None, or no patients, for no early
             stop.
-        objective: Training objective, fitted on the training patients.
-        settings: Settings of the model and of its training.
-        widths: Feature width of each teacher of the feature set.
-        seed: Seed of initialisation, order, dropout and tile subsets.
-        ratios: Ratios between the mpps, coarse to fine.
+        objective: training objective, fitted on the training patients.
+        settings: settings of the model and of its training.
+        widths: feature width of each teacher of the feature set.
+        seed: seed of initialisation, order, dropout and tile subsets.
+        ratios: ratios between the mpps, coarse to fine.
         device: Torch device to train on.
 
     Raises:

@@ -31,13 +31,13 @@ class Probe:
     """A fitted probe.
 
     Attributes:
-        name: Name of the probe in `PROBES`.
-        task: Task that the probe predicts.
-        chosen: Chosen inverse penalty, penalty or number of neighbours; one per label.
-        mean: Mean of the training rows [D].
-        spread: Standard deviation of the training rows [D]; 1 for channels that do not vary.
-        heads: One fitted head, or one per label of several.
-        is_flat: Whether the targets were one number per row.
+        name: name of the probe in `PROBES`.
+        task: task that the probe predicts.
+        chosen: chosen inverse penalty, penalty or number of neighbours; one per label.
+        mean: mean of the training rows [D].
+        spread: standard deviation of the training rows [D]; 1 for channels that do not vary.
+        heads: one fitted head, or one per label of several.
+        is_flat: whether the targets were one number per row.
     """
 
     name: str
@@ -75,17 +75,17 @@ def fit_probe(
     """Fit a probe on training rows.
 
     Args:
-        name: Name in `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by
+        name: name in `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by
             cosine).
-        x_PD: Features of the training rows.
-        y: Targets: class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
-        validation: Features and targets of the validation rows; None, or no rows, for `DEFAULTS`.
+        x_PD: features of the training rows.
+        y: targets: class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
+        validation: features and targets of the validation rows; None, or no rows, for `DEFAULTS`.
             The least loss is chosen, of equals the stronger penalty or the more neighbours: log
             loss with all classes weighing the same, or squared error.
-        task: Task that the probe predicts.
-        classes: Number of classes, including those without a training row; for
+        task: task that the probe predicts.
+        classes: number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
-        seed: Seed of the solvers; neither probe depends on it.
+        seed: seed of the solvers; neither probe depends on it.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in

@@ -34,9 +34,9 @@ class Linear:
     """A linear map of standardised features.
 
     Attributes:
-        weight: Weights [D, C].
-        bias: Biases [C]; minus infinity for a class that no training row has.
-        is_class: Whether outputs are the softmax over C, or numbers as they are.
+        weight: weights [D, C].
+        bias: biases [C]; minus infinity for a class that no training row has.
+        is_class: whether outputs are the softmax over C, or numbers as they are.
     """
 
     weight: Floats
@@ -57,11 +57,11 @@ class Nearest:
     """A nearest-neighbour head: the training rows, and their votes.
 
     Attributes:
-        bank: Training rows [P, D], normalised to length 1.
-        target: Targets [P, C]: numbers; or votes, 1 / (share of the class) at the row's class, else
+        bank: training rows [P, D], normalised to length 1.
+        target: targets [P, C]: numbers; or votes, 1 / (share of the class) at the row's class, else
             0.
-        neighbours: Number K of neighbours, at most P.
-        is_class: Whether targets are votes. A vote is shared by all classes beside those of the
+        neighbours: number K of neighbours, at most P.
+        is_class: whether targets are votes. A vote is shared by all classes beside those of the
             neighbours, so that none of them is impossible.
     """
 
@@ -143,11 +143,11 @@ def _best_option(
     """Return the option with the least loss on validation rows, the first of equals.
 
     Args:
-        options: Options to try, in order.
-        outputs: Function from an option to the outputs of the validation rows.
-        y_Q: Targets of the validation rows.
-        classes: Number of classes; None for numbers.
-        until_worse: Whether to stop at the first option that is worse than the best.
+        options: options to try, in order.
+        outputs: function from an option to the outputs of the validation rows.
+        y_Q: targets of the validation rows.
+        classes: number of classes; None for numbers.
+        until_worse: whether to stop at the first option that is worse than the best.
     """
     best, least = options[0], np.inf
     for option in options:
@@ -173,11 +173,11 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
     """Fit a logistic regression in which all classes weigh the same, however rare.
 
     Args:
-        z_PD: Standardised features.
-        y: Class indices [P].
-        classes: Number of classes, including those without a row.
-        inverse: Inverse penalty.
-        seed: Seed of the solver.
+        z_PD: standardised features.
+        y: class indices [P].
+        classes: number of classes, including those without a row.
+        inverse: inverse penalty.
+        seed: seed of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

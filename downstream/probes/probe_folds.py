@@ -29,8 +29,8 @@ class ProbeScores:
     """The scores of an arm on every labelled tile, each in the fold that tests its patient.
 
     Attributes:
-        scores: Scores [N, T, C].
-        fold: Number of the fold in which each tile is tested [N].
+        scores: scores [N, T, C].
+        fold: number of the fold in which each tile is tested [N].
     """
 
     scores: Floats

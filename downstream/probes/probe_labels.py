@@ -30,11 +30,11 @@ class TileLabels:
     Attributes:
         rows: `slide_id`, `patient_id`, `tile_id` and `label` (index of the class), each tile once,
             sorted by slide and tile.
-        classes: Names of the classes, in order.
-        missing: Labelled slides and places without a tile in the lake: `SLIDE`,
+        classes: names of the classes, in order.
+        missing: labelled slides and places without a tile in the lake: `SLIDE`,
             `SLIDE tile KEY` or `SLIDE at X, Y`.
-        notes: Sentences on what was recognised, matched or left out.
-        sha256: Hash of the file's bytes.
+        notes: sentences on what was recognised, matched or left out.
+        sha256: hash of the file's bytes.
     """
 
     rows: pl.DataFrame
@@ -55,12 +55,12 @@ def read_tile_labels(
     """Join a table of tile labels with the tiles of a lake.
 
     Args:
-        lake: The lake.
-        path: A table (CSV, TSV, XLSX, Parquet) with the slide; `tile_id`, or `x` and `y`, a place
+        lake: the lake.
+        path: a table (CSV, TSV, XLSX, Parquet) with the slide; `tile_id`, or `x` and `y`, a place
             in level-0 pixels that lies within the tile (its top-left corner does); and the target.
-        target: Column of classes; a row without one is no label.
-        mpp: Microns per pixel of the tiles.
-        ids: Options of `load_labels`: which columns name slides and patients.
+        target: column of classes; a row without one is no label.
+        mpp: microns per pixel of the tiles.
+        ids: options of `load_labels`: which columns name slides and patients.
 
     Raises:
         CohortError: A table that cannot be read or lacks a column, slides of no or of two patients,
@@ -107,9 +107,9 @@ def sample_labels(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     """Return at most `tiles` labelled tiles, drawn at random, the same share of each class.
 
     Args:
-        labels: Labels from `read_tile_labels`.
-        tiles: Most tiles; rounding may add one per class, and each class keeps at least one.
-        seed: Seed of the draw; the same labels and seed return the same tiles.
+        labels: labels from `read_tile_labels`.
+        tiles: most tiles; rounding may add one per class, and each class keeps at least one.
+        seed: seed of the draw; the same labels and seed return the same tiles.
     """
     count = labels.rows.height
     if count <= tiles:

@@ -37,11 +37,11 @@ def metrics_of(
     """Return the measures of one arm as JSON.
 
     Args:
-        label_N: Class of each tile.
-        scores_NTC: Probabilities of each tile by draw and class.
-        patients: Patient of each tile.
-        seed: Seed of the resamples.
-        spread: Whether to include the spread of the draws: `sd`, `least` and `most`.
+        label_N: class of each tile.
+        scores_NTC: probabilities of each tile by draw and class.
+        patients: patient of each tile.
+        seed: seed of the resamples.
+        spread: whether to include the spread of the draws: `sd`, `least` and `most`.
 
     Returns:
         The estimate and interval of the main measure, and all `measures` by name.
@@ -70,12 +70,12 @@ def compare_probes(
     """Return comparisons of all arms with the reference, on the same tiles and resamples.
 
     Args:
-        label_N: Class of each tile.
-        scores: Arm -> probabilities [N, T, C].
-        patients: Patient of each tile.
-        reference: Name of the arm that the others are compared with.
-        margin: Non-inferiority margin; None for no such test.
-        seed: Seed of the resamples.
+        label_N: class of each tile.
+        scores: arm -> probabilities [N, T, C].
+        patients: patient of each tile.
+        reference: name of the arm that the others are compared with.
+        margin: non-inferiority margin; None for no such test.
+        seed: seed of the resamples.
     """
     comparisons = {
         name: _arm_comparison(label_N, one, scores[reference], patients, margin=margin, seed=seed)

@@ -52,8 +52,8 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     """Probe feature sets by labelled tiles, cross-validated over patients; return the result.
 
     Args:
-        lake_uri: The lake; its `runs/` folder gets the result.
-        spec: All settings that determine the result.
+        lake_uri: the lake; its `runs/` folder gets the result.
+        spec: all settings that determine the result.
 
     Returns:
         The content of `result.json`: `metrics` per arm (`FEATURES / MODEL`) with intervals over
@@ -112,16 +112,16 @@ def run_probe(
     """Probe feature sets by labelled tiles: `run_tile_probe` by single settings.
 
     Args:
-        lake_uri: The lake; its `runs/` folder gets the result.
-        labels: Table of tiles, see `read_tile_labels`.
-        target: Column of classes.
-        features: See `FeatureOptions.names`.
-        mpp: Microns per pixel of the tiles.
-        options: Settings of the probes.
-        reference: See `ComparisonOptions.reference`.
-        margin: See `ComparisonOptions.margin`.
-        ids: Options of `load_labels`: which columns name slides and patients.
-        version: See `FeatureOptions.version`.
+        lake_uri: the lake; its `runs/` folder gets the result.
+        labels: table of tiles, see `read_tile_labels`.
+        target: column of classes.
+        features: see `FeatureOptions.names`.
+        mpp: microns per pixel of the tiles.
+        options: settings of the probes.
+        reference: see `ComparisonOptions.reference`.
+        margin: see `ComparisonOptions.margin`.
+        ids: options of `load_labels`: which columns name slides and patients.
+        version: see `FeatureOptions.version`.
 
     Returns:
         See `run_tile_probe`.

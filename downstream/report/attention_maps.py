@@ -58,11 +58,11 @@ def write_attention(
     files of the same name are overwritten.
 
     Args:
-        lake: The lake of the run.
-        run: Name of a finished run.
-        slide_id: Id of the slide; its patient must be tested in the run.
-        arm: Name of the arm; None for all that weigh tiles (a mean does not).
-        folder: Local folder, created if it does not exist.
+        lake: the lake of the run.
+        run: name of a finished run.
+        slide_id: id of the slide; its patient must be tested in the run.
+        arm: name of the arm; None for all that weigh tiles (a mean does not).
+        folder: local folder, created if it does not exist.
 
     Returns:
         The paths of the files, arm by arm.
@@ -100,9 +100,9 @@ def tile_geojson(tiles: pl.DataFrame, *, side_px: int, size_px: tuple[int, int])
     The last tiles of a row or column may reach beyond the slide, and are cut off at its edge.
 
     Args:
-        tiles: Tiles from `with_ranks`.
-        side_px: Side of a tile in level-0 pixels.
-        size_px: Width and height of the slide at level 0.
+        tiles: tiles from `with_ranks`.
+        side_px: side of a tile in level-0 pixels.
+        size_px: width and height of the slide at level 0.
 
     Returns:
         A FeatureCollection. The form is that of `QuPathTypeAdapters.java` of QuPath 0.4:

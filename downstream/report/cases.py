@@ -21,10 +21,10 @@ class Case:
     """A patient that a page shows.
 
     Attributes:
-        patient: Id of the patient.
-        fold: Fold that tests the patient.
-        title: Short title.
-        text: Sentence with the rule, and the prediction for the patient.
+        patient: id of the patient.
+        fold: fold that tests the patient.
+        title: short title.
+        text: sentence with the rule, and the prediction for the patient.
     """
 
     patient: str

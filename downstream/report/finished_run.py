@@ -29,9 +29,9 @@ class Run:
     """A finished run: its result, and the predictions of its test parts.
 
     Attributes:
-        name: Name of the run's folder.
-        result: The content of `result.json`.
-        scored: Rows of the test parts, sorted by patient, repetition, seed and fold.
+        name: name of the run's folder.
+        result: the content of `result.json`.
+        scored: rows of the test parts, sorted by patient, repetition, seed and fold.
     """
 
     name: str

@@ -24,9 +24,9 @@ class AttentionFile:
     """Attention of the test tiles of one cell.
 
     Attributes:
-        arm: Name of the arm.
-        fold: Number of the fold, of the first repetition and seed.
-        path: Path of the file in the lake.
+        arm: name of the arm.
+        fold: number of the fold, of the first repetition and seed.
+        path: path of the file in the lake.
     """
 
     arm: str
@@ -53,9 +53,9 @@ def read_tiles(
     """Return rows of an attention file: slide_id, tile_id, x, y (level-0 px), attention, mpp.
 
     Args:
-        lake: The lake that holds the file.
-        file: The attention file.
-        slide_ids: Slides whose rows are read; None reads all.
+        lake: the lake that holds the file.
+        file: the attention file.
+        slide_ids: slides whose rows are read; None reads all.
     """
     from featurestore import tile_parts
 

@@ -39,9 +39,9 @@ class HoldingPart:
     """The report of a student, or the result of a finished run.
 
     Attributes:
-        name: Name of its folder.
-        content: Content of `report.json` or `result.json`.
-        modified: Time when that file was written.
+        name: name of its folder.
+        content: content of `report.json` or `result.json`.
+        modified: time when that file was written.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Holding:
 
     Attributes:
         info: `Lake.info()`.
-        slides: One row per slide, by slide number.
-        students: Finished students, newest first.
-        runs: Kind -> finished runs, newest first.
-        unfinished: Names of runs that have started and have no result.
+        slides: one row per slide, by slide number.
+        students: finished students, newest first.
+        runs: kind -> finished runs, newest first.
+        unfinished: names of runs that have started and have no result.
     """
 
     info: Json

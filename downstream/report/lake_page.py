@@ -37,13 +37,13 @@ def write_report(
     """Write `report.html` and `report.json` at the root of a lake.
 
     Args:
-        lake_uri: The lake; it may lack students, runs or slides.
-        stages: Stage -> seconds that it took, in order; None keeps those of an earlier report.
-        about: Facts that are not in the lake, as JSON; None keeps those of an earlier report, so
+        lake_uri: the lake; it may lack students, runs or slides.
+        stages: stage -> seconds that it took, in order; None keeps those of an earlier report.
+        about: facts that are not in the lake, as JSON; None keeps those of an earlier report, so
             that a cohort once marked synthetic stays so. `synthetic` puts a notice on top,
             `real_slide` is the file name of a slide that is not synthetic and is shown first;
             anything else is listed.
-        version: Version of the lake, or name of a snapshot; the newest if None.
+        version: version of the lake, or name of a snapshot; the newest if None.
 
     Returns:
         The content of `report.json`: stages, lake (`Lake.info()`), fidelity per teacher of the

@@ -24,8 +24,8 @@ def mistakes(lake: "Lake", run: "Run") -> list[Strip]:
     At most two tiles are of one patient; classes beyond the first six are left out.
 
     Args:
-        lake: The lake that holds the pixels.
-        run: A finished run of a tile probe.
+        lake: the lake that holds the pixels.
+        run: a finished run of a tile probe.
     """
     rows = run.rows(run.arms[0])
     probabilities = np.array(rows["probabilities"].to_list())

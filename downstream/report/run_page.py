@@ -38,8 +38,8 @@ def write_run_page(lake: "Lake", run: str) -> None:
     """Write `runs/<run>/report.html`.
 
     Args:
-        lake: The lake, at any version; a slide that is not in it any more is left out with a note.
-        run: Name of a finished run.
+        lake: the lake, at any version; a slide that is not in it any more is left out with a note.
+        run: name of a finished run.
 
     Raises:
         RunError: There is no such run, or it is not finished.

@@ -34,10 +34,10 @@ class Strip:
     """Pictures of the tiles of one group, side by side.
 
     Attributes:
-        title: The group, and whether its most or least weighed tiles are shown.
-        tiles: For each tile `src` (data URI or None), `alt`, `patient`, and `text` under the
+        title: the group, and whether its most or least weighed tiles are shown.
+        tiles: for each tile `src` (data URI or None), `alt`, `patient`, and `text` under the
             picture; weighed tiles have `times`, their attention as a multiple of its patient mean.
-        damage: Why some tiles cannot be shown, or an empty string.
+        damage: why some tiles cannot be shown, or an empty string.
     """
 
     title: str
@@ -53,11 +53,11 @@ def strips(
     At most two tiles are of one patient.
 
     Args:
-        lake: The lake that holds the pixels.
-        run: The run.
-        arm: Name of the arm.
-        files: Attention files of the arm.
-        slides: Slides and their patients, from `owners`.
+        lake: the lake that holds the pixels.
+        run: the run.
+        arm: name of the arm.
+        files: attention files of the arm.
+        slides: slides and their patients, from `owners`.
     """
     of_group = dict(list(groups(run, arm).items())[:MOST_GROUPS])
     strip_tiles: dict[tuple[str, bool], list[pl.DataFrame]] = {}
@@ -110,8 +110,8 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
     """Return pictures of tiles as data URIs by tile_id, and why others cannot be shown.
 
     Args:
-        lake: The lake that holds the shards; a lake of imported features has none.
-        tiles: Rows with slide_id, tile_id and mpp.
+        lake: the lake that holds the shards; a lake of imported features has none.
+        tiles: rows with slide_id, tile_id and mpp.
     """
     from featurestore import DamageError, ShardReader
 

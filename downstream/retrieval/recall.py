@@ -25,12 +25,12 @@ def measure_recall(
     """Return recall@k of the index against the exact search, over random tiles with features.
 
     Args:
-        lake: The lake, with an index of this teacher.
-        features: Name of the teacher.
-        mpp: Microns per pixel of the tiles.
-        k: Number of neighbours of each tile, without the tile itself.
-        tiles: Number of tiles that are drawn.
-        seed: Seed of the draw.
+        lake: the lake, with an index of this teacher.
+        features: name of the teacher.
+        mpp: microns per pixel of the tiles.
+        k: number of neighbours of each tile, without the tile itself.
+        tiles: number of tiles that are drawn.
+        seed: seed of the draw.
 
     Returns:
         `k`, `tiles` (the number of queries), `mean` and `worst` (mean and least recall of the
@@ -60,10 +60,10 @@ def recall_at_k(
     (`plotting/metrics.py`): of equal tiles any may be found.
 
     Args:
-        by_index: Rows of `Lake.nearest`, at least k + 1 a query.
-        exact: Rows of the exact search for the same queries.
-        tile_id_Q: Key of each query's tile.
-        k: Number of neighbours, without the query.
+        by_index: rows of `Lake.nearest`, at least k + 1 a query.
+        exact: rows of the exact search for the same queries.
+        tile_id_Q: key of each query's tile.
+        k: number of neighbours, without the query.
 
     Returns:
         float64[Q], 0 to 1.

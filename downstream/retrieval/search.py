@@ -33,9 +33,9 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     """Return the tiles nearest to a tile, or the slides nearest to a slide.
 
     Args:
-        lake_uri: The lake.
-        options: The query and the settings of the search.
-        out: Path of a picture to write, as .png or .html.
+        lake_uri: the lake.
+        options: the query and the settings of the search.
+        out: path of a picture to write, as .png or .html.
 
     Returns:
         like (slide_id, patient, and of a tile x, y, tile_id), features, mpp, k, search ("exact" or
@@ -98,17 +98,17 @@ def run_search(
     """Return the nearest tiles or slides: `search_lake` by single settings.
 
     Args:
-        lake_uri: The lake.
-        like: See `SearchOptions.like`.
-        features: See `SearchOptions.features`.
-        mpp: See `SearchOptions.mpp`.
-        k: See `SearchOptions.k`.
-        exact: See `SearchOptions.exact`.
-        build: See `SearchOptions.build_index`.
-        other_patients_only: See `SearchOptions.other_patients_only`.
-        recall_tiles: See `SearchOptions.recall_tiles`.
-        out: Path of a picture to write, as .png or .html.
-        version: See `SearchOptions.version`.
+        lake_uri: the lake.
+        like: see `SearchOptions.like`.
+        features: see `SearchOptions.features`.
+        mpp: see `SearchOptions.mpp`.
+        k: see `SearchOptions.k`.
+        exact: see `SearchOptions.exact`.
+        build: see `SearchOptions.build_index`.
+        other_patients_only: see `SearchOptions.other_patients_only`.
+        recall_tiles: see `SearchOptions.recall_tiles`.
+        out: path of a picture to write, as .png or .html.
+        version: see `SearchOptions.version`.
 
     Returns:
         See `search_lake`.

@@ -9,16 +9,16 @@ class SearchOptions:
 
     Attributes:
         like: `SLIDE:x,y` for the tile that covers a place (level-0 pixels), or `SLIDE`.
-        features: Name of one teacher or student.
-        mpp: Microns per pixel of the tiles.
-        k: Number of tiles or slides that are returned.
-        exact: Compare with all tiles, even if there is an index. Slides are always compared
+        features: name of one teacher or student.
+        mpp: microns per pixel of the tiles.
+        k: number of tiles or slides that are returned.
+        exact: compare with all tiles, even if there is an index. Slides are always compared
             exactly.
-        build_index: Build the teacher's index first, if it is missing or does not cover all tiles.
-        other_patients_only: Leave out the query's patient; else its own tiles are marked.
-        recall_tiles: Random tiles on which the index is compared with the exact search; None takes
+        build_index: build the teacher's index first, if it is missing or does not cover all tiles.
+        other_patients_only: leave out the query's patient; else its own tiles are marked.
+        recall_tiles: random tiles on which the index is compared with the exact search; None takes
             16 if one pass over the features is short (up to 2 GB) and 0 beyond; 0 does not compare.
-        version: Version of the lake, or name of a snapshot; the newest if None.
+        version: version of the lake, or name of a snapshot; the newest if None.
     """
 
     like: str

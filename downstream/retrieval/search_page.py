@@ -35,10 +35,10 @@ class ShownPicture:
     """One picture and its caption.
 
     Attributes:
-        name: Id of the slide.
-        lines: Lines of the caption.
-        own: Whether the picture is of the query's patient.
-        jpeg: The picture; None if the lake has none.
+        name: id of the slide.
+        lines: lines of the caption.
+        own: whether the picture is of the query's patient.
+        jpeg: the picture; None if the lake has none.
     """
 
     name: str

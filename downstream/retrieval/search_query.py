@@ -30,14 +30,14 @@ class Query:
     """A tile or a slide, with the features that are compared.
 
     Attributes:
-        slide_id: Id of the slide, or of the tile's slide.
-        features: Name of the teacher.
-        mpp: Microns per pixel of the tiles.
+        slide_id: id of the slide, or of the tile's slide.
+        features: name of the teacher.
+        mpp: microns per pixel of the tiles.
         vector: float64[D] of the tile, or the mean of the slide's tiles.
-        patients: Every slide_id with its `patient` (the slide itself where none is known).
-        tile_id: Key of the tile; None for a slide.
-        x: Left edge of the tile in level-0 pixels; None for a slide.
-        y: Top edge of the tile in level-0 pixels; None for a slide.
+        patients: every slide_id with its `patient` (the slide itself where none is known).
+        tile_id: key of the tile; None for a slide.
+        x: left edge of the tile in level-0 pixels; None for a slide.
+        y: top edge of the tile in level-0 pixels; None for a slide.
     """
 
     slide_id: str
@@ -74,7 +74,7 @@ def parse_like(like: str, slide_ids: Sequence[str]) -> tuple[str, tuple[int, int
 
     Args:
         like: `SLIDE` or `SLIDE:x,y`.
-        slide_ids: Names of all slides.
+        slide_ids: names of all slides.
 
     Raises:
         RetrievalError: There is no such slide; the message names a similar one, if any.
@@ -134,9 +134,9 @@ def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
     """Return the row of the tile that covers a place, with the nearest centre if tiles overlap.
 
     Args:
-        bag: The slide's tiles.
+        bag: the slide's tiles.
         place: (x, y) in level-0 pixels.
-        side_px: Side of a tile in level-0 pixels.
+        side_px: side of a tile in level-0 pixels.
 
     Raises:
         RetrievalError: No tile covers the place; the message names the nearest tile.
@@ -196,9 +196,9 @@ def nearest_rows(
     """Return the indices of the k rows with the greatest cosine to a query, and the cosines.
 
     Args:
-        query: Features of the query [D], not all zero.
-        rows_SD: Rows to compare with, none all zero.
-        k: Number of rows; fewer are returned if there are fewer.
+        query: features of the query [D], not all zero.
+        rows_SD: rows to compare with, none all zero.
+        k: number of rows; fewer are returned if there are fewer.
     """
     length_S = np.linalg.norm(rows_SD, axis=1) * np.linalg.norm(query)
     similarity_S = (rows_SD @ query) / length_S

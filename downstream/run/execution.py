@@ -30,10 +30,10 @@ def execute(lake: "Lake", study: "Study", cohort: "Cohort", run_tasks: RunTasks)
     """Return the result of a run, after running its missing cells and combining all cells.
 
     Args:
-        lake: The lake, open.
-        study: The run.
-        cohort: Cohort of the run, for the lists of missing and surplus ids.
-        run_tasks: Function that runs trials and cells, which store their results.
+        lake: the lake, open.
+        study: the run.
+        cohort: cohort of the run, for the lists of missing and surplus ids.
+        run_tasks: function that runs trials and cells, which store their results.
 
     Returns:
         The content of `result.json`.

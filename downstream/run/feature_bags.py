@@ -84,10 +84,10 @@ def read_patient(
     it has no place in the hierarchy.
 
     Args:
-        lake: The lake that holds the features.
-        slide_ids: The patient's slides, sorted.
-        features: Name of the feature set, teachers joined by `+`.
-        mpps: Microns per pixel of the tiles, one or several.
+        lake: the lake that holds the features.
+        slide_ids: the patient's slides, sorted.
+        features: name of the feature set, teachers joined by `+`.
+        mpps: microns per pixel of the tiles, one or several.
 
     Raises:
         LakeError: A slide has no features of a teacher.
@@ -135,10 +135,10 @@ def feature_identity(lake: "Lake", slide_ids: Sequence[str], features: str, *, m
     It does not change when the lake gets other slides or teachers, as its version does.
 
     Args:
-        lake: The lake.
-        slide_ids: The slides in use, each with tiles at this mpp.
-        features: Name of the feature set, teachers joined by `+`.
-        mpp: Microns per pixel of the tiles.
+        lake: the lake.
+        slide_ids: the slides in use, each with tiles at this mpp.
+        features: name of the feature set, teachers joined by `+`.
+        mpp: microns per pixel of the tiles.
 
     Raises:
         LakeError: The lake has no such teacher at this mpp.
@@ -163,11 +163,11 @@ class PatientBags:
     """The bags of some patients, read on demand and kept up to a limit.
 
     Args:
-        lake: The lake that holds the features.
-        slides: Slide ids of each patient.
-        features: Name of the feature set, teachers joined by `+`.
-        mpps: Microns per pixel of the tiles, one or several.
-        cache_bytes: Most bytes of bags kept in memory.
+        lake: the lake that holds the features.
+        slides: slide ids of each patient.
+        features: name of the feature set, teachers joined by `+`.
+        mpps: microns per pixel of the tiles, one or several.
+        cache_bytes: most bytes of bags kept in memory.
     """
 
     def __init__(

@@ -77,11 +77,11 @@ def write_result(
     """Write the files of a run, then `result.json` with their checksums; return its content.
 
     Args:
-        lake: The lake of the run.
-        run: Name of the run.
-        result: Content of `result.json`, without checksums.
-        files: The bytes of the files to write, by their path in the run's folder.
-        written: The bytes of files that exist already, by path.
+        lake: the lake of the run.
+        run: name of the run.
+        result: content of `result.json`, without checksums.
+        files: the bytes of the files to write, by their path in the run's folder.
+        written: the bytes of files that exist already, by path.
 
     Returns:
         The written content: the result with `checksums`, and `card_crc32` over all of it.
@@ -99,9 +99,9 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     """Combine the finished cells of a run; store and return its result.
 
     Args:
-        lake: The lake of the run.
-        study: The run; all its cells are stored.
-        cohort: Cohort of the run, for its missing and surplus ids and its notes.
+        lake: the lake of the run.
+        study: the run; all its cells are stored.
+        cohort: cohort of the run, for its missing and surplus ids and its notes.
 
     Returns:
         The content of `result.json`. `seconds` is the sum over cells of reading, training and

@@ -53,9 +53,9 @@ def run_study(
     survival studies are HIGHER = WORSE.
 
     Args:
-        lake_uri: The lake; its `runs/` folder gets the results.
-        spec: All settings that determine the result.
-        resources: Machines to run on; a Ray cluster on this machine if None.
+        lake_uri: the lake; its `runs/` folder gets the results.
+        spec: all settings that determine the result.
+        resources: machines to run on; a Ray cluster on this machine if None.
 
     Returns:
         The content of `result.json`. `metrics` has per arm the main measure of the out-of-fold
@@ -111,27 +111,27 @@ def run_mil(
     """Predict classes, labels or a number from patients' tiles: `run_study` by single settings.
 
     Args:
-        lake_uri: The lake; its `runs/` folder gets the results.
-        labels: See `LabelOptions.table`.
-        target: See `LabelOptions.target`.
-        features: See `FeatureOptions.names`.
-        mpps: See `FeatureOptions.mpps`.
-        models: See `ModelOptions.names`.
-        task: See `LabelOptions.task`.
-        ids: Options of `load_labels`: a slide table, and which columns name patients and slides.
-        plan: Plan of the folds; five stratified folds if None.
-        seeds: See `ModelOptions.seeds`.
-        seed: See `StudySpec.seed`.
-        reference: See `ComparisonOptions.reference`.
-        margin: See `ComparisonOptions.margin`.
-        accuracy: See `ComparisonOptions.accuracy`.
-        settings: Settings of models and their training.
-        tune: See `ModelOptions.tune`.
-        version: See `FeatureOptions.version`.
-        address: See `Resources.address`.
-        num_cpus: See `Resources.num_cpus`.
-        cpus_per_worker: See `Resources.cpus_per_worker`.
-        gpus_per_worker: See `Resources.gpus_per_worker`.
+        lake_uri: the lake; its `runs/` folder gets the results.
+        labels: see `LabelOptions.table`.
+        target: see `LabelOptions.target`.
+        features: see `FeatureOptions.names`.
+        mpps: see `FeatureOptions.mpps`.
+        models: see `ModelOptions.names`.
+        task: see `LabelOptions.task`.
+        ids: options of `load_labels`: a slide table, and which columns name patients and slides.
+        plan: plan of the folds; five stratified folds if None.
+        seeds: see `ModelOptions.seeds`.
+        seed: see `StudySpec.seed`.
+        reference: see `ComparisonOptions.reference`.
+        margin: see `ComparisonOptions.margin`.
+        accuracy: see `ComparisonOptions.accuracy`.
+        settings: settings of models and their training.
+        tune: see `ModelOptions.tune`.
+        version: see `FeatureOptions.version`.
+        address: see `Resources.address`.
+        num_cpus: see `Resources.num_cpus`.
+        cpus_per_worker: see `Resources.cpus_per_worker`.
+        gpus_per_worker: see `Resources.gpus_per_worker`.
 
     Returns:
         See `run_study`.
@@ -193,28 +193,28 @@ def run_survival(
     """Predict survival (risks are HIGHER = WORSE): `run_study` by single settings.
 
     Args:
-        lake_uri: The lake; its `runs/` folder gets the results.
-        labels: See `LabelOptions.table`.
-        time: See `LabelOptions.time`.
-        event: See `LabelOptions.event`.
-        features: See `FeatureOptions.names`.
-        mpps: See `FeatureOptions.mpps`.
-        models: See `ModelOptions.names`.
-        head: See `ModelOptions.head`.
-        ids: See `run_mil`.
-        plan: See `run_mil`.
-        seeds: See `ModelOptions.seeds`.
-        seed: See `StudySpec.seed`.
-        reference: See `ComparisonOptions.reference`.
-        margin: See `ComparisonOptions.margin`.
-        settings: Settings of MIL models and their training.
-        tune: See `ModelOptions.tune`.
-        pooled: Settings of models on pooled features.
-        version: See `FeatureOptions.version`.
-        address: See `Resources.address`.
-        num_cpus: See `Resources.num_cpus`.
-        cpus_per_worker: See `Resources.cpus_per_worker`.
-        gpus_per_worker: See `Resources.gpus_per_worker`.
+        lake_uri: the lake; its `runs/` folder gets the results.
+        labels: see `LabelOptions.table`.
+        time: see `LabelOptions.time`.
+        event: see `LabelOptions.event`.
+        features: see `FeatureOptions.names`.
+        mpps: see `FeatureOptions.mpps`.
+        models: see `ModelOptions.names`.
+        head: see `ModelOptions.head`.
+        ids: see `run_mil`.
+        plan: see `run_mil`.
+        seeds: see `ModelOptions.seeds`.
+        seed: see `StudySpec.seed`.
+        reference: see `ComparisonOptions.reference`.
+        margin: see `ComparisonOptions.margin`.
+        settings: settings of MIL models and their training.
+        tune: see `ModelOptions.tune`.
+        pooled: settings of models on pooled features.
+        version: see `FeatureOptions.version`.
+        address: see `Resources.address`.
+        num_cpus: see `Resources.num_cpus`.
+        cpus_per_worker: see `Resources.cpus_per_worker`.
+        gpus_per_worker: see `Resources.gpus_per_worker`.
 
     Returns:
         See `run_study`.
@@ -261,10 +261,10 @@ class _Targets:
     """The outcomes of a cohort's patients.
 
     Attributes:
-        task: Task of the study.
-        classes: Names of the classes or labels.
-        outcome: Outcomes of the patients, [P, K].
-        strata: Stratum of each patient, for the folds.
+        task: task of the study.
+        classes: names of the classes or labels.
+        outcome: outcomes of the patients, [P, K].
+        strata: stratum of each patient, for the folds.
     """
 
     task: Outcome

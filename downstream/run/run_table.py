@@ -39,7 +39,7 @@ def run_table(lake: "Lake") -> pl.DataFrame:
     `low` and `high` are null where a measure is undefined.
 
     Args:
-        lake: The lake of the runs.
+        lake: the lake of the runs.
 
     Returns:
         The columns of `SCHEMA`, sorted by run, arm and measure, the main measure first.

@@ -47,9 +47,9 @@ def from_json(kind: type[S], content: Any, *, name: str = "") -> S:  # noqa: ANN
     """Return the settings object that JSON describes; a field that is left out keeps its default.
 
     Args:
-        kind: The frozen dataclass of the settings.
+        kind: the frozen dataclass of the settings.
         content: JSON from `to_json`, or a part of it.
-        name: Path of the settings in a larger document, for error messages.
+        name: path of the settings in a larger document, for error messages.
 
     Raises:
         SpecError: A name that is no field, a field that is missing, or a value of another type.

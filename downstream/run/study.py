@@ -39,8 +39,8 @@ class Patient:
     """A patient of the cohort with its slides and outcome.
 
     Attributes:
-        patient_id: Id of the patient.
-        slide_ids: The patient's slides, sorted.
+        patient_id: id of the patient.
+        slide_ids: the patient's slides, sorted.
         outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1).
     """
 
@@ -54,9 +54,9 @@ class Arm:
     """An arm of a study: a feature set with a model.
 
     Attributes:
-        name: Displayed name: the feature set, with the model where a run has several.
-        features: Name of the feature set: one teacher, or several joined by `+`.
-        model: Name of the model.
+        name: displayed name: the feature set, with the model where a run has several.
+        features: name of the feature set: one teacher, or several joined by `+`.
+        model: name of the model.
     """
 
     name: str
@@ -69,28 +69,28 @@ class Study:
     """A study with its cohort and splits: all that determines a run.
 
     Attributes:
-        kind: Kind of study: `mil` or `survival`.
-        task: Task that the models predict.
-        lake_uri: The lake it reads and writes.
-        lake_version: The version that it reads; the result does not depend on later ones.
-        features: Feature sets, each one teacher or several joined by `+`.
-        models: Names of models; every one on every feature set.
-        mpps: Microns per pixel of the tiles.
-        splits: Training, validation and test patients; the inner splits of a fold share its test.
-        seeds: Trainings of each cell's models with different random numbers.
-        seed: Seed of folds, training and bootstrap.
-        columns: The label columns.
-        classes: Names of the classes, or of the labels, by index; empty for numbers and survival.
-        head: Output of a MIL model of survival: `hazards` or `cox`; empty otherwise.
-        reference: Arm that the others are compared with.
-        margin: Non-inferiority margin against the reference; None for no such test.
-        tune: Draws of settings that are tried in each fold; 0 for none.
-        accuracy: For classes, target accuracy of selective prediction.
-        labels_sha256: Hash of the label file.
-        identities: Feature set -> hash of its content in this lake.
-        settings: Settings of MIL models.
-        pooled: Settings of survival models on pooled features; None for other runs.
-        patients: The cohort, sorted by patient.
+        kind: kind of study: `mil` or `survival`.
+        task: task that the models predict.
+        lake_uri: the lake it reads and writes.
+        lake_version: the version that it reads; the result does not depend on later ones.
+        features: feature sets, each one teacher or several joined by `+`.
+        models: names of models; every one on every feature set.
+        mpps: microns per pixel of the tiles.
+        splits: training, validation and test patients; the inner splits of a fold share its test.
+        seeds: trainings of each cell's models with different random numbers.
+        seed: seed of folds, training and bootstrap.
+        columns: the label columns.
+        classes: names of the classes, or of the labels, by index; empty for numbers and survival.
+        head: output of a MIL model of survival: `hazards` or `cox`; empty otherwise.
+        reference: arm that the others are compared with.
+        margin: non-inferiority margin against the reference; None for no such test.
+        tune: draws of settings that are tried in each fold; 0 for none.
+        accuracy: for classes, target accuracy of selective prediction.
+        labels_sha256: hash of the label file.
+        identities: feature set -> hash of its content in this lake.
+        settings: settings of MIL models.
+        pooled: settings of survival models on pooled features; None for other runs.
+        patients: the cohort, sorted by patient.
 
     Raises:
         LeakageError: A slide belongs to two patients.
@@ -200,11 +200,11 @@ class Cell:
     """The input of a worker: one arm on one fold of one repetition with one seed.
 
     Attributes:
-        study: The study of the cell.
-        arm: The feature set and the model.
-        repeat: Number of the repetition.
-        fold: Number of the fold.
-        seed: Number of the training, from 0 on.
+        study: the study of the cell.
+        arm: the feature set and the model.
+        repeat: number of the repetition.
+        fold: number of the fold.
+        seed: number of the training, from 0 on.
     """
 
     study: Study

@@ -38,13 +38,13 @@ def nested_folds(
     each of them is in validation once in that fold's inner splits, which all have the same test.
 
     Args:
-        patients: Ids of the patients.
-        labels: Stratum of each patient: a class, an event flag, or `strata` of a number.
-        folds: Outer folds, at least 2.
-        inner: Inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half
+        patients: ids of the patients.
+        labels: stratum of each patient: a class, an event flag, or `strata` of a number.
+        folds: outer folds, at least 2.
+        inner: inner folds, at least 2; or 1 for one split with 1 / (folds - 1), at most half
             (more where the rarest class has fewer patients).
-        repeats: Repetitions with other assignments.
-        seed: Seed of the splits, which do not depend on the order of patients.
+        repeats: repetitions with other assignments.
+        seed: seed of the splits, which do not depend on the order of patients.
 
     Returns:
         The splits, ordered by repetition, fold and inner fold.
@@ -77,12 +77,12 @@ def leave_site_out(
     estimate for a new site.
 
     Args:
-        patients: Ids of the patients.
-        labels: Stratum of each patient, for the inner splits.
-        sites: Site of each patient (TCGA: the second part of the barcode), at least 2 of them.
-        inner: Inner folds, at least 2; or 1 for one split with a quarter of the patients
+        patients: ids of the patients.
+        labels: stratum of each patient, for the inner splits.
+        sites: site of each patient (TCGA: the second part of the barcode), at least 2 of them.
+        inner: inner folds, at least 2; or 1 for one split with a quarter of the patients
             (more where the rarest class has fewer).
-        seed: Seed of the inner splits.
+        seed: seed of the inner splits.
 
     Returns:
         The splits, ordered by site and inner fold; sites in sorted order are the folds.
@@ -110,10 +110,10 @@ def few_shot(split: Split, labels: Mapping[str, object], *, shots: int, seed: in
     """Return the split with `shots` training patients of each class, the other parts unchanged.
 
     Args:
-        split: Split whose training part is reduced.
-        labels: Class of each training patient, by id.
-        shots: Number of training patients of each class.
-        seed: Seed of the draw; the patients of fewer shots are among those of more.
+        split: split whose training part is reduced.
+        labels: class of each training patient, by id.
+        shots: number of training patients of each class.
+        seed: seed of the draw; the patients of fewer shots are among those of more.
 
     Raises:
         SplitError: A class has fewer training patients.
@@ -137,10 +137,10 @@ def with_validation(
     This is for tables without validation, such as STAMP's. Test part and sites are unchanged.
 
     Args:
-        split: Split without a validation part.
-        labels: Stratum of each training patient, by id.
-        seed: Seed of the draw, which does not depend on the order of labels.
-        share: Share of each class's training patients for validation, above 0 and below 1;
+        split: split without a validation part.
+        labels: stratum of each training patient, by id.
+        seed: seed of the draw, which does not depend on the order of labels.
+        share: share of each class's training patients for validation, above 0 and below 1;
             rounded, at least one patient.
 
     Raises:

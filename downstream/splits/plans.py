@@ -18,10 +18,10 @@ def make_splits(
     """Return the splits of a cohort.
 
     Args:
-        plan: Plan of the folds.
-        cohort: Cohort whose patients are split.
-        labels: Stratum of each patient.
-        seed: Seed of the splits.
+        plan: plan of the folds.
+        cohort: cohort whose patients are split.
+        labels: stratum of each patient.
+        seed: seed of the splits.
 
     Raises:
         SplitError: The plan cannot split the cohort.

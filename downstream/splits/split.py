@@ -26,7 +26,7 @@ def assert_disjoint(groups: Mapping[str, Iterable[str]]) -> None:
     """Refuse a split that leaks.
 
     Args:
-        groups: Name of a group (train, test, teacher statistics, ...) -> the ids in it: patients,
+        groups: name of a group (train, test, teacher statistics, ...) -> the ids in it: patients,
             or slides.
 
     Raises:
@@ -50,13 +50,13 @@ class Split:
     """The training, validation (early stopping, thresholds) and test patients of one model.
 
     Attributes:
-        train: Patient ids, sorted.
-        validation: Patient ids, sorted; may be empty, then nothing may be decided.
-        test: Patient ids, sorted.
-        repeat: Number of the repetition.
-        fold: Number of the outer fold.
-        inner: Number of the inner fold.
-        sites: Site of each patient, if no site may be on both sides of the test; else empty.
+        train: patient ids, sorted.
+        validation: patient ids, sorted; may be empty, then nothing may be decided.
+        test: patient ids, sorted.
+        repeat: number of the repetition.
+        fold: number of the outer fold.
+        inner: number of the inner fold.
+        sites: site of each patient, if no site may be on both sides of the test; else empty.
 
     Raises:
         LeakageError: A patient is on two sides, or a site is on both sides of the test.
@@ -101,8 +101,8 @@ class Split:
         """Refuse statistics, bins or a model that have seen anyone but training patients.
 
         Args:
-            patients: Ids of the patients that the statistic was fitted on.
-            statistic: Name of the statistic, for the message.
+            patients: ids of the patients that the statistic was fitted on.
+            statistic: name of the statistic, for the message.
 
         Raises:
             LeakageError: One of them is not a training patient of this split.

@@ -43,8 +43,8 @@ def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
     training patients before anything is decided.
 
     Args:
-        path: Local path or URI of a file, or of a folder with CLAM's files or one of the others.
-        cohort: Cohort of the patients.
+        path: local path or URI of a file, or of a folder with CLAM's files or one of the others.
+        cohort: cohort of the patients.
 
     Returns:
         The splits; `missing` are ids of the file that are not in the cohort, `surplus` patients of

@@ -26,10 +26,10 @@ class FoldTable:
     """Splits of a table, on the patients of a cohort.
 
     Attributes:
-        splits: One split per fold.
-        missing: Ids of the table that name no patient or slide, sorted.
-        surplus: Patients that the table does not name in any fold, sorted.
-        notes: Sentences on what was recognised or matched.
+        splits: one split per fold.
+        missing: ids of the table that name no patient or slide, sorted.
+        surplus: patients that the table does not name in any fold, sorted.
+        notes: sentences on what was recognised or matched.
     """
 
     splits: tuple[Split, ...]
@@ -46,9 +46,9 @@ def read_clam(
     `splits_<k>_bool.csv` is read as well: an index of ids and three columns of True and False.
 
     Args:
-        files: Content of each file by its number k.
-        slides: Slide id -> patient id, of all slides of the cohort.
-        distinct: Whether an id is another where it differs from one that is there by case, blanks
+        files: content of each file by its number k.
+        slides: slide id -> patient id, of all slides of the cohort.
+        distinct: whether an id is another where it differs from one that is there by case, blanks
             or Unicode form only; else it is refused.
 
     Raises:

@@ -52,11 +52,11 @@ def fit_baseline(risk_P: Floats, time_P: Floats, event_P: NDArray[np.bool_]) -> 
     """Fit the baseline hazard of given log hazard ratios by Breslow's (1974) estimator.
 
     Args:
-        risk_P: Risks of the TRAINING patients by the fitted model; HIGHER = WORSE. A constant added
+        risk_P: risks of the TRAINING patients by the fitted model; HIGHER = WORSE. A constant added
             to them and to the test patients' changes no curve.
-        time_P: Times to the event or to the end of follow-up; a patient censored at t is at risk at
+        time_P: times to the event or to the end of follow-up; a patient censored at t is at risk at
             t.
-        event_P: True where the event was seen.
+        event_P: true where the event was seen.
 
     Raises:
         SurvivalError: No event, a risk that is not finite, or arrays of different lengths.
@@ -99,10 +99,10 @@ def hazard_curve(
     evenly (Kvamme and Borgan 2019). The last bin has no end, so S stays after the last edge.
 
     Args:
-        logits_PB: Logits of the hazards, one column a bin.
-        bins: Time bins whose edges were fitted on training patients.
-        times_T: Times at which S is evaluated; none below 0.
-        between: Interpolation of S within a bin: `step` or `linear`.
+        logits_PB: logits of the hazards, one column a bin.
+        bins: time bins whose edges were fitted on training patients.
+        times_T: times at which S is evaluated; none below 0.
+        between: interpolation of S within a bin: `step` or `linear`.
 
     Raises:
         SurvivalError: The number of columns is not the number of bins.
@@ -139,9 +139,9 @@ def curve_times(time_P: Floats, event_P: NDArray[np.bool_], *, most: int = 32) -
     follow-up of its test patients for which its training patients define censoring weights.
 
     Args:
-        time_P: Times to the event or to the end of follow-up.
-        event_P: True where the event was seen.
-        most: Most times, at least 2; fewer are returned if there are fewer events.
+        time_P: times to the event or to the end of follow-up.
+        event_P: true where the event was seen.
+        most: most times, at least 2; fewer are returned if there are fewer events.
 
     Returns:
         float64[T], ascending, each an event time, T in 1..most.

@@ -29,10 +29,10 @@ class PooledModel:
     """A fitted model, with the scaling and PCA of its training patients.
 
     Attributes:
-        name: Name of the model in `POOLED`.
+        name: name of the model in `POOLED`.
         pipeline: scikit-learn pipeline from raw pooled features to the estimator's inputs.
-        estimator: The scikit-survival estimator.
-        options: Options of its predictions: the chosen penalty of `coxnet`.
+        estimator: the scikit-survival estimator.
+        options: options of its predictions: the chosen penalty of `coxnet`.
     """
 
     name: str
@@ -94,14 +94,14 @@ def fit_pooled(
     """Fit a model on one training fold; equal arguments yield equal models.
 
     Args:
-        name: Name of the model in `POOLED`.
-        x_PD: Pooled features of the TRAINING patients.
-        time_P: Times to the event or to the end of follow-up.
-        event_P: True where the event was seen.
+        name: name of the model in `POOLED`.
+        x_PD: pooled features of the TRAINING patients.
+        time_P: times to the event or to the end of follow-up.
+        event_P: true where the event was seen.
         validation: (features, times, events) of the inner validation patients, who are not among
             the training patients; for models that choose something, see `POOLED`.
-        settings: Settings of the models.
-        seed: Seed of the forest and the boosting.
+        settings: settings of the models.
+        seed: seed of the forest and the boosting.
 
     Raises:
         SurvivalError: An unknown name; training patients without an event or a feature that varies;

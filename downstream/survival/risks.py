@@ -43,8 +43,8 @@ def fold_ranks(risk_P: NDArray[np.float64], fold_P: NDArray[np.int64]) -> NDArra
     A Cox risk has no zero point, so risks of two folds' models cannot be compared as they are.
 
     Args:
-        risk_P: Risk of each patient by the model of the patient's test fold; HIGHER = WORSE.
-        fold_P: Test fold of each patient.
+        risk_P: risk of each patient by the model of the patient's test fold; HIGHER = WORSE.
+        fold_P: test fold of each patient.
 
     Returns:
         float64[P] in (0, 1); HIGHER = WORSE.

@@ -28,9 +28,9 @@ def cox_loss(risk_P: Tensor, time_P: Tensor, event_P: Tensor, *, ties: Ties = "e
     changes nothing. Time and memory are O(P log P).
 
     Args:
-        risk_P: Log hazard ratios; HIGHER = WORSE.
-        time_P: Times to the event or to the end of follow-up.
-        event_P: True where the event was seen.
+        risk_P: log hazard ratios; HIGHER = WORSE.
+        time_P: times to the event or to the end of follow-up.
+        event_P: true where the event was seen.
         ties: `efron` (1977), which assumes an unknown order of tied events, or `breslow` (1974), in
             which all tied patients are at risk for each tied event.
 
@@ -70,10 +70,10 @@ def discrete_loss(
     hazard.
 
     Args:
-        logits_PT: Logits of the hazards.
-        bin_P: Bin of each patient's time, from `TimeBins.index`.
-        event_P: True where the event was seen.
-        alpha: Share by which censored patients weigh less, in 0..1; 0 is the plain likelihood.
+        logits_PT: logits of the hazards.
+        bin_P: bin of each patient's time, from `TimeBins.index`.
+        event_P: true where the event was seen.
+        alpha: share by which censored patients weigh less, in 0..1; 0 is the plain likelihood.
 
     Raises:
         SurvivalError: Bins out of range, or alpha.
@@ -111,8 +111,8 @@ class TimeBins:
     """Bins of follow-up time; the first begins at 0 and the last has no end.
 
     Attributes:
-        edges: Inner edges, ascending; a time on an edge is in the later bin.
-        patients: Patients on whom the edges were fitted, for `split.Split.check_fitted_on`.
+        edges: inner edges, ascending; a time on an edge is in the later bin.
+        patients: patients on whom the edges were fitted, for `split.Split.check_fitted_on`.
     """
 
     edges: tuple[float, ...]
@@ -138,10 +138,10 @@ def fit_bins(
     """Return bins that hold equally many events, from quantiles of the uncensored times.
 
     Args:
-        time_P: Times of TRAINING patients only: edges that have seen a test patient are a leak.
-        event_P: True where the event was seen.
-        patients: Ids of the patients.
-        bins: Number of bins, at least 2.
+        time_P: times of TRAINING patients only: edges that have seen a test patient are a leak.
+        event_P: true where the event was seen.
+        patients: ids of the patients.
+        bins: number of bins, at least 2.
 
     Raises:
         SurvivalError: There are too few different event times for `bins` bins, or arrays of

@@ -86,8 +86,8 @@ class CellRows:
     """The test rows of one repeat, fold and seed, with their censoring weights.
 
     Attributes:
-        key: Numbers of the repetition, the fold and the seed.
-        rows: Numbers of the cell's rows.
+        key: numbers of the repetition, the fold and the seed.
+        rows: numbers of the cell's rows.
         free: [T] probability by the training patients of not being censored up to each time; 0
             where they have no estimate.
     """
@@ -103,7 +103,7 @@ class FollowUp:
 
     Attributes:
         times: [T] times at which curves are evaluated.
-        cells: Cells, one per repetition, fold and seed.
+        cells: cells, one per repetition, fold and seed.
         group: [S] number of each row's cell.
         inverse: [S] inverse probability of not being censored up to the row's time; 0 without an
             event, or with one after `until`.
@@ -161,9 +161,9 @@ def follow_up(
     """Return censoring weights of all rows.
 
     Args:
-        rows: Test predictions.
+        rows: test predictions.
         training: (events, times) of the TRAINING patients of each (repeat, fold).
-        times_T: Times at which curves are evaluated, ascending.
+        times_T: times at which curves are evaluated, ascending.
 
     Raises:
         SurvivalError: A fold has no training patient with an event, or curves are at other

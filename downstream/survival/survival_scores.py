@@ -33,9 +33,9 @@ class Question:
     """A measure with its arrays, the arguments of `intervals.interval` and `compare`.
 
     Attributes:
-        measure: The measure.
-        truth: True outcomes, arrays [S, ...].
-        prediction: Predictions, [S, ...].
+        measure: the measure.
+        truth: true outcomes, arrays [S, ...].
+        prediction: predictions, [S, ...].
     """
 
     measure: "Measure"
@@ -48,12 +48,12 @@ class SurvivalScores:
     """The measures of an arm's predictions, with intervals.
 
     Attributes:
-        intervals: Interval of each defined measure, by name.
-        higher_is_better: Direction of each defined measure.
-        left_out: Reason why each other measure is undefined, by name.
-        observed_expected: Patients who died until `horizon` over those that the curves predicted;
+        intervals: interval of each defined measure, by name.
+        higher_is_better: direction of each defined measure.
+        left_out: reason why each other measure is undefined, by name.
+        observed_expected: patients who died until `horizon` over those that the curves predicted;
             1 is right, so it ranks no arms and is not among the intervals. None where undefined.
-        horizon: Middle curve time.
+        horizon: middle curve time.
     """
 
     intervals: dict[str, Interval]
@@ -94,12 +94,12 @@ def score_predictions(
     """Return all measures of `SCORES`, with BCa intervals, or percentiles where BCa has none.
 
     Args:
-        rows: Test predictions.
+        rows: test predictions.
         training: (events, times) of the TRAINING patients of each (repeat, fold).
-        times_T: See `curves.curve_times`.
-        seed: Seed of the resamples.
-        resamples: Number of resamples, at least 1000.
-        level: Level of the intervals, in 0..1.
+        times_T: see `curves.curve_times`.
+        seed: seed of the resamples.
+        resamples: number of resamples, at least 1000.
+        level: level of the intervals, in 0..1.
 
     Raises:
         SurvivalError: A fold without training patients, or arrays that do not fit.
@@ -147,14 +147,14 @@ def compare_predictions(
     """Return the comparison of two arms on the same patients, see `intervals.compare`.
 
     Args:
-        one: Test predictions of an arm.
-        other: Test predictions of the other arm, for the same patients, repeats, folds and seeds,
+        one: test predictions of an arm.
+        other: test predictions of the other arm, for the same patients, repeats, folds and seeds,
             in the same order.
-        training: See `score_predictions`.
-        times_T: See `score_predictions`.
-        seed: Seed of the resamples.
-        measure: Name of the measure in `SCORES`.
-        margin: Non-inferiority margin, in the measure's unit.
+        training: see `score_predictions`.
+        times_T: see `score_predictions`.
+        seed: seed of the resamples.
+        measure: name of the measure in `SCORES`.
+        margin: non-inferiority margin, in the measure's unit.
 
     Raises:
         SurvivalError: The rows of the two arms differ in patients or cells.
@@ -183,9 +183,9 @@ def questions(
     """Return each measure with its truth and predictions, or why it is undefined.
 
     Args:
-        rows: Test predictions.
-        training: See `score_predictions`.
-        times_T: See `score_predictions`.
+        rows: test predictions.
+        training: see `score_predictions`.
+        times_T: see `score_predictions`.
 
     Raises:
         SurvivalError: See `score_predictions`.
@@ -273,7 +273,7 @@ def km_groups(rows: SurvivalPredictions) -> RiskGroups:
     smaller than chance would have it (Simon et al. 2011).
 
     Args:
-        rows: Test predictions.
+        rows: test predictions.
     """
     from downstream.report.plots.plots_outcomes import logrank_p
 

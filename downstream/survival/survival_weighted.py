@@ -27,13 +27,13 @@ def concordance(
     """Return concordances [R] of pairs within groups; NaN where there is no pair.
 
     Args:
-        w_RS: How often each row was drawn.
-        event_S: True where the event was seen.
-        time_S: Times to the event or to the end of follow-up.
-        group_S: Rows with the same number are compared.
-        weight_S: Weight of the pairs in which this row's event comes first: 1 for Harrell's C, the
+        w_RS: how often each row was drawn.
+        event_S: true where the event was seen.
+        time_S: times to the event or to the end of follow-up.
+        group_S: rows with the same number are compared.
+        weight_S: weight of the pairs in which this row's event comes first: 1 for Harrell's C, the
             squared inverse probability of not being censored for Uno's, 0 after its horizon.
-        risk_S: Risks, HIGHER = WORSE.
+        risk_S: risks, HIGHER = WORSE.
     """
     parts = [
         _pairs_in_order(w_RS[:, at], event_S[at], time_S[at], risk_S[at], weight_S[at])
@@ -48,11 +48,11 @@ def _pairs_in_order(
     """Return the weights [R] of comparable pairs in the right order, and of all pairs.
 
     Args:
-        w_RP: How often each patient was drawn.
-        event_P: True where the event was seen.
-        time_P: Times to the event or to the end of follow-up.
-        risk_P: Risks, HIGHER = WORSE.
-        weight_P: Weight of the pairs in which this patient's event comes first.
+        w_RP: how often each patient was drawn.
+        event_P: true where the event was seen.
+        time_P: times to the event or to the end of follow-up.
+        risk_P: risks, HIGHER = WORSE.
+        weight_P: weight of the pairs in which this patient's event comes first.
     """
     right_R, pairs_R = np.zeros(len(w_RP)), np.zeros(len(w_RP))
     # equality of times is meant: an event comes before one censored at the same time
@@ -85,14 +85,14 @@ def dynamic_auc(
     rows, drawn as often as they were).
 
     Args:
-        w_RS: How often each row was drawn.
-        event_S: True where the event was seen.
-        time_S: Times to the event or to the end of follow-up.
-        group_S: Rows with the same number are compared.
-        inverse_S: Inverse probability of not being censored up to the row's time; 0 without event.
-        until_S: The group's last time that counts.
-        risk_S: Risks, HIGHER = WORSE.
-        times_T: Times of the AUC, ascending.
+        w_RS: how often each row was drawn.
+        event_S: true where the event was seen.
+        time_S: times to the event or to the end of follow-up.
+        group_S: rows with the same number are compared.
+        inverse_S: inverse probability of not being censored up to the row's time; 0 without event.
+        until_S: the group's last time that counts.
+        risk_S: risks, HIGHER = WORSE.
+        times_T: times of the AUC, ascending.
     """
     right_RT, pairs_RT = auc_parts(
         w_RS, event_S, time_S, group_S, inverse_S, until_S, risk_S, times_T=times_T
@@ -167,12 +167,12 @@ def observed_expected(
     Calibration in the large: it does not see whether the right patients have the low curves.
 
     Args:
-        w_RS: How often each row was drawn.
-        event_S: True where the event was seen.
-        time_S: Times to the event or to the end of follow-up; the observed share is 1 minus their
+        w_RS: how often each row was drawn.
+        event_S: true where the event was seen.
+        time_S: times to the event or to the end of follow-up; the observed share is 1 minus their
             Kaplan-Meier curve.
-        survival_S: Predicted S at the horizon.
-        horizon: A time within follow-up.
+        survival_S: predicted S at the horizon.
+        horizon: a time within follow-up.
     """
     died_R = 1 - kaplan_meier(w_RS, event_S, time_S, np.array([horizon]))[:, 0]
     return divide(died_R, mean_loss(w_RS, 1 - survival_S))
@@ -199,12 +199,12 @@ def brier_losses(
     bootstrap needs no more than the mean of these.
 
     Args:
-        event_P: True where the event was seen.
-        time_P: Times to the event or to the end of follow-up.
-        inverse_P: Inverse probability of not being censored up to the own time; 0 without event.
-        curve_PT: Predicted S(t).
-        times_T: At least 2 times, ascending.
-        free_T: Probability of not being censored up to these times, above 0.
+        event_P: true where the event was seen.
+        time_P: times to the event or to the end of follow-up.
+        inverse_P: inverse probability of not being censored up to the own time; 0 without event.
+        curve_PT: predicted S(t).
+        times_T: at least 2 times, ascending.
+        free_T: probability of not being censored up to these times, above 0.
     """
     case_PT = (time_P[:, None] <= times_T) & event_P[:, None]
     left_PT = time_P[:, None] > times_T

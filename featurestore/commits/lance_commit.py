@@ -61,7 +61,7 @@ class Committer:
         """Hold the lake's lock, with nothing left unfinished by an earlier holder.
 
         Args:
-            recover: False leaves that to the caller, who writes nothing before (`finish`).
+            recover: false leaves that to the caller, who writes nothing before (`finish`).
 
         Raises:
             DiskFullError: there is no room to write.

@@ -159,7 +159,7 @@ class PreparedColumns:
 
     Attributes:
         rel: the features table.
-        groups: Lance's replacement groups, one per fragment; empty if nothing is missing.
+        groups: lance's replacement groups, one per fragment; empty if nothing is missing.
         change: the change of the catalog that follows.
     """
 

@@ -38,7 +38,7 @@ class Edited:
         names: names of the dropped parts, or the old and the new name.
         version: version of the lake that has it.
         before: the version before it, which `--at` still reads.
-        done: False if it had been done already.
+        done: false if it had been done already.
         named_in: folders of runs, statistics and students that name them.
     """
 

@@ -88,7 +88,7 @@ class Problem:
         path: path of the file.
         slide_id: the slide of the file, by its name.
         reason: the reason, and the remedy.
-        failed: False for an undamaged file of a kind that no lake holds (such as slide embeddings).
+        failed: false for an undamaged file of a kind that no lake holds (such as slide embeddings).
     """
 
     path: str

@@ -36,7 +36,7 @@ class IndexState:
         mpp: microns per pixel of the tiles.
         tiles: number of tiles with features of this teacher.
         indexed: number of these tiles in the index; 0 without an index.
-        kind: Lance's name of the index's kind; None without an index.
+        kind: lance's name of the index's kind; None without an index.
         bytes: size of the index's files.
     """
 

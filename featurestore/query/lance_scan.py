@@ -60,7 +60,7 @@ def as_type(frame: pl.LazyFrame, dims: Mapping[str, int], dtype: str | None) -> 
     Args:
         frame: frame with feature columns of some of the teachers.
         dims: teachers and how many values their features have.
-        dtype: None for float16, or "float32".
+        dtype: none for float16, or "float32".
 
     Raises:
         LakeError: another type is requested.

@@ -32,7 +32,7 @@ class Order:
         seed: seed of the order.
         rank: rank of this reader.
         world: number of readers.
-        shuffle: False for all rows in table order.
+        shuffle: false for all rows in table order.
         drop_last: whether rows that fill no batch are left out.
 
     Raises:

@@ -40,7 +40,7 @@ class Under:
 
     Attributes:
         features: raw float16 [B, r, r, D] per teacher, as (y, x); 0 where there is no tile.
-        mask: True where there is a tile [B, r, r].
+        mask: true where there is a tile [B, r, r].
     """
 
     features: dict[str, Float16Array]

@@ -26,7 +26,7 @@ class Annotation:
         name: name of the annotation.
         level: `tile`, `slide` or `patient`.
         columns: names of its columns in the lake, by their names in the user's table.
-        types: Arrow's name of each column's type, by its name in the user's table.
+        types: arrow's name of each column's type, by its name in the user's table.
         rows: number of rows of the user's table.
         mpps: mpps of its tiles; empty for slides and patients.
         source: name of the user's file.

@@ -21,7 +21,7 @@ class CellColumn:
         texts: each cell as a user sees it, String; null where there is nothing.
         numbers: Float64, the number of each cell that stores a number; None where a file holds
             texts alone.
-        dates: Boolean, cells that hold a date; None where a file holds texts alone.
+        dates: boolean, cells that hold a date; None where a file holds texts alone.
         native: the column in its file's own type, where that is not text (Parquet).
         is_text: whether the file declares the column as text, whatever it looks like (Parquet).
     """

@@ -4,10 +4,9 @@ One file that loads nothing from elsewhere and works without its few lines of sc
 take about 3 s and 8 MB; what a larger lake leaves out is named, with the query that lists it.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,9 @@ from ingest.pages.slide_cards import OK, card_slides, choose_slides, make_cards
 from ingest.pages.slide_pictures import PEN_SHOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from featurestore import Lake
 
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 NAME = "ingest.html"
 PICTURE_PX = 300
@@ -32,12 +29,12 @@ _DOUBTFUL = "SELECT slide_id, verdict, why FROM slides WHERE verdict <> 'ok'"
 _ALL = "SELECT slide_id, state, verdict, why, reader, mpp, mpp_source FROM slides"
 
 
-def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
+def write_contact_sheet(lake: "Lake", *, most: int = 400) -> str:
     """Write `ingest.html` at the root of a lake: failed slides first, then doubtful ones.
 
     Args:
-        lake: At the version to show.
-        most: How many slides to show at most; at most half of them failed ones.
+        lake: at the version to show.
+        most: how many slides to show at most; at most half of them failed ones.
 
     Returns:
         The page's URI.
@@ -66,7 +63,7 @@ def write_contact_sheet(lake: Lake, *, most: int = 400) -> str:
     return lake.store.url(NAME)
 
 
-def _totals(lake: Lake, slides: pl.DataFrame) -> Row:
+def _totals(lake: "Lake", slides: pl.DataFrame) -> Row:
     """Return counts over the whole lake."""
     states = slides["state"].value_counts()
     ready = slides.filter(pl.col("state") == "ready")

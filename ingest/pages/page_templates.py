@@ -3,8 +3,6 @@
 Autoescape is on and no template marks anything as safe: ids and reasons come from users.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _MINUTE_S, _HOUR_S = 60, 3600
 
 
-def environment(*folders: Path) -> Environment:
+def environment(*folders: Path) -> "Environment":
     """Return a renderer for templates of some folders and the shared `page.css`, `slide_cards`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -4,8 +4,7 @@ Tiles are found by slide in the fragments that the catalog names: 400 slides of 
 7 s by a query over the whole table. Slides are read a few at a time, so memory stays at those.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +21,9 @@ from ingest.pages.slide_pictures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from featurestore import Lake
 
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 CARD_COLUMNS = (
     "slide",
@@ -61,7 +58,7 @@ _OTHER_RANK = 3
 _AT_ONCE = 32
 
 
-def card_slides(lake: Lake) -> pl.DataFrame:
+def card_slides(lake: "Lake") -> pl.DataFrame:
     """Return `CARD_COLUMNS` of all slides; columns that an early lake lacks are null."""
     slides = lake.slides()
     stored_columns = slides.collect_schema().names()
@@ -77,10 +74,10 @@ def choose_slides(
     Slides that wait to be cut are left out: there is nothing to see of them.
 
     Args:
-        slides: Rows with slide, slide_id, uri, state and verdict.
-        most: How many at most.
-        most_failed: How many of them may be failed.
-        first: File name of a slide to show in any case, or None.
+        slides: rows with slide, slide_id, uri, state and verdict.
+        most: how many at most.
+        most_failed: how many of them may be failed.
+        first: file name of a slide to show in any case, or None.
     """
     failed = pl.col("state") == "failed"
     some_failed = slides.filter(failed).sort("slide").head(most_failed)
@@ -91,12 +88,12 @@ def choose_slides(
     return pl.concat([some_failed, others.sort("rank", "slide").drop("rank")]).head(most)
 
 
-def make_cards(lake: Lake, chosen: pl.DataFrame, *, longest_px: int = PICTURE_PX) -> list[Row]:
+def make_cards(lake: "Lake", chosen: pl.DataFrame, *, longest_px: int = PICTURE_PX) -> list[Row]:
     """Return a card for each chosen slide: its row, its tiles per mpp, and its picture.
 
     Args:
         lake: the lake of the slides.
-        chosen: Rows with `CARD_COLUMNS`.
+        chosen: rows with `CARD_COLUMNS`.
         longest_px: pixels of the picture's longer side.
 
     Returns:
@@ -110,7 +107,7 @@ def make_cards(lake: Lake, chosen: pl.DataFrame, *, longest_px: int = PICTURE_PX
     return [cards[slide] for slide in chosen["slide"].to_list()]
 
 
-def _cards(lake: Lake, slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
+def _cards(lake: "Lake", slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
     pictures = _pictures(lake, slides)
     tiles = {mpp: _tiles(lake, slides, mpp) for mpp in lake.config.mpps}
     for row in slides.iter_rows(named=True):
@@ -128,7 +125,7 @@ def _cards(lake: Lake, slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
         }
 
 
-def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
+def _pictures(lake: "Lake", slides: pl.DataFrame) -> dict[int, Row]:
     """Slide number -> thumbnail and tissue mask, of some slides at once."""
     from featurestore.tables import SLIDES
 
@@ -139,7 +136,7 @@ def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
     return {row["slide"]: row for row in pictures.to_pylist()}
 
 
-def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
+def _tiles(lake: "Lake", slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
     """Slide number -> its tiles at one mpp, for slides that have been cut."""
     places = lake.tiles_of(mpp=mpp, slide_ids=slides["slide_id"].to_list())
     rows = _tile_rows(lake, places.filter(pl.col("tiles") > 0), mpp)
@@ -157,7 +154,7 @@ def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
     return tiles
 
 
-def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:
+def _tile_rows(lake: "Lake", places: pl.DataFrame, mpp: float) -> pl.DataFrame:
     """Rows of the tiles that catalog rows name, from their fragments alone.
 
     By slide, not by the catalog's row offsets: those count rows that were deleted when a slide

@@ -5,20 +5,15 @@ Pictures of 300 px are JPEGs of 10 to 20 kB, so that a page can carry those of 4
 Shape letters: N tiles, H W pixels of a picture.
 """
 
-from __future__ import annotations
-
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    Rgb: TypeAlias = NDArray[np.uint8]
+Rgb: TypeAlias = NDArray[np.uint8]
 
 PEN_SHOWN = 0.1
 """Tiles with a greater share of pen are tinted."""
@@ -41,11 +36,11 @@ class Tiles:
     """Kept tiles of one slide at one mpp.
 
     Attributes:
-        side_px: Side of a tile in level-0 pixels.
+        side_px: side of a tile in level-0 pixels.
         x: int32[N] left edges, level-0 pixels.
         y: int32[N] top edges, level-0 pixels.
         pen: float32[N] share of each that is pen, NaN where it is not known.
-        codecs: How many of them were `stored` in the slide as they are, how many `encoded`.
+        codecs: how many of them were `stored` in the slide as they are, how many `encoded`.
     """
 
     side_px: int
@@ -69,10 +64,10 @@ def draw_slide(
     a finding, a line is not.
 
     Args:
-        thumbnail_HW3: Thumbnail of the whole slide.
-        mask_HW: Tissue where not 0, in any size; or None.
-        grids: Kept tiles per mpp, finest first.
-        width_px: Width of the slide at level 0.
+        thumbnail_HW3: thumbnail of the whole slide.
+        mask_HW: tissue where not 0, in any size; or None.
+        grids: kept tiles per mpp, finest first.
+        width_px: width of the slide at level 0.
 
     Returns:
         A new picture of the thumbnail's size.
@@ -203,8 +198,8 @@ def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
     """Encode a picture [H, W, 3] as JPEG.
 
     Args:
-        picture_HW3: The picture.
-        sharp: For writing in it: colours at full resolution and quality 75, twice the bytes.
+        picture_HW3: the picture.
+        sharp: for writing in it: colours at full resolution and quality 75, twice the bytes.
     """
     import cv2
 

@@ -31,15 +31,15 @@ class Clam(Aggregator):
     - Where classes exclude each other (`subtyping`) the sum over classes is divided by C, as there.
 
     Args:
-        width: Feature width D.
-        classes: Classes C, at least 2.
-        multi_branch: One attention and one embedding for each class.
-        hidden: Width H of the first layer.
-        attention: Width of the gated attention.
-        dropout: Dropout after the first layer and in the attention.
-        tiles: Number K of tiles picked at either end.
-        tile_loss: Loss of the tile classifiers.
-        subtyping: Whether classes exclude each other, so that the most attended tiles of a bag are
+        width: feature width D.
+        classes: classes C, at least 2.
+        multi_branch: one attention and one embedding for each class.
+        hidden: width H of the first layer.
+        attention: width of the gated attention.
+        dropout: dropout after the first layer and in the attention.
+        tiles: number K of tiles picked at either end.
+        tile_loss: loss of the tile classifiers.
+        subtyping: whether classes exclude each other, so that the most attended tiles of a bag are
             negatives of every other class.
     """
 

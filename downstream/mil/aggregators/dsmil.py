@@ -21,11 +21,11 @@ class Dsmil(Aggregator):
     before, as in the other models here. torchmil's has one class and by default no value layer.
 
     Args:
-        width: Feature width D.
-        classes: Classes C; 1 for a binary task with one logit.
-        hidden: Width H of the first layer.
-        query: Width Q of the queries.
-        dropout: Dropout after the first layer and before the values.
+        width: feature width D.
+        classes: classes C; 1 for a binary task with one logit.
+        hidden: width H of the first layer.
+        query: width Q of the queries.
+        dropout: dropout after the first layer and before the values.
     """
 
     auxiliary_share = 0.5

@@ -37,11 +37,11 @@ class Experts(MilModel):
     text vectors. The aggregator's own loss, if it has one, is not used.
 
     Args:
-        aggregator: Aggregator that both heads share.
-        task: A multiclass task.
-        agreement: Weight of the term that keeps the heads in agreement.
-        mean_D: See `MilModel`.
-        std_D: See `MilModel`.
+        aggregator: aggregator that both heads share.
+        task: a multiclass task.
+        agreement: weight of the term that keeps the heads in agreement.
+        mean_D: see `MilModel`.
+        std_D: see `MilModel`.
 
     Raises:
         MilError: Another kind of task.
@@ -95,10 +95,10 @@ class Experts(MilModel):
         """Return the scalar loss of a pair of batches: each head on its own, agreement on both.
 
         Args:
-            natural: Bags in natural order.
-            natural_label_B: Class of each natural bag.
-            balanced: Bags in the order of `losses.balanced_order`.
-            balanced_label_B: Class of each balanced bag.
+            natural: bags in natural order.
+            natural_label_B: class of each natural bag.
+            balanced: bags in the order of `losses.balanced_order`.
+            balanced_label_B: class of each balanced bag.
         """
         one = self.opinions(natural.x, natural.mask, natural.coords)
         other = self.opinions(balanced.x, balanced.mask, balanced.coords)

@@ -20,8 +20,8 @@ class Concat(nn.Module):
     """Fusion by a norm and a linear layer for each teacher, side by side, then one layer.
 
     Args:
-        widths: Feature width of each teacher, in the order of the feature set.
-        hidden: Fused width E.
+        widths: feature width of each teacher, in the order of the feature set.
+        hidden: fused width E.
     """
 
     def __init__(self, widths: Sequence[int], hidden: int) -> None:
@@ -45,9 +45,9 @@ class ShazamGate(nn.Module):
     where Shazam aligns trainable projections, which can meet in a constant.
 
     Args:
-        widths: Feature width of each teacher, in the order of the feature set.
-        hidden: Fused width E.
-        blocks: Attention blocks between the teachers of a tile, single-headed as in Shazam.
+        widths: feature width of each teacher, in the order of the feature set.
+        hidden: fused width E.
+        blocks: attention blocks between the teachers of a tile, single-headed as in Shazam.
     """
 
     def __init__(self, widths: Sequence[int], hidden: int, *, blocks: int = 2) -> None:
@@ -96,9 +96,9 @@ class FusedAggregator(Aggregator):
     """An aggregator of fused teachers; a term of the fusion is added to its loss.
 
     Args:
-        fusion: A `Concat` or a `ShazamGate`.
-        aggregator: Aggregator of tiles of the fused width.
-        reconstruct: Weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value is the
+        fusion: a `Concat` or a `ShazamGate`.
+        aggregator: aggregator of tiles of the fused width.
+        reconstruct: weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value is the
             extra `fusion_loss` [B], weight included, which the whole loss adds.
     """
 

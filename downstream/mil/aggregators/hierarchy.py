@@ -33,14 +33,14 @@ class Hierarchical(Aggregator):
     (level - 1, grid_y // ratio, grid_x // ratio). All levels are of one feature set.
 
     Args:
-        width: Feature width D.
-        ratios: Side of a tile in tiles of the next finer level, coarse to fine; (4, 4) is three
+        width: feature width D.
+        ratios: side of a tile in tiles of the next finer level, coarse to fine; (4, 4) is three
             levels as in PatHME.
-        hidden: Width E, a multiple of `heads`.
-        heads: Number H of attention heads.
-        prompts: Number of learnt keys and values beside the fine tiles.
-        attention: Width of the gated attention.
-        dropout: Dropout in all parts.
+        hidden: width E, a multiple of `heads`.
+        heads: number H of attention heads.
+        prompts: number of learnt keys and values beside the fine tiles.
+        attention: width of the gated attention.
+        dropout: dropout in all parts.
     """
 
     coords = 3
@@ -131,9 +131,9 @@ class CrossAttention(nn.Module):
     """Attention of tiles to other tiles, then dropout, residual and norm, as in PatHME.
 
     Args:
-        width: Width E.
-        heads: Number H of attention heads.
-        dropout: Dropout of the attended values.
+        width: width E.
+        heads: number H of attention heads.
+        dropout: dropout of the attended values.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

@@ -27,12 +27,12 @@ class NystromAttention(nn.Module):
       along a raster scan it joins the end of a row to the start of the next.
 
     Args:
-        width: Width E, a multiple of `heads`.
-        heads: Number H of attention heads.
-        landmarks: At most M landmarks; a sequence of fewer tokens is its own landmarks, which
+        width: width E, a multiple of `heads`.
+        heads: number H of attention heads.
+        landmarks: at most M landmarks; a sequence of fewer tokens is its own landmarks, which
             is exact attention up to the iteration's error.
-        iterations: Iterations of the pseudo-inverse (cubic convergence).
-        dropout: Dropout after the output layer.
+        iterations: iterations of the pseudo-inverse (cubic convergence).
+        dropout: dropout after the output layer.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class NystromAttention(nn.Module):
         Tokens of a sequence come first, masked rows after them.
 
         Args:
-            x_BLE: Tokens.
-            mask_BL: True where there is a token.
+            x_BLE: tokens.
+            mask_BL: true where there is a token.
 
         Returns:
             Tokens [B, L, E], and how much the first token attends to each [B, L], mean over heads.

@@ -16,9 +16,9 @@ class _StemmedAggregator(Aggregator):
     """An aggregator of raw features, or of the output of a first layer.
 
     Args:
-        width: Feature width D.
-        hidden: Width of a linear-ReLU layer before the pooling; None for raw features.
-        dropout: Dropout after that layer.
+        width: feature width D.
+        hidden: width of a linear-ReLU layer before the pooling; None for raw features.
+        dropout: dropout after that layer.
     """
 
     def __init__(self, width: int, *, hidden: int | None = None, dropout: float = 0.25) -> None:
@@ -63,10 +63,10 @@ class GatedAttention(nn.Module):
     Source: Ilse et al. 2018 (arXiv 1802.04712), eq. 9. V and U are one matrix product here.
 
     Args:
-        width: Width of the tile embeddings.
-        hidden: Output width of the layers V and U.
-        branches: Number of logits per tile.
-        dropout: Dropout after tanh and after sigmoid, as in CLAM.
+        width: width of the tile embeddings.
+        hidden: output width of the layers V and U.
+        branches: number of logits per tile.
+        dropout: dropout after tanh and after sigmoid, as in CLAM.
     """
 
     def __init__(self, width: int, hidden: int, *, branches: int = 1, dropout: float = 0.0) -> None:
@@ -90,10 +90,10 @@ class Abmil(Aggregator):
     the softmax cancels; torchmil and the paper leave it out, with the same outputs.
 
     Args:
-        width: Feature width D.
-        hidden: Width H of the first layer.
-        attention: Width of the gated attention.
-        dropout: Dropout after the first layer and in the attention.
+        width: feature width D.
+        hidden: width H of the first layer.
+        attention: width of the gated attention.
+        dropout: dropout after the first layer and in the attention.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ def stack_slides(grids: Sequence[Grid], *, gap: int = GAP) -> Grid:
     Args:
         grids: (grid_y, grid_x) [N_i, 2] of each slide, in an order that does not depend on chance
             (sorted slide ids): it is the order of the slides on the canvas.
-        gap: Empty rows between two slides.
+        gap: empty rows between two slides.
 
     Returns:
         (y, x) [sum of N_i, 2], from 0 on.
@@ -42,9 +42,9 @@ def stack_levels(
     """Return the places of a patient's tiles at one mpp or several.
 
     Args:
-        slides: For each slide, the grids of its levels, coarse to fine, (grid_y, grid_x) [N_i, 2].
-        ratios: Side of a tile in tiles of the next finer level; empty for one level.
-        gap: Empty rows of the coarsest level between two slides.
+        slides: for each slide, the grids of its levels, coarse to fine, (grid_y, grid_x) [N_i, 2].
+        ratios: side of a tile in tiles of the next finer level; empty for one level.
+        gap: empty rows of the coarsest level between two slides.
 
     Returns:
         Slide by slide and level by level: (y, x) [N, 2] for one level, else (level, y, x) [N, 3].
@@ -72,7 +72,7 @@ def under_parents(grids: Sequence[Grid], ratios: Sequence[int]) -> list[NDArray[
 
     Args:
         grids: (grid_y, grid_x) of a slide's levels, coarse to fine.
-        ratios: See `stack_levels`.
+        ratios: see `stack_levels`.
 
     >>> both = [np.array([[0, 0]]), np.array([[1, 1], [4, 0]])]
     >>> [keep.tolist() for keep in under_parents(both, [4])]
@@ -92,8 +92,8 @@ def families(places: Grid, ratios: Sequence[int]) -> NDArray[np.int32]:
     one level every tile is a family of its own.
 
     Args:
-        places: Places from `stack_levels`.
-        ratios: See `stack_levels`.
+        places: places from `stack_levels`.
+        ratios: see `stack_levels`.
 
     >>> families(np.array([[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 3, 7]]), [4]).tolist()
     [0, 1, 0, 1]

@@ -37,8 +37,8 @@ def neighbours(coords_BN2: Tensor, mask_BN: Tensor, reach: int) -> Tensor:
 
     Args:
         coords_BN2: (grid_y, grid_x), in raster order, masked rows last.
-        mask_BN: True where there is a tile.
-        reach: Cells in each direction; the kernel is 2 reach + 1 wide.
+        mask_BN: true where there is a tile.
+        reach: cells in each direction; the kernel is 2 reach + 1 wide.
 
     Returns:
         int64 [R, K]: numbers among the R unmasked rows of the batch, row by row of the kernel; R
@@ -62,9 +62,9 @@ def grid_conv(x_RE: Tensor, kernel_EK: Tensor, neighbour_RK: Tensor) -> Tensor:
     Memory is O(R E) in both directions: gathered neighbours are not kept for the backward pass.
 
     Args:
-        x_RE: Tiles, one row each.
-        kernel_EK: Kernels, cell by cell; K odd.
-        neighbour_RK: Rows of the neighbours, from `neighbours`.
+        x_RE: tiles, one row each.
+        kernel_EK: kernels, cell by cell; K odd.
+        neighbour_RK: rows of the neighbours, from `neighbours`.
     """
     convolved: Tensor = _GridConv.apply(x_RE, kernel_EK.to(x_RE.dtype), neighbour_RK)
     return convolved

@@ -27,11 +27,11 @@ class PositionTransformer(Aggregator):
     order. The last layer computes the class token alone.
 
     Args:
-        width: Feature width D.
-        hidden: Width E, a multiple of `heads`.
-        layers: Transformer layers, at least 1.
-        heads: Number H of attention heads.
-        dropout: Dropout after the first layer and in the transformer layers.
+        width: feature width D.
+        hidden: width E, a multiple of `heads`.
+        layers: transformer layers, at least 1.
+        heads: number H of attention heads.
+        dropout: dropout after the first layer and in the transformer layers.
     """
 
     coords = 2

@@ -26,11 +26,11 @@ class TransMil(Aggregator):
     Memory is O(N E + N landmarks heads); it needs no N x N, and no dense grid.
 
     Args:
-        width: Feature width D.
-        hidden: Width E, a multiple of `heads`.
-        heads: Attention heads.
+        width: feature width D.
+        hidden: width E, a multiple of `heads`.
+        heads: attention heads.
         landmarks: Nystrom landmarks; None for E / 2 as in the paper.
-        dropout: Dropout after the first layer and in the attention.
+        dropout: dropout after the first layer and in the attention.
     """
 
     coords = 2
@@ -92,7 +92,7 @@ class Positions(nn.Module):
     The three kernels and the tile itself are one 7 x 7 kernel when it is applied.
 
     Args:
-        width: Width E.
+        width: width E.
     """
 
     def __init__(self, width: int) -> None:

@@ -23,9 +23,9 @@ class MultiHeadAttention(nn.Module):
     A query without any key gets 0.
 
     Args:
-        width: Width D.
-        heads: Number H of heads, a divisor of the width.
-        recompute: Whether `forward` computes its scores again for the backward pass, which saves
+        width: width D.
+        heads: number H of heads, a divisor of the width.
+        recompute: whether `forward` computes its scores again for the backward pass, which saves
             their memory for long bags, rather than keep them.
 
     Raises:
@@ -48,9 +48,9 @@ class MultiHeadAttention(nn.Module):
         """Return the attended values [B, Q, D].
 
         Args:
-            query_BQD: Tokens that attend.
-            key_BND: Tokens that are attended to; finite also where one is missing.
-            is_present_BN: Whether each key counts; all of them if None.
+            query_BQD: tokens that attend.
+            key_BND: tokens that are attended to; finite also where one is missing.
+            is_present_BN: whether each key counts; all of them if None.
         """
         query_BHQd = self._by_head(self.query(query_BQD))
         key_BHNd, value_BHNd = map(self._by_head, self.key_value(key_BND).chunk(2, dim=-1))

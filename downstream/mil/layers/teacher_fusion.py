@@ -19,8 +19,8 @@ class TeacherGate(nn.Module):
     effect, so here the norm comes first. Nothing that starts with a norm may follow.
 
     Args:
-        teachers: Number K of teachers.
-        width: Width D of the tokens.
+        teachers: number K of teachers.
+        width: width D of the tokens.
     """
 
     def __init__(self, teachers: int, width: int) -> None:
@@ -52,8 +52,8 @@ class TokenBlock(nn.Module):
     The order is Shazam's: a norm in front would erase the gate that comes before the first block.
 
     Args:
-        width: Width D of the tokens.
-        heads: Number H of heads, a divisor of the width; Shazam has one.
+        width: width D of the tokens.
+        heads: number H of heads, a divisor of the width; Shazam has one.
 
     Raises:
         MilError: The width is no multiple of the heads.

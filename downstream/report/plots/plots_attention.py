@@ -27,10 +27,10 @@ def attention_png(
         x: [N] left edges of the tiles, level-0 pixels.
         y: [N] top edges of the tiles, level-0 pixels.
         attention: [N] attention; only its order within the slide is shown.
-        tile_px_level0: Side of a tile in level-0 pixels.
-        width_px: Width of the slide at level 0.
-        height_px: Height of the slide at level 0.
-        title: Title above the slide.
+        tile_px_level0: side of a tile in level-0 pixels.
+        width_px: width of the slide at level 0.
+        height_px: height of the slide at level 0.
+        title: title above the slide.
 
     Returns:
         A PNG.
@@ -68,12 +68,12 @@ def attention_overlay(
     Ranks and not values: attention sums to 1 over a bag, so its values depend on the bag's size.
 
     Args:
-        shape: Height and width of the thumbnail.
+        shape: height and width of the thumbnail.
         x: [N] left edges of the tiles, level-0 pixels.
         y: [N] top edges of the tiles, level-0 pixels.
         attention: [N] attention of the tiles.
-        tile_px_level0: Side of a tile in level-0 pixels.
-        size_px: Width and height of the slide at level 0.
+        tile_px_level0: side of a tile in level-0 pixels.
+        size_px: width and height of the slide at level 0.
 
     Returns:
         float64[H, W]: share of the slide's tiles with less attention, 0 to 1; NaN without a tile.

@@ -32,7 +32,7 @@ class CurveScores:
     Attributes:
         label: int64[S] 1 for the class, 0 for others.
         score: float64[S] higher = more likely the class.
-        patients: Patient of each row; None if every row is a patient.
+        patients: patient of each row; None if every row is a patient.
     """
 
     label: Labels

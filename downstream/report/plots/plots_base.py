@@ -22,9 +22,9 @@ def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, 
     """Return a figure with one axes, or with several side by side.
 
     Args:
-        width: Width in inches.
-        height: Height in inches.
-        columns: Number of axes.
+        width: width in inches.
+        height: height in inches.
+        columns: number of axes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

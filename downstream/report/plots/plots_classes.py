@@ -44,11 +44,11 @@ def roc_png(
     """Draw ROC curves with pointwise 95 % bands from a bootstrap over patients.
 
     Args:
-        curves: Name -> scores.
-        estimates: Name -> (AUROC, low, high) for the legend, where they are known.
-        title: Title above the axes.
-        n: Number of resamples for the bands.
-        seed: Seed of the bootstrap.
+        curves: name -> scores.
+        estimates: name -> (AUROC, low, high) for the legend, where they are known.
+        title: title above the axes.
+        n: number of resamples for the bands.
+        seed: seed of the bootstrap.
 
     Returns:
         A PNG.
@@ -99,11 +99,11 @@ def precision_recall_png(
     """Draw precision-recall curves with pointwise 95 % bands from a bootstrap over patients.
 
     Args:
-        curves: Name -> scores.
-        estimates: Name -> (average precision, low, high) for the legend, where they are known.
-        title: Title above the axes.
-        n: Number of resamples for the bands.
-        seed: Seed of the bootstrap.
+        curves: name -> scores.
+        estimates: name -> (average precision, low, high) for the legend, where they are known.
+        title: title above the axes.
+        n: number of resamples for the bands.
+        seed: seed of the bootstrap.
 
     Returns:
         A PNG; dashed lines are the share of the class, the precision of chance.
@@ -130,9 +130,9 @@ def reliability_png(curves: Mapping[str, "CurveScores"], *, xlabel: str, ylabel:
     """Draw predicted probabilities against observed shares, above a histogram of predictions.
 
     Args:
-        curves: Name -> scores in 0..1.
-        xlabel: Label of the predicted probability.
-        ylabel: Label of the observed share.
+        curves: name -> scores in 0..1.
+        xlabel: label of the predicted probability.
+        ylabel: label of the observed share.
 
     Returns:
         A PNG.
@@ -178,9 +178,9 @@ def confusion_png(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
     """Draw counts of true classes (rows) by predicted ones (columns), shaded by share of the row.
 
     Args:
-        counts_CC: Counts of patients or tiles.
-        names: Names of the classes.
-        title: Title above the matrix.
+        counts_CC: counts of patients or tiles.
+        names: names of the classes.
+        title: title above the matrix.
 
     Returns:
         A PNG.
@@ -211,7 +211,7 @@ def risk_coverage_png(curves: Mapping[str, "RiskCoverage"]) -> bytes:
     """Draw risk-coverage curves: the share of errors among the surest predictions.
 
     Args:
-        curves: Name -> curve from `abstention.risk_coverage`.
+        curves: name -> curve from `abstention.risk_coverage`.
 
     Returns:
         A PNG; the legend has the area under each curve, and the least possible one.

@@ -45,10 +45,10 @@ def scatter_png(true_P: Floats, predicted_P: Floats, *, title: str = "", name: s
     """Draw true numbers against predicted ones; the dashed line is where both are the same.
 
     Args:
-        true_P: True numbers.
-        predicted_P: Predicted numbers.
-        title: Title above the axes.
-        name: Name of the number, with its unit.
+        true_P: true numbers.
+        predicted_P: predicted numbers.
+        title: title above the axes.
+        name: name of the number, with its unit.
 
     Returns:
         A PNG.
@@ -73,10 +73,10 @@ def survival_groups(
     """Return predicted and observed survival at a time, in equally large groups of patients.
 
     Args:
-        time_P: Times to the event or to the end of follow-up.
-        event_P: True where the event was seen.
-        predicted_P: Predicted S(at).
-        at: Time at which survival is compared.
+        time_P: times to the event or to the end of follow-up.
+        event_P: true where the event was seen.
+        predicted_P: predicted S(at).
+        at: time at which survival is compared.
 
     Raises:
         UndefinedMetricError: Fewer than two groups of 15 patients.
@@ -116,9 +116,9 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
     """Draw predicted against observed survival; on the dashed line both are the same.
 
     Args:
-        groups: Groups from `survival_groups`.
-        title: Title above the axes.
-        at: Time at which survival is compared, with its unit.
+        groups: groups from `survival_groups`.
+        title: title above the axes.
+        at: time at which survival is compared, with its unit.
 
     Returns:
         A PNG.
@@ -144,11 +144,11 @@ def km_png(
     """Draw Kaplan-Meier curves of two risk groups, with bands, numbers at risk and log-rank p.
 
     Args:
-        time_P: Times to the event or to the end of follow-up.
-        event_P: True where the event was seen.
-        high_P: True for the high risk group. An empty group is left out, and then also p.
-        title: Title above the axes.
-        xlabel: Label of the time axis, with the unit.
+        time_P: times to the event or to the end of follow-up.
+        event_P: true where the event was seen.
+        high_P: true for the high risk group. An empty group is left out, and then also p.
+        title: title above the axes.
+        xlabel: label of the time axis, with the unit.
 
     Returns:
         A PNG.

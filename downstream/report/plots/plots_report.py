@@ -25,10 +25,10 @@ def forest_png(
     """Draw a forest plot: estimates with intervals, one line per name, first name on top.
 
     Args:
-        estimates: Name -> (estimate, low, high); at least one.
-        xlabel: Label of the horizontal axis.
-        chance: Position of the dashed line of the chance level; None for no line.
-        margin: Position of a dotted line, such as minus the non-inferiority margin.
+        estimates: name -> (estimate, low, high); at least one.
+        xlabel: label of the horizontal axis.
+        chance: position of the dashed line of the chance level; None for no line.
+        margin: position of a dotted line, such as minus the non-inferiority margin.
 
     Returns:
         A PNG. The names have the same colours as in `roc_png` with the same order.
@@ -88,9 +88,9 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
     """Draw one training curve per name over epochs 1, 2, 3 and so on.
 
     Args:
-        curves: Name -> values; all of one length, at least one.
-        xlabel: Label of the horizontal axis.
-        ylabel: Label of the vertical axis.
+        curves: name -> values; all of one length, at least one.
+        xlabel: label of the horizontal axis.
+        ylabel: label of the vertical axis.
 
     Returns:
         A PNG.

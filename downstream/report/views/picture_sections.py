@@ -17,10 +17,10 @@ class Picture:
     """A picture on a page.
 
     Attributes:
-        src: Data URI of the picture.
-        alt: Description for readers who cannot see it.
-        text: Caption: what it shows and how that was chosen.
-        width: Width in CSS pixels.
+        src: data URI of the picture.
+        alt: description for readers who cannot see it.
+        text: caption: what it shows and how that was chosen.
+        width: width in CSS pixels.
     """
 
     src: str
@@ -34,10 +34,10 @@ class Section:
     """A part of a page under one heading.
 
     Attributes:
-        key: Anchor of the section.
-        title: Heading of the section.
-        pictures: Pictures, side by side where there is room.
-        notes: Sentences on what was left out, and why.
+        key: anchor of the section.
+        title: heading of the section.
+        pictures: pictures, side by side where there is room.
+        notes: sentences on what was left out, and why.
     """
 
     key: str

@@ -65,9 +65,9 @@ def class_curves(
     """Return the curves of each picture: one per arm for two classes, else one per class.
 
     Args:
-        run: The run.
-        arms: Names of the arms.
-        section: Section that gets notes on what is left out.
+        run: the run.
+        arms: names of the arms.
+        section: section that gets notes on what is left out.
 
     Returns:
         Title of a picture -> name of a curve -> scores of the curve.
