@@ -74,12 +74,12 @@ def choose_slides(
 ) -> pl.DataFrame:
     """Return the slides to show: failed, the named one, doubtful, then the others in order.
 
-    Slides that wait to be cut are left out: there is nothing to see of them.
+    Slides that wait to be cut are left out: they have no picture yet.
 
     Args:
         slides: Rows with slide, slide_id, uri, state and verdict.
-        most: How many at most.
-        most_failed: How many of them may be failed.
+        most: Greatest number of slides.
+        most_failed: Greatest number of failed slides among them.
         first: File name of a slide to show in any case, or None.
     """
     failed = pl.col("state") == "failed"
@@ -129,7 +129,7 @@ def _cards(lake: Lake, slides: pl.DataFrame, longest_px: int) -> Iterator[Row]:
 
 
 def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
-    """Slide number -> thumbnail and tissue mask, of some slides at once."""
+    """Return thumbnail and tissue mask by slide number, of some slides at once."""
     from featurestore.tables import SLIDES
 
     # By the indexed column: `slide` has no index in this table.
@@ -140,7 +140,7 @@ def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
 
 
 def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
-    """Slide number -> its tiles at one mpp, for slides that have been cut."""
+    """Return the tiles at one mpp by slide number, for slides that have been cut."""
     places = lake.tiles_of(mpp=mpp, slide_ids=slides["slide_id"].to_list())
     rows = _tile_rows(lake, places.filter(pl.col("tiles") > 0), mpp)
     by_slide = rows.partition_by("slide", as_dict=True)
@@ -158,7 +158,7 @@ def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
 
 
 def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:
-    """Rows of the tiles that catalog rows name, from their fragments alone.
+    """Return the rows of the tiles that catalog rows name, from their fragments alone.
 
     By slide, not by the catalog's row offsets: those count rows that were deleted when a slide
     was scanned again, and Lance's scanner does not.
@@ -184,7 +184,7 @@ def _with_pen(finest: Tiles | None) -> int | None:
 def _picture(
     pictures: Row, row: Mapping[str, Any], tiles: Mapping[float, Tiles], longest_px: int
 ) -> Row:
-    """The slide's annotated picture as a data URI, or why there is none."""
+    """Return the slide's annotated picture as a data URI, or why there is none."""
     from featurestore import DamageError
 
     thumbnail, mask = pictures.get("thumbnail"), pictures.get("tissue_mask")
