@@ -17,8 +17,8 @@ class MadeColumn:
     """The counts of a column that was made from other columns.
 
     Attributes:
-        tiles: rows written by this call.
-        seconds: wall time of the call.
+        tiles: number of rows written by this call.
+        seconds: wall time of the call in seconds.
     """
 
     tiles: int
@@ -33,5 +33,5 @@ class ColumnMaker(Protocol):
         ...
 
     def make(self, lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
-        """Write the column for every tile that lacks it; everywhere it can be if `mpps` is None."""
+        """Write the column for all tiles that lack it, at every possible mpp if `mpps` is None."""
         ...

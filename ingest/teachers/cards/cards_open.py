@@ -258,7 +258,7 @@ CTRANSPATH = Card(
 
 
 def open_cards() -> Iterator[Card]:
-    """Return the cards of pathology encoders with open weights."""
+    """Yield the cards of pathology encoders with open weights."""
     yield from (PHIKON, PHIKON_V2, MIDNIGHT, GPFM, CTRANSPATH)
     yield _hibou("hibou_b", "base", 768, 5.33334, "histai/hibou-b")
     yield _hibou("hibou_l", "large", 1024, 5.34375, "histai/hibou-L")
