@@ -51,8 +51,8 @@ class SlidePlan:
 
     Attributes:
         slide_id: Name of the slide and of its files.
-        patient: the patient of the slide.
-        number: Its number in the cohort; with the seed it decides everything left to chance.
+        patient: The patient of the slide.
+        number: Number of the slide in the cohort; with the seed it decides all random values.
         seed: The seed of the cohort.
         width_px: Width of level 0.
         height_px: Height of level 0.
@@ -73,12 +73,12 @@ class SlidePlan:
 def plan_slides(
     patients: Sequence[CohortPatient], slides: int, size_px: tuple[int, int], seed: int
 ) -> list[SlidePlan]:
-    """Deal slides to patients in turn and pick those with a pen mark and with a blurred region.
+    """Deal slides to patients in turn and choose slides with a pen mark and a blurred region.
 
     Args:
         patients: The patients of the cohort.
-        slides: Number of slides; those beyond the number of patients are further slides of the
-            first ones.
+        slides: Number of slides; slides beyond the number of patients are further slides of the
+            first patients.
         size_px: Width and height of level 0.
         seed: The seed of the cohort.
     """
@@ -160,7 +160,7 @@ def make_slide(folder: Path, plan: SlidePlan) -> None:
 
     Args:
         folder: The folder of the cohort, with `slides` and `truth` in it.
-        plan: What to make.
+        plan: The plan of the slide.
     """
     scene = _scene(plan)
     streams, reduced = _render(scene, plan.width_px, plan.height_px)
@@ -179,7 +179,7 @@ def make_slide(folder: Path, plan: SlidePlan) -> None:
 
 
 def _leave_with_parent() -> None:
-    """End this process with the one that spawned it: a pool would wait for work for ever."""
+    """End this process when its parent ends: a pool would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -224,7 +224,7 @@ def _table(plans: Sequence[SlidePlan]) -> bytes:
 
 
 def _claim(folder: Path, arguments: dict[str, int]) -> None:
-    """Make the folders, sweep half-written files, and note the arguments.
+    """Make the folders, remove half-written files, and write the arguments down.
 
     Raises:
         ValueError: The folder holds a cohort made with other arguments.
@@ -263,26 +263,26 @@ def make_cohort(
 ) -> Path:
     """Make a cohort of slides with labels, survival and truth; one call per folder at a time.
 
-    Slides that are there already are kept. With more than four slides to make, processes are
+    Slides that exist already are kept. With more than four slides to make, processes are
     spawned: a script that calls this needs the usual `if __name__ == "__main__"`.
 
     Args:
-        folder: Where to put `cohort.csv`, `slides/<slide_id>.svs`, and in `truth/` per slide the
+        folder: Folder for `cohort.csv`, `slides/<slide_id>.svs`, and in `truth/` per slide the
             hidden state (json) and the masks at 1/32 (npz).
         patients: Number of patients, at least 2.
-        slides: Number of slides, at least one per patient; the others are further slides of the
+        slides: Number of slides, at least one per patient; more are further slides of the
             first patients.
         width_px: Width of level 0, at least 512.
         height_px: Height of level 0, at least 512.
-        seed: Decides everything left to chance. Same arguments, same bytes.
-        on_slide: Told the number of slides done and of all slides, after each.
-        workers: Greatest number of processes; all cores if None.
+        seed: Seed of all random values. The same arguments give the same bytes.
+        on_slide: Function that is called after each slide with the numbers of done and all slides.
+        workers: Greatest number of processes; the number of cores if None.
 
     Returns:
         The path of `cohort.csv`, whose `uri` column is relative to its folder.
 
     Raises:
-        ValueError: An argument is out of range, or the folder holds a cohort made with others.
+        ValueError: An argument is out of range, or the folder's cohort has other arguments.
     """
     _check(patients, slides, width_px, height_px)
     arguments = {

@@ -40,5 +40,5 @@ class ColourMoments(nn.Module):
 
 
 def build() -> nn.Module:
-    """Return the network, with its weights."""
+    """Return the network with its weights."""
     return ColourMoments()

@@ -26,7 +26,7 @@ SEGMENTER = Segmenter(
 
 
 class ColourAndShade(nn.Module):
-    """Colour (differences of R, G and B) and shade, smoothed and weighed."""
+    """A network of colour (differences of R, G and B) and shade, smoothed and weighed."""
 
     def __init__(self) -> None:
         super().__init__()
