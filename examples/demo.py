@@ -2,7 +2,7 @@
 
 They are imported from their packages, since the command `slidelake demo` imports this module.
 
-Every stage looks at what the lake holds and does what is missing, so running it again after a
+Every stage checks the lake and computes what is missing, so running it again after a
 kill goes on, and running it again after the end takes seconds. What each stage took the first
 time is kept in `demo.json` in the lake.
 """

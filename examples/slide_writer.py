@@ -1,6 +1,6 @@
 """Aperio-like SVS files from ready JPEG tiles: a small TIFF writer.
 
-tifffile asks for imagecodecs as soon as the compression is JPEG, even for bytes that are already
+tifffile needs imagecodecs as soon as the compression is JPEG, even for bytes that are already
 encoded. Classic little-endian TIFF (below 4 GiB) is short enough to write here, and it holds no
 clock and no host name, so that equal pixels give equal files.
 """

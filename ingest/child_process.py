@@ -20,7 +20,7 @@ TRIES = 2
 
 
 class DiedError(Exception):
-    """The process died or took too long each time; the text says how."""
+    """The process died or took too long each time; the text states how."""
 
 
 class Isolated:

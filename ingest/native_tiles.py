@@ -1,4 +1,4 @@
-"""What tiles slides store themselves: a lake that takes these as they are decodes none of them."""
+"""The tiles that slides store themselves: a lake that copies these tiles decodes none of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def native_tiles(
     Args:
         sources: slides; the first 16 are read, or the first 2 where they have to travel.
         ratios: the mpps of the lake, finest first, with their ratio to the finest.
-        mpp_override: microns per pixel of slides whose manifest gives none.
+        mpp_override: microns per pixel of slides without an mpp in a manifest.
 
     Raises:
         InputError: no slide stores such tiles.

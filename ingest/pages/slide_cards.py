@@ -1,4 +1,4 @@
-"""Cards of slides for people to look at: which to show, and what each says.
+"""Cards of slides for people to look at: which slides to show, and what each card shows.
 
 Tiles are found by slide in the fragments that the catalog names: 400 slides of 5,000 take 0.8 s so,
 7 s by a query over the whole table. Slides are read a few at a time, so memory stays at those.

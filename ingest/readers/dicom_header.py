@@ -1,4 +1,4 @@
-"""The few facts of a DICOM file's header that tell a slide's levels from its label and macro.
+"""The few facts of a DICOM file's header that distinguish levels from a label or a macro.
 
 A header is read as far as the given bytes reach, explicit and implicit VR, little endian: what
 whole-slide files are written in. A file that is parsed no further than some tag lacks those after.

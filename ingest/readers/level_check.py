@@ -1,8 +1,8 @@
-"""Whether a level of a pyramid shows the same picture as the finer ones, at the same places.
+"""Whether a level of a pyramid shows the same picture as finer levels, at the same places.
 
 Level k is compared with the finest level that has at most 8 x its resolution: level 0 for the first
-ones, and for coarser ones a level that has passed itself. So a look costs a few tiles, and what a
-level may be off adds up to less than two of its own pixels.
+levels, and for coarser levels a level that has passed itself. So a check costs a few tiles, and
+the shift of a level adds up to less than two of its own pixels.
 """
 
 from collections.abc import Sequence

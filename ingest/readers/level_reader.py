@@ -1,6 +1,6 @@
 """The part that readers of pyramids share: levels, microns per pixel, tiles, overviews.
 
-A subclass gives the sizes of its levels and their pixels. Which level serves a request is decided
+A subclass returns the sizes of its levels and their pixels. Which level serves a request is decided
 here, and only among levels that show the picture of level 0 (see `level_check`): each is compared
 when it is first needed, and left out with a note if it does not.
 """
@@ -211,7 +211,7 @@ class LevelReader(abc.ABC):
         Args:
             level: number of the level; 0 is the finest.
             x: left side, in pixels of the result.
-            y: top side, likewise.
+            y: top side, in pixels of the result.
             width: width of the result.
             height: height of the result.
             shrink: whole number of the level's pixels along one pixel of the result.

@@ -1,4 +1,4 @@
-"""Slides through openslide: the universal reader, and what faster ones are compared with."""
+"""Slides through openslide: the universal reader, which faster readers are compared with."""
 
 import math
 

@@ -1,7 +1,7 @@
 """The table of slide readers, in the order in which they are tried.
 
 A format is added by a module with a loader, and an entry here; `open_slide`, the suffixes that are
-taken from folders and the message about files that no reader takes follow from it.
+taken from folders and the message about files that no reader reads follow from it.
 """
 
 import importlib

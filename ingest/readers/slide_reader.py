@@ -1,6 +1,6 @@
 """The protocol of slide readers: what the pipeline needs of an open slide, whatever its format.
 
-`LevelReader` implements it for pyramids, so that a format has only to give its levels' sizes and
+`LevelReader` implements it for pyramids, so that a format only returns its levels' sizes and
 pixels. `open_slide` picks a reader from `reader_table.READERS`.
 """
 

@@ -1,8 +1,8 @@
 """Node-local room for slides from elsewhere: one folder per copy, gone with whoever made it.
 
 A folder's maker holds a lock beside it that ends with its process, however that ends; the next
-one to make a folder removes those whose lock nobody holds. Process numbers would not do: two
-containers that share a disk have the same ones.
+one to make a folder removes folders whose lock nobody holds. Process numbers would not do: two
+containers that share a disk have the same numbers.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ def check_room(folder: Path, size: int, name: str) -> None:
 
 @contextlib.contextmanager
 def room_is_told(folder: Path, name: str) -> Iterator[None]:
-    """Name the disk in the error if it gets full inside, as others may write there too."""
+    """Name the disk in the error if it gets full inside, as others may write to it too."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Settings that a slide was cut with, beside its file and the lake's own, and what has changed.
 
-It is kept with each slide (`cut_with` in `slides`), so that a second ingest with another mpp, mask
-or way to find tissue cuts the slide again, and one that says nothing of them changes nothing.
+They are kept with each slide (`cut_with` in `slides`), so that a second ingest with another mpp,
+mask or way to find tissue cuts the slide again, and one without them changes nothing.
 """
 
 import json
@@ -62,7 +62,7 @@ class CutSettings:
 def differences(
     cut_with: CutSettings | None, mpp: float | None, user_settings: UserSettings
 ) -> list[str]:
-    """Return, in words, the user's settings that differ from those a slide was cut with.
+    """Return, in words, the user's settings that differ from the settings a slide was cut with.
 
     Args:
         cut_with: the slide's settings; None: not known (an earlier slidelake cut it), and then

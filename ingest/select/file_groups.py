@@ -1,4 +1,4 @@
-"""Slides that are several files: which one of them stands for the slide.
+"""Slides that are several files: which file represents the slide.
 
 A DICOM series is a file per level, with labels and macros beside; openslide opens the whole series
 by any of its levels. A Hamamatsu index (.vms, .vmu) names the pictures that belong to it.
@@ -23,7 +23,7 @@ def one_file_a_slide(uris: Sequence[str], note: Note) -> list[str]:
     """Return the files that represent slides, one for each slide, in their order.
 
     Args:
-        uris: URIs of files; those that can't be read are kept, since their reader says why.
+        uris: URIs of files; unreadable files are kept, since their reader states the reason.
         note: function that is called with a sentence for each file that is left out.
     """
     left_out = {*_parts_of_indexes(uris, note), *_parts_of_series(uris, note)}

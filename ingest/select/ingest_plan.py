@@ -1,7 +1,7 @@
-"""The plan of an ingest: tiles, bytes and time, from a look at some of the slides.
+"""The plan of an ingest: tiles, bytes and time, from a sample of the slides.
 
-A slide is looked at in a process of its own, as it is cut in one: a decoder that crashes or hangs
-on it costs the look at that slide, and is named.
+A slide is opened in a separate process, as it is cut in one: a decoder that crashes or hangs
+on it costs that slide alone, and is named.
 """
 
 import time

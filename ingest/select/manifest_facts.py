@@ -1,7 +1,7 @@
 """Facts of a slide in a manifest that decide no pixel: patient, site and other columns, place.
 
-A later manifest changes what it gives and leaves the rest: an empty cell, a column that it lacks
-and a plain path take nothing away.
+A later manifest changes facts it holds and keeps the rest: an empty cell, a column that it lacks
+and a plain path remove nothing.
 """
 
 import json

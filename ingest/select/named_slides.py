@@ -1,4 +1,4 @@
-"""The slides that an ingest's inputs name, and what the user gives for each: facts, settings."""
+"""The slides that an ingest's inputs name, and the user's facts and settings of each."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class IngestOptions(TypedDict, total=False):
     """Options of an ingest: which slides to cut, and how to find their tissue.
 
     Attributes:
-        mpp_override: microns per pixel of slides whose manifest gives none.
+        mpp_override: microns per pixel of slides without an mpp in a manifest.
         retry_failed: cut slides again that failed in an earlier run.
         replace: also cut another file than the slide was made from. The same URI with another
             content is a slide that was scanned again, and is always cut.

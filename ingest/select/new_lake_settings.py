@@ -1,4 +1,4 @@
-"""Settings of the lake that an ingest makes, from what a user gives and what slides store."""
+"""Settings of the lake that an ingest makes, from a user's options and the slides' own tiles."""
 
 from collections.abc import Sequence
 

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Todo:
-    """The slides that an ingest cuts, fails, leaves alone or gives other facts.
+    """The slides that an ingest cuts, fails, leaves alone or updates with other facts.
 
     Attributes:
         cut: rows of slides to cut now.

@@ -55,9 +55,9 @@ def resolve(
 ) -> list[Source]:
     """Return all slides that the inputs name, in order.
 
-    A file is one slide, unless a manifest gives it several slide_ids (two sections on one glass):
-    it is then a slide of each, and not of its own name. A path that does not exist is kept: it
-    becomes a failed slide with that reason.
+    A file is one slide, unless a manifest has several slide_ids for it (two sections on one
+    glass): it is then a slide of each, and not of its own name. A path that does not exist is kept:
+    it becomes a failed slide with that reason.
 
     Args:
         inputs: files, folders, globs, manifests, URLs.

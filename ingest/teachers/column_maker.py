@@ -1,4 +1,4 @@
-"""The protocol for what makes columns from other columns, which `extract` is handed by its caller.
+"""The protocol of makers of columns from other columns, which callers pass to `extract`.
 
 A student of features reads columns of the lake and no pixels. Where such students come from is the
 business of packages above this one; here a name is only offered to each maker in turn.

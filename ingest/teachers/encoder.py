@@ -65,7 +65,7 @@ class Encoder:
     """A network that is ready to run.
 
     Every part of a batch has as many tiles as any other, so that the numbers of a tile depend
-    neither on the size of its batch nor on how many threads there are.
+    neither on the size of its batch nor on the number of threads.
 
     Args:
         card: card of the network, which states how it is run.

@@ -1,6 +1,6 @@
 """Networks of the teacher cards: timm's by name, and five that timm has only in part.
 
-All offer timm's protocol: `forward_features` gives tokens [B, N, D] after the final norm, prefix
+All offer timm's protocol: `forward_features` returns tokens [B, N, D] after the final norm, prefix
 tokens first (maps [B, C, H, W] where there are no tokens), and `forward_head` makes the network's
 own embedding [B, D] of them. No weights are read here and nothing is downloaded.
 

@@ -1,7 +1,7 @@
 """Small convolutional networks on CPUs by ONNX Runtime: about twice as fast as torch.
 
 The network is exported once per machine and kept in the user's cache, under a name that is a hash
-of all that it was made from. Before it is kept, it must give what torch gives.
+of all that it was made from. Before it is kept, it must return what torch returns.
 
 Letters in names: B tiles in a batch, C channels, H W pixels, D embedding.
 """

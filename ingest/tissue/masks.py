@@ -1,7 +1,7 @@
 """A user's own tissue masks: GeoJSON as QuPath writes it, or a PNG.
 
-They are sampled at the middle of each overview pixel. Everything that would give an empty or a
-wrong mask without a word is an error instead: a mask takes the place of the detector.
+They are sampled at the middle of each overview pixel. Everything that would result in an empty or a
+wrong mask without a word is an error instead: a mask replaces the detector.
 """
 
 import io
@@ -42,7 +42,7 @@ def read_mask(
 
     GeoJSON: a FeatureCollection, a Feature, a list of them or a bare geometry, with coordinates in
     level-0 pixels from the slide's corner. Tissue is the union of all Polygons and MultiPolygons,
-    less their holes and less what is classified as not tissue (`Ignore*`, `Background`, ...: names
+    less their holes and less areas classified as not tissue (`Ignore*`, `Background`, ...: names
     with an asterisk but `Region*`, and NOT_TISSUE). Points, lines, cells, detections and cores of a
     microarray that are marked as missing are left out. A ring that crosses itself is filled by the
     even-odd rule.

@@ -1,7 +1,7 @@
 """A segmenter of a user's own: one Python file with a `SEGMENTER` and a function `build`.
 
-`build()` gives what turns an overview into a mask: it is called once in a process, and what it
-gives once a slide. See `examples/own_segmenter.py`.
+`build()` returns a function from an overview to a mask: `build` is called once in a process,
+its function once for each slide. See `examples/own_segmenter.py`.
 """
 
 import functools

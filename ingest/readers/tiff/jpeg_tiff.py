@@ -79,7 +79,7 @@ def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
 def _pyramid(file: tifffile.TiffFile) -> list[Any]:
     """Return tiled pages of falling size and the first page's shape, so no label or macro.
 
-    OME-TIFFs have the coarser ones in sub-directories of the first.
+    OME-TIFFs have the coarser pages in sub-directories of the first page.
     """
     first: Any = file.pages[0]
     if not first.is_tiled:

@@ -1,4 +1,4 @@
-"""What the OME-XML of a TIFF says that its tags, and openslide, do not."""
+"""The facts in the OME-XML of a TIFF that its tags, and openslide, do not state."""
 
 import math
 from xml.etree import ElementTree as ET

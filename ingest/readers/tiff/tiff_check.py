@@ -1,4 +1,4 @@
-"""What a TIFF says of itself that no reader must pass over: it is cut off, or no colour image.
+"""The faults of a TIFF that no reader must ignore: it is cut off, or is no colour image.
 
 openslide and libtiff open files whose last part is missing, and turn 16-bit, greyscale, CMYK and
 many-channel images into 8-bit RGB that looks like a slide: nearly black, or in false colours.

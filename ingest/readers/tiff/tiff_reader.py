@@ -68,7 +68,7 @@ class TiffReader(OpenSlideReader):
         """Add levels that openslide does not list, such as an OME-TIFF's.
 
         There are no pixels of openslide's to compare them with; as all levels they are compared
-        with finer ones before they are used.
+        with finer levels before they are used.
         """
         for number, native_level in enumerate(native.levels[1:], start=1):
             size = (native_level.width_px, native_level.height_px)

@@ -1,4 +1,4 @@
-"""What a teacher card says: all that decides the numbers of an encoder, and where it comes from.
+"""The facts of a teacher card: all that decides the numbers of an encoder, and where it comes from.
 
 The cards themselves are in `card_table.py`. A hash of the weights and what a card says of the
 numbers are kept with each column in the lake.
@@ -40,7 +40,7 @@ class Card:
         mpps: microns per pixel that it was trained for, best first; empty if not on microscopy.
         precision: precision in which its authors, or most of its users, run it on GPUs.
         licence: licence of the weights, as far as it is known.
-        gated: whether its source asks for a licence to be accepted first.
+        gated: whether its source requires a licence to be accepted first.
         source: where the weights come from, in words.
         hub: repository on the Hugging Face hub.
         files: names of the weights' files on the hub, first choice first.

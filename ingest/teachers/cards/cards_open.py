@@ -1,6 +1,6 @@
-"""Cards of pathology encoders whose weights can be had without asking; most not for commerce.
+"""Cards of pathology encoders whose weights need no permission; most are not for commerce.
 
-Hibou-L asks first; it stands beside Hibou-B.
+Hibou-L requires acceptance; it is listed beside Hibou-B.
 """
 
 from collections.abc import Iterator

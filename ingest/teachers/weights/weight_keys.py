@@ -1,6 +1,6 @@
 """From a file of weights to a filled network: names as they are in the wild, turned into timm's.
 
-A card's `keys` says which names its file has. Every tensor of the network must be filled from the
+A card's `keys` state the names in its file. Every tensor of the network must be filled from the
 file and every tensor of the file must be used or named here as of no use: a name that is quietly
 left at its random start is the worst kind of wrong. Nothing is ever unpickled.
 """
@@ -95,7 +95,7 @@ def load_weights(model: nn.Module, path: Path, card: Card) -> None:
         card: card of the network, whose `keys` translate the file's names.
 
     Raises:
-        TeacherError: the file can't be read, lacks a tensor, or has one too many or of another
+        TeacherError: the file can't be read, lacks a tensor, or has a tensor too many or of another
             shape.
     """
     if card.keys not in KINDS:
