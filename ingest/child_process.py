@@ -24,7 +24,7 @@ class DiedError(Exception):
 
 
 class Isolated:
-    """Call a function in another process.
+    """A function that is called in another process.
 
     Args:
         function: place of the function, as `package.module:name`; arguments and result are pickled.

@@ -7,7 +7,7 @@ class SlideError(ValueError):
     """A slide that can't be cut; the text becomes the `reason` in its row.
 
     Args:
-        text: what is wrong, in one line.
+        text: reason of the failure, in one line.
         facts: columns of the slide's row that were known before the slide failed.
     """
 

@@ -12,7 +12,7 @@ RgbArray = npt.NDArray[np.uint8]
 
 
 class SrgbTransform:
-    """Convert pixels to sRGB.
+    """A conversion of pixels to sRGB.
 
     Args:
         path: path of the slide, for messages.

@@ -75,7 +75,7 @@ class PictureReader(LevelReader):
 
     Args:
         path: a local file.
-        image: which image of a TIFF it is; None for other formats.
+        image: the image of a TIFF; None for other formats.
         options: the settings to read it with.
 
     Raises:
