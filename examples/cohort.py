@@ -50,14 +50,14 @@ class SlidePlan:
     """The inputs of one synthetic slide; it is sent to a process by pickle.
 
     Attributes:
-        slide_id: name of the slide and of its files.
-        patient: the patient of the slide.
-        number: its number in the cohort; with the seed it decides everything left to chance.
-        seed: the seed of the cohort.
-        width_px: width of level 0.
-        height_px: height of level 0.
-        pen: whether there is a pen mark on the glass.
-        blur: whether a region is out of focus.
+        slide_id: Name of the slide and of its files.
+        patient: The patient of the slide.
+        number: Number of the slide in the cohort; with the seed it decides all random values.
+        seed: The seed of the cohort.
+        width_px: Width of level 0.
+        height_px: Height of level 0.
+        pen: Whether there is a pen mark on the glass.
+        blur: Whether a region is out of focus.
     """
 
     slide_id: str
@@ -73,14 +73,14 @@ class SlidePlan:
 def plan_slides(
     patients: Sequence[CohortPatient], slides: int, size_px: tuple[int, int], seed: int
 ) -> list[SlidePlan]:
-    """Deal slides to patients in turn and pick those with a pen mark and with a blurred region.
+    """Deal slides to patients in turn and choose slides with a pen mark and a blurred region.
 
     Args:
-        patients: the patients of the cohort.
-        slides: number of slides; those beyond the number of patients are further slides of the
-            first ones.
-        size_px: width and height of level 0.
-        seed: the seed of the cohort.
+        patients: The patients of the cohort.
+        slides: Number of slides; slides beyond the number of patients are further slides of the
+            first patients.
+        size_px: Width and height of level 0.
+        seed: The seed of the cohort.
     """
     rng = np.random.default_rng([seed, 1])
     marked = min(max(4, slides // 6), slides // 2)
@@ -159,8 +159,8 @@ def make_slide(folder: Path, plan: SlidePlan) -> None:
     """Make one slide with its truth; the slide itself comes last and marks the rest complete.
 
     Args:
-        folder: the folder of the cohort, with `slides` and `truth` in it.
-        plan: what to make.
+        folder: The folder of the cohort, with `slides` and `truth` in it.
+        plan: The plan of the slide.
     """
     scene = _scene(plan)
     streams, reduced = _render(scene, plan.width_px, plan.height_px)
@@ -179,7 +179,7 @@ def make_slide(folder: Path, plan: SlidePlan) -> None:
 
 
 def _leave_with_parent() -> None:
-    """End this process with the one that spawned it: a pool would wait for work for ever."""
+    """End this process when its parent ends: a pool would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -224,7 +224,7 @@ def _table(plans: Sequence[SlidePlan]) -> bytes:
 
 
 def _claim(folder: Path, arguments: dict[str, int]) -> None:
-    """Make the folders, sweep half-written files, and note the arguments.
+    """Make the folders, remove half-written files, and write the arguments down.
 
     Raises:
         ValueError: The folder holds a cohort made with other arguments.
@@ -263,26 +263,26 @@ def make_cohort(
 ) -> Path:
     """Make a cohort of slides with labels, survival and truth; one call per folder at a time.
 
-    Slides that are there already are kept. With more than four slides to make, processes are
+    Slides that exist already are kept. With more than four slides to make, processes are
     spawned: a script that calls this needs the usual `if __name__ == "__main__"`.
 
     Args:
-        folder: where to put `cohort.csv`, `slides/<slide_id>.svs`, and in `truth/` per slide the
+        folder: Folder for `cohort.csv`, `slides/<slide_id>.svs`, and in `truth/` per slide the
             hidden state (json) and the masks at 1/32 (npz).
-        patients: number of patients, at least 2.
-        slides: number of slides, at least one per patient; the others are further slides of the
+        patients: Number of patients, at least 2.
+        slides: Number of slides, at least one per patient; more are further slides of the
             first patients.
-        width_px: width of level 0, at least 512.
-        height_px: height of level 0, at least 512.
-        seed: decides everything left to chance. Same arguments, same bytes.
-        on_slide: told the number of slides done and of all slides, after each.
-        workers: greatest number of processes; all cores if None.
+        width_px: Width of level 0, at least 512.
+        height_px: Height of level 0, at least 512.
+        seed: Seed of all random values. The same arguments give the same bytes.
+        on_slide: Function that is called after each slide with the numbers of done and all slides.
+        workers: Greatest number of processes; the number of cores if None.
 
     Returns:
         The path of `cohort.csv`, whose `uri` column is relative to its folder.
 
     Raises:
-        ValueError: An argument is out of range, or the folder holds a cohort made with others.
+        ValueError: An argument is out of range, or the folder's cohort has other arguments.
     """
     _check(patients, slides, width_px, height_px)
     arguments = {

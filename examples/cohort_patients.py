@@ -19,18 +19,18 @@ _EVENT_SHARE = 0.65
 
 @dataclass(frozen=True, kw_only=True)
 class CohortPatient:
-    """One patient: the hidden state and what follows from it.
+    """One patient: the hidden state, and the label and survival that follow from it.
 
     Attributes:
-        patient_id: name in the table.
-        site: a key of `SITE_MPP`; independent of the state.
-        label: one of `LABELS`.
-        high_grade_share: share of the tumour that grows in sheets; above 0.5 is high grade.
-        tumour_share: share of the tissue that is tumour.
-        lymphocytes: from 0 to 1; many protect.
-        log_hazard: higher is worse.
-        time_months: until the event or the end of observation.
-        event: 1 if the event was seen, 0 if censored.
+        patient_id: Name of the patient in the table.
+        site: Name of the site, a key of `SITE_MPP`; independent of the state.
+        label: Label of the patient, one of `LABELS`.
+        high_grade_share: Share of the tumour that grows in sheets; above 0.5 is high grade.
+        tumour_share: Share of the tissue that is tumour.
+        lymphocytes: Density of lymphocytes, from 0 to 1; many protect.
+        log_hazard: Logarithm of the hazard; higher is worse.
+        time_months: Months until the event or the end of observation.
+        event: 1 if the event was observed, 0 if censored.
     """
 
     patient_id: str
@@ -47,7 +47,7 @@ class CohortPatient:
 def _spread(
     rng: np.random.Generator, count: int, low: float, high: float
 ) -> npt.NDArray[np.float64]:
-    """Return evenly spaced values in random order: a small cohort covers the range, too."""
+    """Return evenly spaced values in random order: a small cohort also covers the range."""
     return low + (high - low) * (rng.permutation(count) + rng.uniform(0.2, 0.8, count)) / count
 
 
@@ -61,7 +61,7 @@ def _outcomes(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Draw exponential times after a first month, censored at the end of follow-up and by drop-out.
 
-    The baseline hazard is the one that comes nearest to the wanted share of events.
+    The baseline hazard is the value that comes nearest to the wanted share of events.
     """
     count = len(log_hazard)
     waiting = -np.log1p(-_spread(rng, count, 0, 1)) * np.exp(-log_hazard)

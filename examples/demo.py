@@ -2,7 +2,7 @@
 
 They are imported from their packages, since the command `slidelake demo` imports this module.
 
-Every stage looks at what the lake holds and does what is missing, so running it again after a
+Every stage checks the lake and computes what is missing, so running it again after a
 kill goes on, and running it again after the end takes seconds. What each stage took the first
 time is kept in `demo.json` in the lake.
 """
@@ -35,13 +35,13 @@ class DemoSettings:
     """The size of the demo.
 
     Attributes:
-        patients: synthetic patients.
-        slides: synthetic slides, the first patients having two.
+        patients: number of synthetic patients.
+        slides: number of synthetic slides; the first patients have two.
         width_px: width of a synthetic slide at level 0.
-        height_px: its height.
+        height_px: height of a synthetic slide at level 0.
         mpps: microns per pixel of the tiles.
-        epochs: passes of the student's training.
-        folds: folds of the cross-validations.
+        epochs: number of epochs of the student's training.
+        folds: number of folds of the cross-validations.
         teachers: teachers that the student learns from.
         survival: whether Cox regression is run.
         seed: random seed of all stages.
@@ -74,7 +74,7 @@ QUICK = DemoSettings(
 
 
 class Stages:
-    """Times stages; one that was finished before keeps the time that it took then."""
+    """A clock of stages; a stage that was finished before keeps the time that it took then."""
 
     def __init__(self, lake: Path) -> None:
         self._file = lake / "demo.json"
@@ -107,10 +107,10 @@ class Stages:
 
 
 def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
-    """Make a lake in `folder` with everything in it, and its report.
+    """Make a lake in `folder` with all stages of the demo, and return its report.
 
     Raises:
-        RuntimeError: slides of the demo's own cohort failed; they are named.
+        RuntimeError: slides of the demo's own cohort failed; the message names them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stages, lake = Stages(folder), str(folder)

@@ -1,8 +1,8 @@
 """An encoder of one's own as a teacher: `slidelake extract LAKE --teacher examples/own_encoder.py`.
 
 Such a file has two names: `CARD`, which describes how tiles become inputs and how long an
-embedding is, and `build()`, which gives a torch network. This one measures colour: the mean and the
-standard deviation of each channel, over the whole tile and over its four quarters. It has no
+embedding is, and `build()`, which returns a torch network. This one measures colour: the mean and
+the standard deviation of each channel, over the whole tile and over its four quarters. It has no
 weights, so it runs anywhere, and is a baseline that a foundation model must beat.
 """
 
@@ -40,5 +40,5 @@ class ColourMoments(nn.Module):
 
 
 def build() -> nn.Module:
-    """Return the network, with its weights."""
+    """Return the network with its weights."""
     return ColourMoments()

@@ -1,7 +1,7 @@
 """A segmenter of one's own: `slidelake ingest LAKE SLIDES --tissue examples/own_segmenter.py`.
 
 Such a file has two names: `SEGMENTER`, with the microns per pixel at which it reads a
-slide, and `build()`, which gives a function from an overview to a mask. This one is a network of
+slide, and `build()`, which returns a function from an overview to a mask. This one is a network of
 two layers whose weights are written here: it keeps what is darker and more colourful than its
 surroundings. A real one loads its weights in `build()`.
 """
@@ -26,7 +26,7 @@ SEGMENTER = Segmenter(
 
 
 class ColourAndShade(nn.Module):
-    """Colour (differences of R, G and B) and shade, smoothed and weighed."""
+    """A network of colour (differences of R, G and B) and shade, smoothed and weighed."""
 
     def __init__(self) -> None:
         super().__init__()

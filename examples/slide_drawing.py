@@ -36,14 +36,14 @@ def noise(
     """Return periodic power-law noise with mean 0 and standard deviation 1.
 
     Args:
-        rng: the source of the phases.
-        period: side in pixels.
-        slope: the amplitude falls as frequency to the minus this.
-        lowest: cycles per period below which the amplitude stays level.
-        along: direction in radians of the fibres, seven times longer than wide; none if absent.
+        rng: The source of the phases.
+        period: Side of the field in pixels.
+        slope: Slope of the spectrum: the amplitude falls as frequency to the minus `slope`.
+        lowest: Cycles per period below which the amplitude stays level.
+        along: Direction of the fibres in radians, seven times longer than wide; None: no fibres.
 
     Returns:
-        A (period, period) field.
+        The noise field, (period, period).
     """
     fy = np.fft.fftfreq(period)[:, None] * period
     fx = np.fft.rfftfreq(period)[None] * period
@@ -78,7 +78,7 @@ def jittered(rng: np.random.Generator, period: int, step: float, jitter: float) 
 
 
 def scattered(rng: np.random.Generator, period: int, radii: Points, gap: float) -> Points:
-    """Throw discs on a torus, largest first; return rows of x, y, radius of those that fit."""
+    """Place discs on a torus, largest first; return x, y and radius of the discs that fit."""
     placed = np.empty((0, 3))
     for radius in np.sort(radii)[::-1]:
         for place in rng.uniform(0, period, (12, 2)):
@@ -94,7 +94,7 @@ def scattered(rng: np.random.Generator, period: int, radii: Points, gap: float) 
 
 
 def fixed_point(level: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Convert pixels to the fixed point coordinates of cv2."""
+    """Convert pixels to the fixed-point coordinates of cv2."""
     return np.round(np.asarray(level, np.float64) * (1 << _SUBPIXEL)).astype(np.int32)
 
 
@@ -102,9 +102,9 @@ class Sheet:
     """A periodic drawing sheet: objects are drawn with a margin that is folded back.
 
     Attributes:
-        period: side in pixels, a power of two.
-        margin: how far an object may reach over the edge.
-        density: (H, W) what is drawn, antialiased; where margins meet the darker wins.
+        period: Side of the sheet in pixels, a power of two.
+        margin: Pixels that an object may reach over the edge.
+        density: (H, W) density of the drawing, antialiased; where margins meet the darker wins.
         owner: (H, W) number of the object that owns the pixel, 0 for none.
         centres: the centre of each object, in drawing order.
     """
@@ -167,7 +167,7 @@ class Sheet:
         return np.asarray(fold(self.owner, self.margin), np.int32)
 
     def shift(self, wander: Offsets) -> Offsets:
-        """Return the (period, period, 2) way to the owner's centre, `wander` where none."""
+        """Return the (period, period, 2) way to the owner's centre, `wander` without an owner."""
         owner = self.owners()
         way = way_to(np.array([np.zeros(2), *self.centres]), owner)
         return np.where(owner[..., None] > 0, way, wander)
@@ -195,7 +195,7 @@ def way_to(centres: Points, owner: npt.NDArray[np.integer[Any]]) -> Offsets:
 
 
 def fold(sheet: npt.NDArray[Any], margin: int) -> npt.NDArray[Any]:
-    """Folds the margins of a sheet back onto the opposite side, keeping the larger value."""
+    """Fold the margins of a sheet back onto the opposite side, and keep the larger value."""
     for _ in range(2):
         body = sheet[margin:-margin].copy()
         body[:margin] = np.maximum(body[:margin], sheet[-margin:])
@@ -209,13 +209,13 @@ class Nuclei:
     """The appearance of the nuclei of a class.
 
     Attributes:
-        diameter_px: mean diameter (0.5 mpp).
-        elongation: long axis over short axis.
-        density: haematoxylin density of the membrane.
-        spread: standard deviation of the density from nucleus to nucleus.
-        pleomorphism: standard deviation of the logarithm of the diameter.
-        vesicular: how pale the inside is against the membrane, 1 for not at all.
-        nucleoli: share of nuclei with a nucleolus.
+        diameter_px: Mean diameter in pixels (0.5 mpp).
+        elongation: Ratio of the long axis to the short axis.
+        density: Haematoxylin density of the membrane.
+        spread: Standard deviation of the density from nucleus to nucleus.
+        pleomorphism: Standard deviation of the logarithm of the diameter.
+        vesicular: Density of the inside relative to the membrane; 1 is equally dark.
+        nucleoli: Share of nuclei with a nucleolus.
     """
 
     diameter_px: float
@@ -239,12 +239,12 @@ def draw_nuclei(
     """Draw one nucleus per place: membrane, paler inside, nucleolus.
 
     Args:
-        rng: the source of sizes and densities.
-        sheet: where to draw.
+        rng: The source of sizes and densities.
+        sheet: Sheet to draw on.
         places: (K, 2) centres, x and y.
-        look: what they look like.
-        degrees: (K,) direction of the long axes; random if absent.
-        own: whether each nucleus becomes an object of its own.
+        look: Appearance of the nuclei.
+        degrees: (K,) direction of the long axes; random if None.
+        own: Whether each nucleus becomes an object of its own.
     """
     count = len(places)
     radius = look.diameter_px * np.exp(rng.normal(0, look.pleomorphism, count)) / 2
@@ -282,7 +282,7 @@ def wobbly(rng: np.random.Generator, elongation: float, roughness: float) -> Poi
 
 
 def evenly_along(rng: np.random.Generator, outline: Points, step: float) -> tuple[Points, Points]:
-    """Places about `step` apart along a closed outline, and the direction outwards in degrees."""
+    """Return places about `step` apart along a closed outline, and outward directions (degrees)."""
     closed = np.vstack([outline, outline[:1]])
     legs = np.hypot(*np.diff(closed, axis=0).T)
     length = np.concatenate([[0.0], np.cumsum(legs)])

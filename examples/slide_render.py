@@ -48,12 +48,12 @@ _GLASS_TILES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything a tile is rendered from.
+    """All inputs that a tile is rendered from.
 
     Attributes:
-        layout: what lies where.
-        library: the textures.
-        origin: where in the textures the corner of the slide lies, x and y.
+        layout: The maps of the slide.
+        library: The textures of all classes.
+        origin: Place of the slide's corner in the textures, x and y.
         colours: (65536, 3) colour of every pair of densities, haematoxylin * 256 + eosin.
         grain: seed of the sensor noise.
     """
@@ -69,11 +69,11 @@ def stain_colours(rng: np.random.Generator, site: str) -> Pixels:
     """Return the colour of every pair of densities on one slide.
 
     Args:
-        rng: the source of what differs from slide to slide within a site.
-        site: a key of `SITE_STRENGTHS`.
+        rng: The source of differences between the slides of a site.
+        site: Name of the site, a key of `SITE_STRENGTHS`.
 
     Returns:
-        (65536, 3) R, G, B, to be indexed with haematoxylin * 256 + eosin.
+        The colours (65536, 3) R, G, B, to be indexed with haematoxylin * 256 + eosin.
     """
     stains = _STAINS + SITE_SHIFTS[site] + rng.normal(0, 0.02, (2, 3))
     strengths = SITE_STRENGTHS[site] * np.exp(rng.normal(0, 0.09, 2))
@@ -87,7 +87,7 @@ def stain_colours(rng: np.random.Generator, site: str) -> Pixels:
 
 @cache
 def _noise_sheet() -> npt.NDArray[np.int8]:
-    """Return sensor noise; long enough by a tile that any tile is a plain slice."""
+    """Return sensor noise, longer by one tile so that the noise of any tile is a plain slice."""
     side = _NOISE_PX + TILE_PX
     noise = np.random.default_rng(5).normal(0, 1.6, (side, side, 3))
     return np.round(noise).astype(np.int8)
@@ -101,7 +101,7 @@ def _with_noise(rgb: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _sampled(field: Floats, x_px: int, y_px: int, side_px: int) -> Floats:
-    """Interpolates a layout map at the pixels of a square."""
+    """Interpolate a layout map at the pixels of a square."""
     step = 1 / STEP_PX
     way = np.array(
         [[step, 0, (x_px + 0.5) * step - 0.5], [0, step, (y_px + 0.5) * step - 0.5]], np.float32
@@ -157,7 +157,7 @@ def _densities(scene: Scene, x_px: int, y_px: int, side_px: int) -> tuple[Pixels
 
 
 def _stained(scene: Scene, x_px: int, y_px: int, side_px: int) -> Pixels:
-    """Return the section as the objective sees it in focus, (side, side, 3) R, G, B."""
+    """Return the stained section in focus, (side, side, 3) R, G, B."""
     layout = scene.layout
     haematoxylin, eosin = _densities(scene, x_px, y_px, side_px)
     inside = _sampled(layout.tissue, x_px, y_px, side_px)
@@ -199,9 +199,9 @@ def encoded_tiles(scene: Scene, width_px: int, height_px: int) -> Iterator[tuple
     """Render and encode level 0, row by row.
 
     Args:
-        scene: what to render.
-        width_px: width of the slide; the last tile of a row may reach beyond it.
-        height_px: height of the slide.
+        scene: The scene to render.
+        width_px: Width of the slide; the last tile of a row may reach beyond it.
+        height_px: Height of the slide.
 
     Yields:
         The abbreviated JPEG stream and the pixels of each tile.

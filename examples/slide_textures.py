@@ -34,8 +34,8 @@ class Library:
     """The textures of one period.
 
     Attributes:
-        period: after this many pixels every texture repeats.
-        classes: one texture per entry of `CLASSES`.
+        period: Number of pixels after which every texture repeats.
+        classes: One texture per entry of `CLASSES`.
         lymphocytes: (H, W) haematoxylin of single lymphocytes, to be laid over any class.
         rank: (H, W) a lymphocyte shows where the local density (0-254) is above its rank; 255
             where there is none.
@@ -92,7 +92,7 @@ _DRAW: tuple[Draw, ...] = (
 
 
 def _lymphocytes(ground: Ground) -> tuple[Pixels, Pixels]:
-    """Single lymphocytes and their ranks, see `Library`."""
+    """Draw single lymphocytes and their ranks, see `Library`."""
     rng = np.random.default_rng([_LIBRARY_SEED, 200])
     cells = Sheet(ground.period)
     # Far enough apart to be whole: one that is hidden must not cut a piece from one that shows.
@@ -106,7 +106,7 @@ def library(period: int) -> Library:
     """Draw the textures of all classes, once per process and period.
 
     Args:
-        period: 1024 or 2048 pixels; a longer one costs four times as much per doubling.
+        period: 1024 or 2048 pixels; each doubling costs four times as much.
     """
     ground = Ground(np.random.default_rng([_LIBRARY_SEED, 100]), period)
     classes = tuple(

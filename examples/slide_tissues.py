@@ -75,11 +75,11 @@ class Ground:
         self.stroma_haematoxylin: Floats = (12 + 4 * fibre + 2 * self.fine) * (1 - 0.6 * cleft)
 
     def nuclear(self, sheet: Sheet) -> Floats:
-        """Density of drawn nuclei with the mottle of chromatin."""
+        """Return the density of drawn nuclei with the mottle of chromatin."""
         return np.asarray(sheet.folded() * (1 + 0.2 * self.chromatin), np.float32)
 
     def texture(self, haematoxylin: Floats, eosin: Floats, shift: Offsets | None = None) -> Texture:
-        """Wrap finished densities as a `Texture`; `shift` is only the wander if absent."""
+        """Wrap finished densities as a `Texture`; `shift` is only the wander if None."""
         return Texture(
             haematoxylin=wrapped(as_pixels(haematoxylin)),
             eosin=wrapped(as_pixels(eosin)),
@@ -97,7 +97,7 @@ def as_pixels(density: Floats) -> Pixels:
 
 
 def wrapped(pixels: Pixels) -> Pixels:
-    """Continues a periodic texture by `WRAP_PX` at the right and below."""
+    """Continue a periodic texture by `WRAP_PX` at the right and below."""
     return np.pad(pixels, (0, WRAP_PX), "wrap")
 
 
@@ -150,13 +150,13 @@ class Glands:
     """The appearance of the glands of a class.
 
     Attributes:
-        radius_px: least and greatest outer radius.
-        wall: height of the epithelium in diameters of a nucleus.
-        layers: rows of nuclei in it.
-        roughness: deviation of the outline from an ellipse.
-        gap_px: stroma between neighbours, at least.
-        nuclei: their nuclei.
-        cytoplasm: haematoxylin and eosin density of the cytoplasm.
+        radius_px: Least and greatest outer radius.
+        wall: Height of the epithelium in diameters of a nucleus.
+        layers: Number of rows of nuclei in the epithelium.
+        roughness: Deviation of the outline from an ellipse.
+        gap_px: Least width of the stroma between neighbours.
+        nuclei: Appearance of their nuclei.
+        cytoplasm: Haematoxylin and eosin density of the cytoplasm.
     """
 
     radius_px: tuple[float, float]
@@ -217,7 +217,7 @@ def glandular(look: Glands) -> Draw:
 def sheet_of_cells(
     look: Nuclei, *, step_px: float, blue: float, pink: float, mottle: float
 ) -> Draw:
-    """Draw cells without an order, `step_px` apart, in cytoplasm of the given densities."""
+    """Draw cells without an order, `step_px` apart, in cytoplasm of these densities."""
 
     def draw(rng: np.random.Generator, ground: Ground) -> Texture:
         cells = Sheet(ground.period)

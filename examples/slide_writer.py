@@ -1,6 +1,6 @@
 """Aperio-like SVS files from ready JPEG tiles: a small TIFF writer.
 
-tifffile asks for imagecodecs as soon as the compression is JPEG, even for bytes that are already
+tifffile needs imagecodecs as soon as the compression is JPEG, even for bytes that are already
 encoded. Classic little-endian TIFF (below 4 GiB) is short enough to write here, and it holds no
 clock and no host name, so that equal pixels give equal files.
 """
@@ -31,10 +31,10 @@ class Page:
     """One TIFF directory with its JPEG streams.
 
     Attributes:
-        width_px: width of the image.
-        height_px: height of the image.
-        mpp: microns per pixel, for the resolution tags.
-        description: the ImageDescription tag, from which OpenSlide tells the vendor and the name.
+        width_px: Width of the image.
+        height_px: Height of the image.
+        mpp: Microns per pixel, for the resolution tags.
+        description: The ImageDescription tag, from which OpenSlide reads the vendor and the name.
         chunks: JPEG streams, row by row. A page that is not tiled has one, the whole image.
         tables: shared JPEGTables; empty for a page whose one stream holds its own (not tiled).
         subfile: the NewSubfileType tag; Aperio marks the label with 1 and the macro with 9.
@@ -69,7 +69,7 @@ def split_jpeg(stream: bytes) -> tuple[bytes, bytes]:
 
     Returns:
         The quantisation and Huffman tables as a stream of their own, and the stream without them
-        and without the JFIF header, which TIFF tags stand for.
+        and without the JFIF header, which TIFF tags replace.
     """
     tables, rest, at = b"\xff\xd8", b"\xff\xd8", 2
     while True:
@@ -122,7 +122,7 @@ def _label(slide_id: str) -> Pixels:
 
 
 def _macro(thumbnail: Pixels, label: Pixels) -> Pixels:
-    """The whole glass as a camera sees it: the paper label at the left, the section beside it."""
+    """Return a picture of the whole glass: the paper label at the left, the section beside it."""
     macro = np.full((431, 1280, 3), 232, np.uint8)
     macro[:, :400] = cv2.resize(label, (400, 431), interpolation=cv2.INTER_AREA)
     height, width = thumbnail.shape[:2]
@@ -154,14 +154,14 @@ def aperio_pages(
     base_tiles: Sequence[bytes],
     reduced: Sequence[Pixels],
 ) -> list[Page]:
-    """Lay out the directories of an Aperio slide in the order Aperio writes them.
+    """Return the directories of an Aperio slide in the order in which Aperio writes them.
 
     Args:
-        slide_id: shown on the label and as the Filename.
-        size_px: width and height of level 0.
-        mpp: microns per pixel of level 0.
-        base_tiles: the tiles of level 0 from `encode_tile`, row by row.
-        reduced: the images of the further levels, finest first, each (H, W, 3) RGB.
+        slide_id: Name of the slide, shown on the label and as the Filename.
+        size_px: Width and height of level 0.
+        mpp: Microns per pixel of level 0.
+        base_tiles: The tiles of level 0 from `encode_tile`, row by row.
+        reduced: The images of the further levels, finest first, each (H, W, 3) RGB.
 
     Returns:
         Level 0, thumbnail, the further levels, label, macro.
@@ -200,7 +200,7 @@ def _resolution(tag: int, mpp: float) -> Field:
 
 
 def _fields(page: Page, offsets: Sequence[int]) -> list[Field]:
-    """Return the tags of a page, in rising order as TIFF asks."""
+    """Return the tags of a page, in rising order as TIFF requires."""
     text = page.description.encode("ascii") + b"\0"
     sizes = [len(chunk) for chunk in page.chunks]
     fields = [
@@ -236,7 +236,7 @@ def _fields(page: Page, offsets: Sequence[int]) -> list[Field]:
 
 
 def _append(stream: BinaryIO, payload: bytes) -> int:
-    """Write at the end, on an even offset as TIFF asks; return the offset."""
+    """Write a payload at the end, on an even offset as TIFF requires; return the offset."""
     at = stream.seek(0, 2)
     if at % 2:
         stream.write(b"\0")

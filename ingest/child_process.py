@@ -20,14 +20,14 @@ TRIES = 2
 
 
 class DiedError(Exception):
-    """The process died or took too long each time; the text says how."""
+    """The process died or took too long each time; the text states how."""
 
 
 class Isolated:
-    """Calls a function in another process.
+    """A function that is called in another process.
 
     Args:
-        function: its place, as `package.module:name`; arguments and result are pickled.
+        function: place of the function, as `package.module:name`; arguments and result are pickled.
     """
 
     def __init__(self, function: str) -> None:
@@ -37,22 +37,22 @@ class Isolated:
         self._back: Connection | None = None
 
     def call(self, *args: object, limit_s: float) -> Any:  # noqa: ANN401 - the function's result
-        """The function's result; a process that died is started again for a second try.
+        """Return the function's result; start a process that died again for a second try.
 
         Args:
             args: arguments of the function.
             limit_s: seconds that one try may take.
 
         Raises:
-            DiedError: it died, or took longer, each time.
+            DiedError: the process died, or took longer, each time.
         """
         return pickle.loads(self.call_pickled(pickle.dumps(args), limit_s=limit_s))
 
     def call_pickled(self, args: bytes, *, limit_s: float) -> bytes:
-        """Call the function with pickled arguments; its pickled result needs no import here.
+        """Return the pickled result for pickled arguments, which needs no import here.
 
         Raises:
-            DiedError: it died, or took longer, each time.
+            DiedError: the process died, or took longer, each time.
         """
         why = ""
         for _ in range(TRIES):

@@ -46,7 +46,7 @@ def cut_slide(store: Store, config: LakeConfig, row: Row) -> SlideCut:
         store: the lake's files.
         config: the lake's settings.
         row: the slide's row, with slide, slide_id, uri, fingerprint and perhaps mpp; `url` is
-            where it is fetched from, if that holds more than `uri` may tell.
+            where it is fetched from, if that holds more than `uri` may show.
 
     Raises:
         SlideError: the slide can't be read, has no mpp, or no tissue was found.
@@ -147,7 +147,7 @@ def jpegs(
     """Yield the JPEGs of tiles as the lake stores them, with `stored` or `encoded`.
 
     Raises:
-        SlideError: they are to be the slide's own JPEGs, and it has none such.
+        SlideError: the tiles are to be the slide's own JPEGs, and the slide has no such JPEGs.
     """
     level = slide.stored_level(grid) if grid.mpp in config.passthrough else None
     if level is None and grid.mpp in config.passthrough and not config.mix_codecs:
@@ -196,7 +196,7 @@ def _tile_rows(
 
 
 def _mark(config: LakeConfig, row: Row) -> str:
-    """Return a hash of all that decides the bytes of a shard, as the last part of its name."""
+    """Return a hash of all that decides a shard's bytes, as the last part of the shard's name."""
     settings = CutSettings.from_json(row.get("cut_with") or "{}")
     marks = [settings.leaves_pen_out, settings.mask_mark] if "pen_veto" in row else []
     if settings.tissue != STANDARD:

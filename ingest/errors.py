@@ -7,8 +7,8 @@ class SlideError(ValueError):
     """A slide that can't be cut; the text becomes the `reason` in its row.
 
     Args:
-        text: what is wrong, in one line.
-        facts: columns of the slide's row that were known before it failed.
+        text: reason of the failure, in one line.
+        facts: columns of the slide's row that were known before the slide failed.
     """
 
     def __init__(self, text: str, facts: dict[str, Any] | None = None) -> None:
@@ -21,4 +21,4 @@ class InputError(ValueError):
 
 
 class TeacherError(ValueError):
-    """A teacher that is not known, or whose weights are not here."""
+    """A teacher that is not known, or whose weights are not on this machine."""

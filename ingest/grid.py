@@ -30,12 +30,12 @@ class Grid:
     Attributes:
         mpp: microns per pixel of the lake's tiles.
         effective_mpp: microns per pixel that the tiles have; within 2 % of `mpp`.
-        tile_px: side of a stored tile.
+        tile_px: side of a stored tile in pixels.
         side_px: side of a tile in level-0 pixels.
         step_px: level-0 pixels from one tile to the next; `side_px` unless tiles overlap.
-        width: tiles in a row, all that begin on the slide; the last may reach beyond it.
-        height: rows.
-        ratio: tiles of the finest grid along one side of a tile of this one.
+        width: number of tiles in a row, all that begin on the slide; the last may reach beyond it.
+        height: number of rows.
+        ratio: number of tiles of the finest grid along one side of a tile of this grid.
     """
 
     mpp: float
@@ -64,7 +64,7 @@ def plan_grids(
     Args:
         size_px: width and height of level 0.
         slide_mpp: microns per pixel of level 0.
-        tile_px: side of a stored tile.
+        tile_px: side of a stored tile in pixels.
         ratios: the mpps of the lake, finest first, with their ratio to the finest.
         stride_px: pixels from one tile to the next; `tile_px` if None.
 
@@ -108,8 +108,8 @@ def tissue_shares(mask: BoolArray, scale: float, grids: Sequence[Grid]) -> list[
 
     Args:
         mask: tissue of the whole slide at any resolution.
-        scale: side of one of its pixels in level-0 pixels.
-        grids: nested, finest first. What lies outside the slide counts as no tissue.
+        scale: side of one pixel of the mask in level-0 pixels.
+        grids: nested grids, finest first. What lies outside the slide counts as no tissue.
     """
     return [
         np.clip(sums / (grid.side_px / scale) ** 2, 0, 1).astype(np.float32)
@@ -142,7 +142,7 @@ def tile_sums(
 
     Args:
         values: [H, W] map of the whole slide, without NaN.
-        scale: side of one of its pixels in level-0 pixels.
+        scale: side of one pixel of the map in level-0 pixels.
         grid: grid of the tiles.
     """
     # A summed-area table read between its entries gives exact areas at any ratio of the two grids.
@@ -158,10 +158,10 @@ def area_means(
     """Return a map of a whole slide at another resolution, by the mean over each new pixel.
 
     Args:
-        values: [h, w].
-        scale: side of one of its pixels in level-0 pixels.
+        values: map of the slide [h, w].
+        scale: side of one pixel of the map in level-0 pixels.
         shape: height and width of the result; 0 where a pixel lies outside the map.
-        to_scale: side of one of its pixels.
+        to_scale: side of one pixel of the result in level-0 pixels.
     """
     side = to_scale / scale
     sums, areas = (
@@ -194,7 +194,7 @@ def _between(
 def keep_tiles(
     shares: Sequence[Float32Array], grids: Sequence[Grid], least: float | Sequence[float]
 ) -> list[BoolArray]:
-    """Return which tiles of each grid are kept, finest first; `least` may be given grid by grid.
+    """Return the kept tiles of each grid, finest first; `least` may have a value for each grid.
 
     A tile is kept for its own tissue, or because a finer tile inside it is kept: every kept tile
     then has its parent, and a missing child means background.

@@ -10,13 +10,13 @@ from ingest.child_process import DiedError, Isolated
 
 
 def cut_apart(task_row: dict[str, Any]) -> dict[str, Any]:
-    """Cut a slide in this worker's child, which a decoder may crash or hang as it likes.
+    """Cut a slide in this worker's child process, which a decoder may crash or hang.
 
     Args:
-        task_row: `job`, pickled arguments of `cut_or_reason`; `limit_s` for it; and `number`.
+        task_row: `job`, pickled arguments of `cut_or_reason`; `limit_s`, its time; and `number`.
 
     Returns:
-        `number`; `outcome`, pickled, or empty if the child died; `died`, how it did.
+        `number`; `outcome`, pickled, or empty if the child died; `died`, how the child died.
     """
     outcome, died = b"", ""
     try:

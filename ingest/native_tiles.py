@@ -1,4 +1,4 @@
-"""What tiles slides store themselves: a lake that takes these as they are decodes none of them."""
+"""The tiles that slides store themselves: a lake that copies these tiles decodes none of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class NativeTiles:
 
     Attributes:
         tile_px: side of the tiles at the finest mpp.
-        mpps: at which of the mpps tiles of that side are stored, finest first.
+        mpps: the mpps at which tiles of that side are stored, finest first.
     """
 
     tile_px: int
@@ -34,15 +34,15 @@ class NativeTiles:
 def native_tiles(
     sources: Sequence[Source], ratios: dict[float, int], *, mpp_override: float | None = None
 ) -> NativeTiles:
-    """The tiles that most of the slides store, of those that have any at the finest mpp.
+    """Return the tiles that most slides store, among slides with such tiles at the finest mpp.
 
     Args:
-        sources: slides; the first 16 are looked at, or the first 2 where they have to travel.
+        sources: slides; the first 16 are read, or the first 2 where they have to travel.
         ratios: the mpps of the lake, finest first, with their ratio to the finest.
-        mpp_override: microns per pixel of slides whose manifest gives none.
+        mpp_override: microns per pixel of slides without an mpp in a manifest.
 
     Raises:
-        InputError: none of the slides has.
+        InputError: no slide stores such tiles.
     """
     some = sources[: LOOKED_AT if all(is_local(source.uri) for source in sources) else FEW]
     reasons, tile_counts = [], Counter[NativeTiles]()
@@ -70,7 +70,7 @@ def native_tiles(
 def _looked_at(
     child: Isolated, source: Source, ratios: dict[float, int], mpp: float | None
 ) -> list[NativeTiles] | str:
-    """Return what a slide stores, or why that is not known, after a look in another process."""
+    """Return the tiles that a slide stores, or why they are not known; another process reads it."""
     try:
         tiles: list[NativeTiles] | str = child.call(source, ratios, mpp, limit_s=LOOK_S)
     except DiedError as error:
@@ -81,7 +81,7 @@ def _looked_at(
 def tiles_or_reason(
     source: Source, ratios: dict[float, int], mpp: float | None
 ) -> list[NativeTiles] | str:
-    """Return what a slide stores, or why it can't be read."""
+    """Return the tiles that a slide stores, or why the slide can't be read."""
     try:
         return _of_slide(source, ratios, mpp)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason

@@ -48,20 +48,20 @@ class IngestResult:
     """The outcome of an ingest.
 
     Attributes:
-        ready: slides with tiles, of those that were named.
-        failed: every failed slide of those that were named, old and new, with the reason.
-        tiles: tiles of the whole lake, per mpp.
+        ready: number of named slides that have tiles.
+        failed: every named slide that failed, now or earlier, with the reason.
+        tiles: number of tiles of the whole lake, per mpp.
         seconds: seconds that the whole run took.
-        readers: slides by the reader that read them.
-        new: slides that were to be cut.
+        readers: number of slides by the reader that read them.
+        new: number of slides that were to be cut.
         replaced: slides that were scanned again; their earlier rows stay readable at earlier
             versions.
-        again: slides whose file is the same and whose settings are not, with what differs.
+        again: slides whose file is the same and whose settings differ, with the differences.
         facts: number of slides for which a manifest has other facts than before.
         notes: sentences on what was left out or could be a mistake.
-        scores: tiles that got a score which the lake keeps, by score.
+        scores: number of tiles that got a score which the lake keeps, by score.
         sheet: path of a page that shows all slides.
-        freed: what an automatic vacuum removed.
+        freed: the versions and files that an automatic vacuum removed.
     """
 
     ready: int = 0
@@ -90,21 +90,21 @@ def ingest(
     auto_vacuum: bool = False,
     **options: Unpack[IngestOptions],
 ) -> IngestResult:
-    """Cut slides into a lake, making it if it is not there; slides already in it are left alone.
+    """Cut slides into a lake, and make the lake if it is new; slides already in it are left alone.
 
     Args:
         lake_uri: folder or URL of the lake.
         inputs: files, folders, globs, CSV or Parquet manifests, URLs.
         config: settings of the lake; an existing lake's must be the same.
-        slide_timeout_s: a slide that takes longer, and a second for each MB, is given up.
-        commit_slides: slides in one commit; each commit is one fragment per mpp, and a fragment
-            is what a teacher later takes or resumes as a whole.
+        slide_timeout_s: seconds, plus one for each MB, after which a slide is given up.
+        commit_slides: number of slides in one commit; each commit is one fragment per mpp, which
+            a teacher later computes or resumes as a whole.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
         **options: which slides to take, and how to find their tissue; see `IngestOptions`.
 
     Raises:
-        LakeError: the lake is there with other settings.
+        LakeError: the lake exists with other settings.
         InputError: the inputs name no slide at all, or not those of `only`.
     """
     start = time.perf_counter()
@@ -141,7 +141,7 @@ def ingest(
 def _run(
     lake: Lake, todo: Todo, commit_slides: int, slide_timeout_s: float
 ) -> list[dict[str, str]]:
-    """Cut and commit; returns slides that failed while their earlier tiles stay."""
+    """Cut and commit slides; return the slides that failed while their earlier tiles stay."""
     left = {row["slide_id"]: row for row in todo.cut}
     kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
@@ -181,7 +181,7 @@ def _guess(row: Row) -> str:
 
 
 def _fail(lake: Lake, rows: Sequence[Row], again: Mapping[str, str]) -> list[dict[str, str]]:
-    """Write failures down; a slide that is ready from an earlier cut stays as it is."""
+    """Commit the failed slides; a slide that is ready from an earlier cut stays as it is."""
     ready = [row for row in rows if row["state"] == "ready"]
     if len(ready) < len(rows):
         lake.committer.fail([row for row in rows if row["state"] != "ready"])

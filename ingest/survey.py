@@ -25,8 +25,8 @@ class Survey:
 
     Attributes:
         overview: RGB [H, W, 3].
-        scale: side of one of its pixels in level-0 pixels.
-        tissue: what was found on it, or given.
+        scale: side of one pixel of the overview in level-0 pixels.
+        tissue: the tissue that was found on the slide, or that a mask marks.
         maps: maps of the scores that are means over the slide or its tissue, each [H, W], by name.
     """
 
@@ -36,11 +36,11 @@ class Survey:
     maps: dict[str, Float32Array]
 
     def shares(self, grids: Sequence[Grid]) -> list[Float32Array]:
-        """Share of each tile that is tissue, [grid.height, grid.width] per grid, finest first."""
+        """Return tissue shares of tiles, [grid.height, grid.width] per grid, finest first."""
         return tissue_shares(self.tissue.mask, self.scale, grids)
 
     def kept(self, grids: Sequence[Grid], tissue_min: float) -> list[npt.NDArray[np.bool_]]:
-        """Return which tiles of each grid are kept, finest first.
+        """Return the kept tiles of each grid, finest first.
 
         A tile is kept for the lake's least share of tissue, or for less where single cells were
         looked for.
@@ -55,7 +55,7 @@ class Survey:
         """Return all scores of kind `slide` of each tile.
 
         Returns:
-            Per grid, finest first, [grid.height, grid.width] by name; NaN where nothing is known.
+            Per grid, finest first, [grid.height, grid.width] by name; NaN where no value is known.
         """
         by_grid: list[dict[str, Float32Array]] = [{} for _ in grids]
         for name, score in slide_scores().items():
@@ -76,13 +76,13 @@ def survey(
     mask: str | None = None,
     tissue_by: TissueBy = STANDARD,
 ) -> Survey:
-    """Look at a slide.
+    """Return the survey of a slide: its overview, its tissue and the maps of its scores.
 
     Args:
-        slide: open.
-        pen_veto: take pen out of the tissue; None is what the method does.
-        mask: a GeoJSON or PNG that says what is tissue instead.
-        tissue_by: how tissue is found where there is no mask.
+        slide: the open slide.
+        pen_veto: whether pen is taken out of the tissue; None: as the method does.
+        mask: a GeoJSON or PNG file that marks the tissue instead.
+        tissue_by: the method that finds tissue where there is no mask.
 
     Raises:
         SlideError: pixels or the mask can't be read.
@@ -115,7 +115,7 @@ def _of_mask(
 
 
 def mask_picture(slide_survey: Survey, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Tissue (255) as a grey picture of a thumbnail's shape."""
+    """Return the tissue (255) as a grey picture of a thumbnail's shape."""
     size = shape[::-1]
     picture: npt.NDArray[np.uint8] = cv2.resize(
         slide_survey.tissue.mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST

@@ -33,8 +33,8 @@ def write_contact_sheet(lake: "Lake", *, most: int = 400) -> str:
     """Write `ingest.html` at the root of a lake: failed slides first, then doubtful ones.
 
     Args:
-        lake: at the version to show.
-        most: how many slides to show at most; at most half of them failed ones.
+        lake: The lake at the version to show.
+        most: Greatest number of slides to show; at most half of them are failed slides.
 
     Returns:
         The page's URI.
@@ -84,7 +84,7 @@ def _totals(lake: "Lake", slides: pl.DataFrame) -> Row:
 
 
 def _counted(values: pl.Series) -> dict[str, int]:
-    """Value -> how often it occurs, most often first.
+    """Return the number of times that each value occurs, most frequent first.
 
     >>> _counted(pl.Series(["b", "a", "b", None]))
     {'b': 2, 'a': 1}
@@ -94,12 +94,12 @@ def _counted(values: pl.Series) -> dict[str, int]:
 
 
 def _kinds(cards: Sequence[Row]) -> dict[str, int]:
-    """Kind -> number of cards, in the order of the cards."""
+    """Return the number of cards of each kind, in the order of the cards."""
     return dict(Counter(card["kind"] for card in cards))
 
 
 def _codecs(cards: Sequence[Row]) -> dict[str, int]:
-    """Codec -> tiles of the slides shown. Of all slides it would be a scan of all tiles."""
+    """Return the shown slides' tiles per codec; for all slides it would scan all tiles."""
     tile_counts: Counter[str] = Counter()
     for card in cards:
         for counts in card["codecs"].values():

@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
 
 
 def size(byte_count: float) -> str:
-    """Format bytes in the largest unit of which there is at least one.
+    """Format a number of bytes in the largest unit that gives at least 1.
 
     >>> size(512), size(33_600_000)
     ('512 B', '33.6 MB')

@@ -1,4 +1,4 @@
-"""Cards of slides for people to look at: which to show, and what each says.
+"""Cards of slides for people to look at: which slides to show, and what each card shows.
 
 Tiles are found by slide in the fragments that the catalog names: 400 slides of 5,000 take 0.8 s so,
 7 s by a query over the whole table. Slides are read a few at a time, so memory stays at those.
@@ -71,13 +71,13 @@ def choose_slides(
 ) -> pl.DataFrame:
     """Return the slides to show: failed, the named one, doubtful, then the others in order.
 
-    Slides that wait to be cut are left out: there is nothing to see of them.
+    Slides that wait to be cut are left out: they have no picture yet.
 
     Args:
-        slides: rows with slide, slide_id, uri, state and verdict.
-        most: how many at most.
-        most_failed: how many of them may be failed.
-        first: file name of a slide to show in any case, or None.
+        slides: Rows with slide, slide_id, uri, state and verdict.
+        most: Greatest number of slides.
+        most_failed: Greatest number of failed slides among them.
+        first: File name of a slide to show in any case, or None.
     """
     failed = pl.col("state") == "failed"
     some_failed = slides.filter(failed).sort("slide").head(most_failed)
@@ -125,8 +125,8 @@ def _cards(lake: "Lake", slides: pl.DataFrame, longest_px: int) -> Iterator[Row]
         }
 
 
-def _pictures(lake: "Lake", slides: pl.DataFrame) -> dict[int, Row]:
-    """Slide number -> thumbnail and tissue mask, of some slides at once."""
+def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
+    """Return thumbnail and tissue mask by slide number, of some slides at once."""
     from featurestore.tables import SLIDES
 
     # By the indexed column: `slide` has no index in this table.
@@ -136,8 +136,8 @@ def _pictures(lake: "Lake", slides: pl.DataFrame) -> dict[int, Row]:
     return {row["slide"]: row for row in pictures.to_pylist()}
 
 
-def _tiles(lake: "Lake", slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
-    """Slide number -> its tiles at one mpp, for slides that have been cut."""
+def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
+    """Return the tiles at one mpp by slide number, for slides that have been cut."""
     places = lake.tiles_of(mpp=mpp, slide_ids=slides["slide_id"].to_list())
     rows = _tile_rows(lake, places.filter(pl.col("tiles") > 0), mpp)
     by_slide = rows.partition_by("slide", as_dict=True)
@@ -154,8 +154,8 @@ def _tiles(lake: "Lake", slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
     return tiles
 
 
-def _tile_rows(lake: "Lake", places: pl.DataFrame, mpp: float) -> pl.DataFrame:
-    """Rows of the tiles that catalog rows name, from their fragments alone.
+def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:
+    """Return the rows of the tiles that catalog rows name, from their fragments alone.
 
     By slide, not by the catalog's row offsets: those count rows that were deleted when a slide
     was scanned again, and Lance's scanner does not.
@@ -181,7 +181,7 @@ def _with_pen(finest: Tiles | None) -> int | None:
 def _picture(
     pictures: Row, row: Mapping[str, Any], tiles: Mapping[float, Tiles], longest_px: int
 ) -> Row:
-    """The slide's annotated picture as a data URI, or why there is none."""
+    """Return the slide's annotated picture as a data URI, or why there is none."""
     from featurestore import DamageError
 
     thumbnail, mask = pictures.get("thumbnail"), pictures.get("tissue_mask")

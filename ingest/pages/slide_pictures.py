@@ -39,8 +39,8 @@ class Tiles:
         side_px: side of a tile in level-0 pixels.
         x: int32[N] left edges, level-0 pixels.
         y: int32[N] top edges, level-0 pixels.
-        pen: float32[N] share of each that is pen, NaN where it is not known.
-        codecs: how many of them were `stored` in the slide as they are, how many `encoded`.
+        pen: float32[N] share of each tile that is pen, NaN where it is not known.
+        codecs: Number of tiles that were `stored` in the slide as they are, and `encoded`.
     """
 
     side_px: int
@@ -51,7 +51,7 @@ class Tiles:
 
     @property
     def with_pen(self) -> NDArray[np.bool_]:
-        """bool[N], where more than `PEN_SHOWN` of a tile is pen."""
+        """Return bool[N]: whether more than `PEN_SHOWN` of a tile is pen."""
         return self.pen > PEN_SHOWN
 
 
@@ -92,7 +92,7 @@ def draw_slide(
 
 
 def _boxes(tiles: Tiles, scale: float) -> NDArray[np.int64]:
-    """Tiles as left, top, right, bottom [4, N] in pixels of the picture."""
+    """Return the tiles' left, top, right and bottom [4, N] in pixels of the picture."""
     corners = np.stack([tiles.x, tiles.y, tiles.x + tiles.side_px, tiles.y + tiles.side_px])
     return np.rint(corners * scale).astype(np.int64)
 
@@ -108,7 +108,7 @@ def _tint(picture: Rgb, boxes_4N: NDArray[np.int64]) -> None:
 def _draw_grid(
     picture: Rgb, tiles: Tiles, scale: float, *, colour: tuple[int, int, int], thickness: int
 ) -> None:
-    """Draw the tiles' edges; where tiles are too small for that, the edge of all together."""
+    """Draw the edges of tiles; where tiles are too small for that, the edge of their union."""
     import cv2
 
     boxes_4N = _boxes(tiles, scale)
@@ -121,7 +121,7 @@ def _draw_grid(
 
 
 def _union(boxes_4N: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """1 where any of the boxes (left, top, right, bottom) is, each at least one pixel."""
+    """Return 1 inside any of the boxes (left, top, right, bottom), each at least one pixel."""
     height, width = shape
     left, top, right, bottom = boxes_4N
     columns = np.clip([left, np.maximum(right, left + 1)], 0, width)
@@ -149,7 +149,7 @@ def decode_rgb(file_bytes: bytes) -> Rgb:
     """Decode a picture in any format of OpenCV to RGB [H, W, 3].
 
     Raises:
-        DamageError: It is no picture.
+        DamageError: The bytes are no picture.
     """
     import cv2
 
@@ -160,7 +160,7 @@ def decode_mask(file_bytes: bytes) -> NDArray[np.uint8]:
     """Decode a picture in any format of OpenCV to grey [H, W].
 
     Raises:
-        DamageError: It is no picture.
+        DamageError: The bytes are no picture.
     """
     import cv2
 
@@ -198,8 +198,8 @@ def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
     """Encode a picture [H, W, 3] as JPEG.
 
     Args:
-        picture_HW3: the picture.
-        sharp: for writing in it: colours at full resolution and quality 75, twice the bytes.
+        picture_HW3: The picture.
+        sharp: Whether colours have full resolution and quality 75, for text; twice the bytes.
     """
     import cv2
 
@@ -212,5 +212,5 @@ def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Return bytes as a data URI, which a page holds in itself."""
+    """Return bytes as a data URI, which a page embeds."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

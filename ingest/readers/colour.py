@@ -12,11 +12,11 @@ RgbArray = npt.NDArray[np.uint8]
 
 
 class SrgbTransform:
-    """Converts pixels to sRGB.
+    """A conversion of pixels to sRGB.
 
     Args:
         path: path of the slide, for messages.
-        profile: its ICC profile.
+        profile: ICC profile of the slide.
 
     Raises:
         SlideError: the profile is damaged, or is not one of RGB colours.

@@ -1,4 +1,4 @@
-"""The few facts of a DICOM file's header that tell a slide's levels from its label and macro.
+"""The few facts of a DICOM file's header that distinguish levels from a label or a macro.
 
 A header is read as far as the given bytes reach, explicit and implicit VR, little endian: what
 whole-slide files are written in. A file that is parsed no further than some tag lacks those after.
@@ -24,8 +24,8 @@ class DicomHeader:
     """The facts in the header of a DICOM file.
 
     Attributes:
-        series: UID of its series; empty if it has none.
-        image_type: its values, as `("DERIVED", "PRIMARY", "VOLUME", "NONE")`.
+        series: UID of the file's series; empty if it has none.
+        image_type: values of the image type, as `("DERIVED", "PRIMARY", "VOLUME", "NONE")`.
         width_px: width of the whole level; 0 if the header has none.
         height_px: height of the whole level.
     """
@@ -37,20 +37,20 @@ class DicomHeader:
 
     @property
     def is_volume(self) -> bool:
-        """Whether it is a level of a slide, and no label, overview or thumbnail."""
+        """Whether the file is a level of a slide, and no label, overview or thumbnail."""
         return "VOLUME" in self.image_type
 
     @property
     def pixels(self) -> int:
-        """Pixels of the level."""
+        """Return the number of pixels of the level."""
         return self.width_px * self.height_px
 
 
 def read_header(head: bytes) -> DicomHeader | None:
-    """Return the facts of a DICOM file from its first bytes; None if it is none.
+    """Return the header of a DICOM file from its first bytes; None for other files.
 
     Args:
-        head: how the file begins; 64 KiB hold all that is looked for.
+        head: first bytes of the file; 64 KiB hold all values of the header.
     """
     if head[PREFIX : PREFIX + 4] != MARK:
         return None
@@ -68,7 +68,7 @@ def read_header(head: bytes) -> DicomHeader | None:
 
 
 def _elements(header_bytes: bytes) -> Iterator[tuple[int, bytes]]:
-    """Elements of the data set itself; what lies in sequences is passed over."""
+    """Yield the elements of the data set itself; elements in sequences are left out."""
     at, explicit = PREFIX + 4, True
     while at + 8 <= len(header_bytes):
         group = struct.unpack_from("<H", header_bytes, at)[0]
@@ -86,7 +86,7 @@ def _elements(header_bytes: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _element(header_bytes: bytes, at: int, *, explicit: bool) -> tuple[int, int, int]:
-    """Tag of an element, where its value begins, and its length."""
+    """Return the tag of an element, where its value begins, and the value's length."""
     group, element = struct.unpack_from("<HH", header_bytes, at)
     tag = group << 16 | element
     if group == 0xFFFE or not explicit:

@@ -33,11 +33,11 @@ class TiffImageReader(LevelReader):
 
     Args:
         path: a local file.
-        image: which of its images.
-        options: how to read it.
+        image: the image of the file.
+        options: the settings to read it with.
 
     Raises:
-        NotNativeError: it has no tiles of 8-bit colour JPEGs.
+        NotNativeError: the image has no tiles of 8-bit colour JPEGs.
         SlideError: there is no usable mpp.
     """
 
@@ -75,12 +75,12 @@ class PictureReader(LevelReader):
 
     Args:
         path: a local file.
-        image: which image of a TIFF it is; None for other formats.
-        options: how to read it.
+        image: the image of a TIFF; None for other formats.
+        options: the settings to read it with.
 
     Raises:
-        SlideError: it can't be decoded, is too large for that, no 8-bit colour picture, or has no
-            usable mpp.
+        SlideError: the picture can't be decoded, is too large for that, is no 8-bit colour
+            picture, or has no usable mpp.
     """
 
     name = "pillow"
@@ -108,7 +108,7 @@ class PictureReader(LevelReader):
         return out
 
     def close(self) -> None:
-        """Drop the pixels."""
+        """Drop the decoded pixels."""
         del self._array
 
 
@@ -116,7 +116,7 @@ def open_tiff_image(file: SlideFile, options: ReadOptions) -> SlideReader:
     """Open an image of JPEG or WebP tiles in a TIFF.
 
     Raises:
-        NotNativeError: it is none such.
+        NotNativeError: the file is no such image.
     """
     if file.image is None:
         msg = "it is no TIFF"
@@ -141,7 +141,7 @@ def stated_mpps(path: str, image: TiffImage) -> list[StatedMpp]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
-    """Open a picture; Pillow's own limit of pixels is below that of a small slide."""
+    """Open a picture, without Pillow's own limit of pixels, which a small slide exceeds."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as picture:
@@ -180,7 +180,7 @@ def _decoded(path: str, picture: Image.Image, page: int) -> tuple[RgbArray, bool
 
 
 def _is_deep(path: str, picture: Image.Image) -> bool:
-    """Whether it is a PNG of 16 bits a sample, of which Pillow drops the lower half."""
+    """Whether the picture is a PNG of 16 bits per sample, of which Pillow drops the lower half."""
     if picture.format != "PNG":
         return False
     with Path(path).open("rb") as file:

@@ -1,8 +1,8 @@
-"""Whether a level of a pyramid shows the same picture as the finer ones, at the same places.
+"""Whether a level of a pyramid shows the same picture as finer levels, at the same places.
 
 Level k is compared with the finest level that has at most 8 x its resolution: level 0 for the first
-ones, and for coarser ones a level that has passed itself. So a look costs a few tiles, and what a
-level may be off adds up to less than two of its own pixels.
+levels, and for coarser levels a level that has passed itself. So a check costs a few tiles, and
+the shift of a level adds up to less than two of its own pixels.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A square of a level that is looked for in itself.
+    """A square of a level that is compared with a finer level.
 
     Attributes:
         x: left side, in pixels of the level.
-        y: top side, likewise.
-        side: in pixels of the level.
+        y: top side, in pixels of the level.
+        side: side of the square, in pixels of the level.
     """
 
     x: int
@@ -46,7 +46,7 @@ class Patch:
 
 
 def level_scale(full: tuple[int, int], part: tuple[int, int]) -> float:
-    """Level-0 pixels to one of a level; whole where its size is that of a whole downsampling.
+    """Return the level-0 pixels per pixel of a level; whole where its size allows it.
 
     4099 px are stored as 1024 at a fourth: openslide calls that 4.0029, and would be a pixel off
     after every 341.
@@ -65,7 +65,7 @@ def level_scale(full: tuple[int, int], part: tuple[int, int]) -> float:
 
 
 def scales_differ(full: tuple[int, int], part: tuple[int, int]) -> str:
-    """Say how the scales of a level across and down differ; nothing if they are the same.
+    """Return in words how a level's scales across and down differ; "" if they are the same.
 
     Args:
         full: width and height of level 0.
@@ -91,8 +91,8 @@ def reference_level(scales: Sequence[float], level: int, usable: Sequence[int]) 
 
     Args:
         scales: level-0 pixels to one pixel of each level.
-        level: which is to be compared.
-        usable: levels that may be used, level 0 among them.
+        level: number of the level that is to be compared.
+        usable: numbers of the levels that may be used, level 0 among them.
 
     >>> [reference_level([1, 4, 16, 32], level, [0, 1, 2]) for level in (1, 2, 3)]
     [0, 1, 1]
@@ -134,7 +134,7 @@ def finer_square(patch: Patch, ratio: float) -> Patch:
     """Return the same square in pixels of a finer level.
 
     Args:
-        patch: in pixels of the level.
+        patch: the square in pixels of the level.
         ratio: pixels of the finer level to one of the level.
     """
     x, y, side = (round(length * ratio) for length in (patch.x, patch.y, patch.side))
@@ -142,13 +142,13 @@ def finer_square(patch: Patch, ratio: float) -> Patch:
 
 
 def pictures_differ(reference: RgbArray, around: RgbArray, x: int, y: int) -> str:
-    """Say how a patch of a level differs from the same of a finer one; nothing if it does not.
+    """Return in words how a patch differs from a finer level's patch; "" if it does not.
 
     Args:
         reference: the finer level's patch [n, n, 3], reduced to the level's pixels.
         around: the level's patch with its margin.
         x: left edge of the patch in `around`.
-        y: likewise.
+        y: top edge of the patch in `around`.
     """
     template, field = (_smooth(picture) for picture in (reference, around))
     area = template.size
@@ -171,7 +171,7 @@ def pictures_differ(reference: RgbArray, around: RgbArray, x: int, y: int) -> st
 
 
 def _smooth(picture: RgbArray) -> Float32Array:
-    """Remove the noise of single pixels, which depends on how a level was reduced."""
+    """Return a picture without the noise of single pixels, which varies with level reduction."""
     smooth: Float32Array = cv2.blur(picture, (5, 5)).astype(np.float32)
     return smooth
 

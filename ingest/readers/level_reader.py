@@ -1,6 +1,6 @@
 """The part that readers of pyramids share: levels, microns per pixel, tiles, overviews.
 
-A subclass gives the sizes of its levels and their pixels. Which level serves a request is decided
+A subclass returns the sizes of its levels and their pixels. Which level serves a request is decided
 here, and only among levels that show the picture of level 0 (see `level_check`): each is compared
 when it is first needed, and left out with a note if it does not.
 """
@@ -37,14 +37,14 @@ class LevelReader(abc.ABC):
         options: the settings to read it with.
 
     Attributes:
-        name: which reader read the pixels.
-        fallback: why openslide reads what the native reader could have; None if it does not.
-        notes: what is odd about the slide, each in one line.
+        name: name of the reader that read the pixels.
+        fallback: why openslide reads the slide in place of the native reader; None if it does not.
+        notes: oddities of the slide, each in one line.
         mpp: microns per pixel of level 0, the mean of `mpp_x` and `mpp_y`.
         mpp_source: `given`, `file` or `objective`.
 
     Raises:
-        SlideError: there is no usable mpp, or its colours can't be converted.
+        SlideError: there is no usable mpp, or the slide's colours can't be converted.
     """
 
     name = "none"
@@ -78,11 +78,11 @@ class LevelReader(abc.ABC):
 
     @abc.abstractmethod
     def _stated_mpps(self) -> list[StatedMpp]:
-        """Microns per pixel as the file states them, those that are preferred first."""
+        """Return the microns per pixel that the file states, preferred values first."""
 
     @abc.abstractmethod
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> RgbArray:
-        """Pixels [height, width, 3] of a level as they are stored; white outside the slide."""
+        """Return stored pixels [height, width, 3] of a level; white outside the slide."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -96,12 +96,12 @@ class LevelReader(abc.ABC):
 
     @property
     def levels(self) -> int:
-        """Number of stored levels."""
+        """Return the number of stored levels."""
         return len(self._sizes)
 
     @property
     def converts_colours(self) -> bool:
-        """Whether pixels are given in other colours than they are stored in."""
+        """Whether pixels are returned in other colours than they are stored in."""
         return self._colours is not None
 
     # ------------------------------------------------------------------ which level
@@ -117,7 +117,7 @@ class LevelReader(abc.ABC):
         return next((level for level in fits if self.is_fit(level)), 0)
 
     def is_fit(self, level: int) -> bool:
-        """Return whether a level shows the picture of level 0; if it does not, that is noted."""
+        """Return whether a level shows the picture of level 0; an unfit level is noted."""
         if level not in self._unfit:
             self._unfit[level] = why = self._why_unfit(level)
             if why:
@@ -125,7 +125,7 @@ class LevelReader(abc.ABC):
         return not self._unfit[level]
 
     def unfit_levels(self, downsample: float) -> list[str]:
-        """Look at all levels of at least this scale, and return the notes on those left out."""
+        """Check all levels of at least this scale, and return the notes on unfit levels."""
         levels = [n for n in range(self.levels) if self._scales[n] * LEVEL_SLACK >= downsample]
         return [f"level {n}: {self._unfit[n]}" for n in levels if not self.is_fit(n)]
 
@@ -150,7 +150,7 @@ class LevelReader(abc.ABC):
         """Return how a patch of a level differs from a finer level that is known to be fit.
 
         Returns:
-            The words; nothing if it does not; None where the finer level can't be read.
+            The difference in words; "" if there is none; None where the finer level can't be read.
         """
         ratio = self._scales[level] / self._scales[reference]
         n, whole = patch.side, round(ratio)
@@ -209,12 +209,12 @@ class LevelReader(abc.ABC):
         """Return pixels [height, width, 3] of a level, reduced to 1 / shrink; white outside it.
 
         Args:
-            level: 0 is the finest.
+            level: number of the level; 0 is the finest.
             x: left side, in pixels of the result.
-            y: top side, likewise.
+            y: top side, in pixels of the result.
             width: width of the result.
             height: height of the result.
-            shrink: whole number of the level's pixels along one of the result.
+            shrink: whole number of the level's pixels along one pixel of the result.
 
         Raises:
             SlideError: the pixels can't be read.
@@ -225,7 +225,7 @@ class LevelReader(abc.ABC):
     def _reduced(
         self, level: int, x: int, y: int, width: int, height: int, shrink: int
     ) -> RgbArray:
-        """Return the pixels of `region` in the colours that are stored."""
+        """Return the pixels of `region` in the stored colours."""
         rgb = self._pixels(level, x * shrink, y * shrink, width * shrink, height * shrink)
         if shrink > 1:
             rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
@@ -279,10 +279,10 @@ class LevelReader(abc.ABC):
             y: top side of the part.
             width: width of the part.
             height: height of the part.
-            factor: pixels of the result along one of the overview.
+            factor: pixels of the result along one pixel of the overview.
 
         Returns:
-            [height * factor, width * factor, 3]; what lies beyond the slide is white.
+            Pixels [height * factor, width * factor, 3]; what lies beyond the slide is white.
         """
         level = self._level(scale)
         across, down = width * factor, height * factor
@@ -295,12 +295,12 @@ class LevelReader(abc.ABC):
         return piece
 
     def _overview_level(self, mpp: float) -> tuple[int, int]:
-        """Return the level to read for an overview, and how many of its pixels make one."""
+        """Return the level to read for an overview, and its pixels along one overview pixel."""
         level = self._level(max(1.0, mpp / self.mpp))
         return level, max(1, round(mpp / (self.mpp * self._scales[level])))
 
     def _block(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> RgbArray:
-        """Return a part of an overview; its last pixels are means of what is inside the slide."""
+        """Return a part of an overview; pixels at the slide's end are means of the slide alone."""
         across, down = self._sizes[level]
         wide = min(width * factor, across - x * factor)
         high = min(height * factor, down - y * factor)
@@ -317,19 +317,19 @@ class LevelReader(abc.ABC):
         return 1
 
     def stored_level(self, grid: Grid) -> int | None:
-        """Return the level whose stored tiles are just those of a grid; None if there is none."""
+        """Return the level whose stored tiles are the tiles of a grid; None if there is none."""
         return None
 
     def stored_jpeg(self, level: int, grid_y: int, grid_x: int) -> bytes | None:
-        """Return a stored tile of a `stored_level`; None for one that reaches beyond the slide.
+        """Return a stored tile of a `stored_level`; None if the tile reaches beyond the slide.
 
         Raises:
-            SlideError: its bytes are not there, or end before the JPEG does.
+            SlideError: the tile's bytes are missing, or end before the JPEG does.
         """
         return None
 
     def stored_tile_px(self, mpp: float) -> int | None:
-        """Return the side of the square tiles stored at an mpp, or None if none are."""
+        """Return the side of the square tiles stored at an mpp, or None if there are none."""
         return None
 
     def __enter__(self) -> Self:

@@ -23,10 +23,10 @@ class StatedMpp:
     """Microns per pixel as one source states them.
 
     Attributes:
-        x: across.
-        y: down.
-        source: what `mpp_source` is called in the slide's row: `given`, `file` or `objective`.
-        place: where the value stands, in words.
+        x: microns per pixel across.
+        y: microns per pixel down.
+        source: value of `mpp_source` in the slide's row: `given`, `file` or `objective`.
+        place: where the value is stated, in words.
     """
 
     x: float
@@ -36,22 +36,22 @@ class StatedMpp:
 
     @property
     def mean(self) -> float:
-        """The geometric mean of both."""
+        """Return the geometric mean of the mpps across and down."""
         return sqrt(self.x * self.y)
 
     @property
     def is_possible(self) -> bool:
-        """Whether a scanner can have both."""
+        """Whether a scanner can have both mpps."""
         return all(MPP_RANGE[0] <= axis_mpp <= MPP_RANGE[1] for axis_mpp in (self.x, self.y))
 
     @property
     def is_anisotropic(self) -> bool:
-        """Whether pixels are so far from square that a length across is no length down."""
+        """Whether pixels are too far from square for one mpp to measure both directions."""
         return abs(self.x / self.y - 1) > ANISOTROPY_MAX
 
 
 def given_mpp(mpp: float) -> StatedMpp:
-    """Return a value that a user gave."""
+    """Return the microns per pixel that a user gave."""
     return StatedMpp(x=mpp, y=mpp, source="given", place="what was given")
 
 
@@ -66,15 +66,15 @@ def choose_mpp(
 
     Args:
         path: path of the slide, for messages.
-        stated: values in the order in which they are preferred.
+        stated: stated values in the order in which they are preferred.
         objective: power of the objective, taken where no value is possible.
         allow_anisotropic: take the mean of x and y where they differ by more than 2 %.
 
     Returns:
-        The value, and notes on what is odd about it.
+        The value, and notes on its oddities.
 
     Raises:
-        SlideError: nothing is stated, nothing stated is possible, or x and y differ.
+        SlideError: no value is stated, no stated value is possible, or x and y differ.
     """
     if stated and stated[0].source == "given" and not stated[0].is_possible:
         msg = f"{path}: {stated[0].mean:g} mpp was given, outside {_range()}; {REMEDY}"
@@ -112,7 +112,7 @@ def _range() -> str:
 
 
 def _passed_over(stated: Iterable[StatedMpp], chosen: StatedMpp) -> list[str]:
-    """Notes on impossible values that were preferred to the chosen one."""
+    """Return notes on impossible values that were preferred to the chosen value."""
     notes = []
     for one in stated:
         if one is chosen:
@@ -125,7 +125,7 @@ def _passed_over(stated: Iterable[StatedMpp], chosen: StatedMpp) -> list[str]:
 
 
 def _contradiction(chosen: StatedMpp, objective: float | None) -> list[str]:
-    """A note where the objective means another size of pixels."""
+    """Return a note where the objective's power contradicts the chosen mpp."""
     if chosen.source != "file" or not objective:
         return []
     nominal = OBJECTIVE_MPP / objective

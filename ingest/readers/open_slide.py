@@ -25,16 +25,16 @@ def open_slide(
     image: int | None = None,
     reader: str | None = None,
 ) -> SlideReader:
-    """Open a slide.
+    """Open a slide with the first reader that reads it.
 
     Args:
         path: a local file.
         options: the settings to read it with.
-        image: number of an image of a TIFF that holds several; None: the largest.
-        reader: the name of a reader of `READERS`, to use no other; None: the first that takes it.
+        image: number of an image of a TIFF that holds several; None: the largest image.
+        reader: name of the only reader of `READERS` to use; None: the first that reads the slide.
 
     Raises:
-        SlideError: it is no slide that can be read, or has no usable mpp; the text says why.
+        SlideError: the file is no slide that can be read, or has no usable mpp.
     """
     if reader is not None and reader not in READERS:
         msg = f"no slide reader '{reader}'; there are {', '.join(READERS)}"
@@ -68,7 +68,7 @@ def open_slide(
 
 
 def _opened(file: SlideFile, options: ReadOptions, names: tuple[str, ...]) -> SlideReader:
-    """Open a file with the first of some readers that takes it."""
+    """Open a file with the first of some readers that reads it."""
     reason = why_no_slide(file.path, formats_read())
     for name in names:
         entry = READERS[name]

@@ -1,4 +1,4 @@
-"""Slides through openslide: the universal reader, and what faster ones are compared with."""
+"""Slides through openslide: the universal reader, which faster readers are compared with."""
 
 import math
 
@@ -14,7 +14,7 @@ from ingest.readers.tiff.ome import ome_mpp
 
 
 def detect_vendor(path: str) -> str | None:
-    """Return the format that openslide takes a file for; None if it does not read it."""
+    """Return the format of a file as openslide names it; None if openslide does not read it."""
     vendor: str | None = openslide.OpenSlide.detect_format(path)
     return vendor
 
@@ -25,10 +25,10 @@ class OpenSlideReader(LevelReader):
     Args:
         path: a local file.
         mpp: microns per pixel that overrule the file's own.
-        options: how to read it, `mpp` included; in place of `mpp`.
+        options: the settings to read it with, `mpp` included; in place of `mpp`.
 
     Raises:
-        SlideError: it is not a slide that openslide reads, or has no usable mpp.
+        SlideError: the file is no slide that openslide reads, or has no usable mpp.
     """
 
     name = "openslide"
@@ -78,7 +78,7 @@ class OpenSlideReader(LevelReader):
 
 
 def open_with_openslide(file: SlideFile, options: ReadOptions) -> SlideReader:
-    """Open a slide that openslide alone reads, which faster readers are compared with."""
+    """Open a slide with openslide alone, which faster readers are compared with."""
     return OpenSlideReader(file.path, options=options)
 
 

@@ -1,7 +1,7 @@
 """The table of slide readers, in the order in which they are tried.
 
 A format is added by a module with a loader, and an entry here; `open_slide`, the suffixes that are
-taken from folders and the message about files that no reader takes follow from it.
+taken from folders and the message about files that no reader reads follow from it.
 """
 
 import importlib
@@ -25,7 +25,7 @@ class ReaderEntry:
             `NotNativeError` to leave the file to the next reader. Empty for a refused format.
         formats: the formats in words, as "a picture", for the message about other files.
         refusal: why a recognised format is not read, after "FILE "; None for a reader.
-        suffixes: suffixes of the files that are taken from folders for this reader's sake.
+        suffixes: suffixes of the files in folders that this reader reads.
     """
 
     takes: Callable[[SlideFile], bool]
@@ -35,11 +35,11 @@ class ReaderEntry:
     suffixes: tuple[str, ...] = ()
 
     def open(self, file: SlideFile, options: ReadOptions) -> SlideReader:
-        """Open a file.
+        """Open a file as a slide, with this entry's reader.
 
         Raises:
-            NotNativeError: another reader has to do it.
-            SlideError: it can't be read; the text says why.
+            NotNativeError: another reader has to open the file.
+            SlideError: the file can't be read.
         """
         module, _, function = self.loader.partition(":")
         loader: Loader = getattr(importlib.import_module(module), function)
@@ -47,7 +47,7 @@ class ReaderEntry:
 
 
 def _is_first_image(file: SlideFile) -> bool:
-    """Whether openslide reads the image to be read; it has no WebP, and no other images."""
+    """Whether openslide reads the image; it decodes no WebP, and a TIFF's first image alone."""
     if file.vendor is None:
         return False
     return file.image is None or (file.image.number == 1 and file.image.compression != WEBP)

@@ -26,7 +26,7 @@ CODECS = {
 
 
 def head_of(path: str, size: int = 64) -> bytes:
-    """Return how a file begins; nothing if it can't be read."""
+    """Return the first bytes of a file; b"" if it can't be read."""
     try:
         with Path(path).open("rb") as file:
             return file.read(size)
@@ -43,7 +43,7 @@ def picture_kind(path: str) -> str | None:
 
 
 def why_no_slide(path: str, formats: str) -> str:
-    """Return why no reader takes a file, beginning with its name.
+    """Return why no reader reads a file, beginning with the file's name.
 
     Args:
         path: path of the file.
@@ -66,5 +66,5 @@ def why_no_slide(path: str, formats: str) -> str:
 
 
 def undecodable(compression: int) -> str | None:
-    """Name a compression of a TIFF that no reader decodes; None for others."""
+    """Return the name of a TIFF's compression that no reader decodes; None for others."""
     return CODECS.get(compression)

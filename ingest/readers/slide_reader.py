@@ -1,6 +1,6 @@
 """The protocol of slide readers: what the pipeline needs of an open slide, whatever its format.
 
-`LevelReader` implements it for pyramids, so that a format has only to give its levels' sizes and
+`LevelReader` implements it for pyramids, so that a format only returns its levels' sizes and
 pixels. `open_slide` picks a reader from `reader_table.READERS`.
 """
 
@@ -23,7 +23,7 @@ class ReadOptions:
 
     Attributes:
         mpp: microns per pixel that overrule the file's own.
-        allow_anisotropic: take the mean where those across and down differ by more than 2 %.
+        allow_anisotropic: take the mean where mpps across and down differ by more than 2 %.
         icc: convert colours to sRGB by the slide's ICC profile, where it has one.
     """
 
@@ -46,16 +46,16 @@ class SlideReader(Protocol):
 
     Attributes:
         path: the local file.
-        name: which reader read the pixels; the column `reader` of `slides`.
-        fallback: why openslide reads what the native reader could have; None if it does not.
+        name: name of the reader that read the pixels; the column `reader` of `slides`.
+        fallback: why openslide reads the slide in place of the native reader; None if it does not.
         vendor: the scanner's maker as openslide names it; None where it is not known.
         objective: magnification of the objective, where the file states it.
         icc_profile: ICC profile of the slide's colours; None where there is none.
-        notes: what is odd about the slide, each in one line.
+        notes: oddities of the slide, each in one line.
         size_px: width and height of level 0.
         mpp: microns per pixel of level 0, the mean of `mpp_x` and `mpp_y`.
         mpp_source: `given`, `file` or `objective`.
-        turns_upright: whether pixels are turned as an orientation tag wants it.
+        turns_upright: whether pixels are turned as an orientation tag states.
     """
 
     path: str
@@ -73,21 +73,21 @@ class SlideReader(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the reader that read the pixels."""
+        """Return the name of the reader that read the pixels."""
         ...
 
     @property
     def levels(self) -> int:
-        """Number of stored levels."""
+        """Return the number of stored levels."""
         ...
 
     @property
     def converts_colours(self) -> bool:
-        """Whether pixels are given in other colours than they are stored in."""
+        """Whether pixels are returned in other colours than they are stored in."""
         ...
 
     def is_fit(self, level: int) -> bool:
-        """Return whether a level shows the picture of level 0; if it does not, that is noted."""
+        """Return whether a level shows the picture of level 0; an unfit level is noted."""
         ...
 
     def region(
@@ -121,19 +121,19 @@ class SlideReader(Protocol):
         ...
 
     def unfit_levels(self, downsample: float) -> list[str]:
-        """Return why levels of at least this scale show no picture of level 0."""
+        """Return the notes on levels of at least this scale that do not show level 0's picture."""
         ...
 
     def stored_level(self, grid: Grid) -> int | None:
-        """Return the level whose stored tiles are just the tiles of a grid; None if none are."""
+        """Return the level whose stored tiles are the tiles of a grid; None if there is none."""
         ...
 
     def stored_jpeg(self, level: int, grid_y: int, grid_x: int) -> bytes | None:
-        """Return a stored tile of a `stored_level`; None for one that reaches beyond the slide."""
+        """Return a stored tile of a `stored_level`; None if the tile reaches beyond the slide."""
         ...
 
     def stored_tile_px(self, mpp: float) -> int | None:
-        """Return the side of the square JPEG tiles stored at an mpp; None if none are."""
+        """Return the side of the square JPEG tiles stored at an mpp; None if there are none."""
         ...
 
     def close(self) -> None:

@@ -28,10 +28,10 @@ class Fetched:
 
     Attributes:
         path: a local file with the slide's own suffix; other files that belong to it lie beside.
-        bytes_file: bytes of the slide, with the files that belong to it.
-        levels: where its tiles lie, if it was fetched in part; for `sparse_tiff.level_ranges`.
+        bytes_file: size of the slide in bytes, with the files that belong to it.
+        levels: places of its tiles, if it was fetched in part; for `sparse_tiff.level_ranges`.
         plan: why it was fetched whole or in part; None where nothing was planned.
-        image: number of the image in the file that the slide is; None: not named.
+        image: number of the slide's image in the file; None: not named.
     """
 
     def __init__(self, path: str, bytes_file: int, files: Sequence[PartialFile] = ()) -> None:
@@ -43,25 +43,25 @@ class Fetched:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that have travelled for it; 0 for a local file."""
+        """Return the number of bytes fetched for the slide; 0 for a local file."""
         return sum(file.bytes_read for file in self._files)
 
     @property
     def is_whole(self) -> bool:
-        """Whether every byte is here."""
+        """Whether every byte of the file is on this machine."""
         return all(file.is_whole for file in self._files)
 
     def need(self, ranges: Iterable[Range]) -> None:
-        """Have these ranges [start, end) of bytes at `path`; those that are there cost nothing.
+        """Fetch byte ranges [start, end) to `path`; ranges that are there already cost nothing.
 
         Raises:
-            SlideError: they can't be had, or the file changed since it was opened.
+            SlideError: the bytes can't be read, or the file changed since it was opened.
         """
         for file in self._files[:1]:
             file.need(ranges)
 
     def need_all(self) -> None:
-        """Have the whole file at `path`. Raises SlideError as `need` does."""
+        """Fetch the whole file to `path`. Raises SlideError as `need` does."""
         for file in self._files:
             file.need_all()
 
@@ -74,19 +74,19 @@ def local_slide(
     mpps: Sequence[float] | None = None,
     mpp: float | None = None,
 ) -> Iterator[Fetched]:
-    """A slide as a local file; a local one is itself, any other is fetched and dropped after use.
+    """Yield a slide as a local file; a remote slide is fetched, and removed after use.
 
     Args:
         uri: a path, or any URL that fsspec knows; `#2` at its end names an image of a TIFF.
         scratch: folder for copies; $SLIDELAKE_SCRATCH or the temporary folder if None.
-        mpps: all that will be read from it, overviews included; if only coarse ones are, and
+        mpps: all mpps that will be read, overviews included; if all are coarse, and
             the file is a TIFF of JPEG tiles, the levels for them are fetched and no others.
             None: the whole file.
-        mpp: microns per pixel of the slide where they are known better than by its file.
+        mpp: microns per pixel of the slide where a better value than its file's is known.
 
     Raises:
-        SlideError: it is not there, can't be read, changed meanwhile, or there is no room; it is
-            a TIFF that is cut off, or holds no colour image.
+        SlideError: the slide does not exist, can't be read, changed meanwhile, or has no room on
+            the disk; or it is a TIFF that is cut off, or holds no colour image.
     """
     uri, image = split_image(uri)
     if is_local(uri):
@@ -109,7 +109,7 @@ def local_slide(
 
 @contextlib.contextmanager
 def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFile]]:
-    """The slide with an empty local file, and what belongs to it beside."""
+    """Yield the slide with an empty local file, and the other files that belong to it."""
     remote = RemoteFile(uri)
     state = remote.state()
     if state.is_folder:
@@ -132,7 +132,7 @@ def _opened(uri: str, scratch: str | None) -> Iterator[tuple[Fetched, PartialFil
 
 
 def _directories(fetched: Fetched, file: PartialFile) -> bool:
-    """Fetch what opens the slide; False if it can't be read in part."""
+    """Fetch the bytes that open the slide; return False if it can't be read in part."""
     if not file.state.ranges or file.local.suffix.lower() not in sparse_tiff.SUFFIXES:
         return False
     try:
@@ -143,7 +143,7 @@ def _directories(fetched: Fetched, file: PartialFile) -> bool:
 
 
 def _plan(fetched: Fetched, file: PartialFile, mpps: Sequence[float], mpp: float | None) -> bool:
-    """Fetch the levels for these mpps, if they are few bytes; whether that was done."""
+    """Fetch the levels for these mpps, if they are few bytes; return whether they were fetched."""
     if not _directories(fetched, file):
         return False
     try:
@@ -167,7 +167,7 @@ def _plan(fetched: Fetched, file: PartialFile, mpps: Sequence[float], mpp: float
 
 
 def _companions(remote: RemoteFile, file: PartialFile, folder: Path) -> list[PartialFile]:
-    """The other files of a slide that is more than one, copied beside it."""
+    """Copy the other files of a slide of several files beside it, and return them."""
     suffix = file.local.suffix.lower()
     if suffix == ".mrxs":
         others = remote.beside(PurePosixPath(name_of(remote.uri)).stem)
@@ -185,7 +185,7 @@ def _companions(remote: RemoteFile, file: PartialFile, folder: Path) -> list[Par
 
 
 def _named_files(path: Path) -> set[str]:
-    """The files that a Hamamatsu index names."""
+    """Return the names of the files that a Hamamatsu index lists."""
     if named := named_files(path.read_text(encoding="utf-8", errors="replace")):
         return named
     msg = f"{path} is no index of a Hamamatsu slide"
@@ -200,7 +200,7 @@ def _whole(remote: RemoteFile, local: Path) -> PartialFile:
 
 
 def _local_name(uri: str) -> str:
-    """The slide's own name, as far as a file can have it: openslide looks at suffixes."""
+    """Return the slide's own name as a valid file name: openslide depends on suffixes."""
     name = name_of(uri).replace("/", "_").replace("\0", "_").lstrip(".") or "slide"
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
     while len(f"{stem}{suffix}".encode()) > NAME_BYTES:

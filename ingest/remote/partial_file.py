@@ -41,7 +41,7 @@ def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
 
 
 def without(ranges: Iterable[Range], had: Sequence[Range]) -> list[Range]:
-    """Return the parts of `ranges` that are not in `had`, which is sorted and without overlap.
+    """Return the parts of `ranges` outside `had`, which is sorted and without overlap.
 
     >>> without([(0, 10)], [(2, 3), (5, 12)])
     [(0, 2), (3, 5)]
@@ -62,25 +62,25 @@ def without(ranges: Iterable[Range], had: Sequence[Range]) -> list[Range]:
 
 
 def parts(ranges: Iterable[Range], size: int) -> Iterator[Range]:
-    """The ranges in pieces of at most `size`."""
+    """Yield the ranges in pieces of at most `size` bytes."""
     for start, end in ranges:
         for at in range(start, end, size):
             yield at, min(at + size, end)
 
 
 class PartialFile:
-    """A remote file's local stand-in.
+    """A local file that fills with a remote file's bytes as they are needed.
 
     Args:
-        remote: the file.
-        state: what the server stated of it; a file that is not as then is refused.
-        local: where to put it; the folder is there.
+        remote: the remote file.
+        state: size and marks that the server stated; a file that differs from them is refused.
+        local: path of the local file, in a folder that exists.
 
     Attributes:
-        bytes_read: bytes that have travelled.
+        bytes_read: number of bytes that were fetched.
 
     Raises:
-        SlideError: the disk has no room for it.
+        SlideError: the disk has no room for the file.
     """
 
     def __init__(self, remote: RemoteFile, state: FileState, local: Path) -> None:
@@ -95,16 +95,16 @@ class PartialFile:
         os.ftruncate(self._file, self.size)
 
     def need(self, ranges: Iterable[Range]) -> None:
-        """Have these ranges [start, end) of bytes in the local file when this returns.
+        """Fetch byte ranges [start, end) into the local file, unless they are there.
 
         Raises:
-            SlideError: they can't be had, or the file changed meanwhile.
+            SlideError: the bytes can't be read, or the file changed meanwhile.
         """
         if self.fill(ranges):
             self._check()
 
     def fill(self, ranges: Iterable[Range]) -> int:
-        """Fetch ranges without a look whether the file changed; return the bytes that travelled."""
+        """Fetch ranges without a check for changes; return the number of bytes fetched."""
         with self._lock, room_is_told(self.local.parent, self.remote.shown):
             inside = [(max(0, start), min(end, self.size)) for start, end in ranges]
             missing = without(merged(inside, GAP_BYTES), self._had)
@@ -121,10 +121,10 @@ class PartialFile:
             return total
 
     def need_all(self) -> None:
-        """Have the whole file. One stream where the server takes no ranges.
+        """Fetch the whole file, in one stream where the server accepts no ranges.
 
         Raises:
-            SlideError: it can't be had, or it changed or ended early meanwhile.
+            SlideError: the file can't be read, or it changed or ended early meanwhile.
         """
         if self.is_whole:
             return
@@ -161,19 +161,19 @@ class PartialFile:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every byte is here."""
+        """Whether every byte of the file is in the local file."""
         size_is_known = self._streamed or self.state.size is not None
         return size_is_known and not without([(0, self.size)], self._had)
 
     def read_at(self, start: int, size: int) -> bytes:
-        """Bytes from `start` on, fetched in whole blocks if they are not here."""
+        """Return bytes from `start` on, fetched in whole blocks if they are missing."""
         end = min(start + size, self.size)
         low = start // BLOCK_BYTES * BLOCK_BYTES
         self.fill([(low, -(-end // BLOCK_BYTES) * BLOCK_BYTES)] if start < end else [])
         return os.pread(self._file, max(0, end - start), start)
 
     def close(self) -> None:
-        """Close the local file; what it holds stays."""
+        """Close the local file; its bytes stay on the disk."""
         os.close(self._file)
 
 
@@ -185,25 +185,25 @@ class PartialReader(io.RawIOBase):
         self._partial, self._at = file, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True: the file can be read."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True: the file can be read from any byte."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a byte, from the start, from here or from the end."""
+        """Move to a byte, counted from the start, the present byte or the end."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._partial.size}[whence]
         self._at = max(0, start + offset)
         return self._at
 
     def tell(self) -> int:
-        """The byte that comes next."""
+        """Return the number of the byte that is read next."""
         return self._at
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        """Fill the buffer from here on; how many bytes there were."""
+        """Fill the buffer from the present byte on; return the number of bytes read."""
         chunk = self._partial.read_at(self._at, len(buffer))
         buffer[: len(chunk)] = chunk
         self._at += len(chunk)

@@ -21,7 +21,7 @@ SILENT = frozenset({"TimeoutError", "FSTimeoutError"})
 
 
 class HttpStatusError(OSError):
-    """An HTTP server answered with an error; `status` says which."""
+    """An HTTP server answered with an error; `status` holds its code."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
@@ -33,7 +33,7 @@ class ShortReadError(EOFError):
 
 
 def shown(uri: str) -> str:
-    """A URI as it may be printed: without user, password, query and fragment.
+    """Return a URI that may be printed: without user, password, query and fragment.
 
     >>> shown("https://me:secret@host/a.svs?X-Amz-Signature=1f")
     'https://host/a.svs'
@@ -47,7 +47,7 @@ def shown(uri: str) -> str:
 
 
 def protocol_of(uri: str) -> str:
-    """The protocol of a URI; "file" for a path."""
+    """Return the protocol of a URI; "file" for a path."""
     return uri.partition("://")[0].rpartition("::")[2] if "://" in uri else "file"
 
 
@@ -73,7 +73,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether the same may go well a moment later."""
+    """Whether the same request may succeed a moment later."""
     if (status := _status(error)) is not None:
         return status in TRANSIENT
     return bool(_names(error) & (BROKEN | SILENT))

@@ -43,10 +43,10 @@ class FileState:
     """The size and the marks of a file on a server.
 
     Attributes:
-        size: its bytes; None if the server does not say.
+        size: bytes of the file; None if the server does not state them.
         is_folder: whether it is a folder.
         ranges: whether parts of it can be requested, many at once.
-        marks: what changes with its content: ETag, times, where they are given.
+        marks: values that change with its content (ETag, times), where the server states them.
     """
 
     size: int | None
@@ -56,15 +56,15 @@ class FileState:
 
 
 def is_local(uri: str) -> bool:
-    """Whether it is a path, or a file:// URI."""
+    """Whether a URI is a path, or a file:// URI."""
     protocol, url, _ = uri.partition("://")
     return not url or protocol in {"file", "local"}
 
 
 def split_image(uri: str) -> tuple[str, int | None]:
-    """Split `slide.tif#2` into the file and the number of an image in it; None where none is named.
+    """Split `slide.tif#2` into the file and the number of its image; None where none is named.
 
-    A file of this machine that has such a name is itself.
+    A local file that really has such a name is not split.
 
     >>> split_image("s3://a/b.tif#2"), split_image("a #3 [b].svs")
     (('s3://a/b.tif', 2), ('a #3 [b].svs', None))
@@ -76,7 +76,7 @@ def split_image(uri: str) -> tuple[str, int | None]:
 
 
 def name_of(uri: str) -> str:
-    """The file's own name.
+    """Return the name of the file that a URI points to.
 
     >>> name_of("https://host/a%20slide.svs?token=1#x")
     'a slide.svs'
@@ -87,10 +87,10 @@ def name_of(uri: str) -> str:
 
 
 def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI, set up as for lakes, and the path of the file in it.
+    """Return the file system of a URI, set up as for lakes, and the path of the file in it.
 
     Raises:
-        SlideError: there is no client for it, or its settings are not valid.
+        SlideError: there is no client for the protocol, or its settings are not valid.
     """
     protocol = protocol_of(uri)
     with as_slide_errors(uri):
@@ -106,7 +106,7 @@ def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _web_options(protocol: str) -> dict[str, Any]:
-    """No compression on the way, which would make sizes and ranges others; no wait without end."""
+    """Return options for HTTP: no compression, which changes sizes and ranges; bounded waits."""
     if protocol not in WEB:
         return {}
     from aiohttp import ClientTimeout
@@ -124,14 +124,14 @@ class RemoteFile:
     """A file that is not on this machine.
 
     Args:
-        uri: where it is.
+        uri: URI of the file.
 
     Attributes:
         shown: the URI as it may be printed.
         path: path of the file in its file system.
 
     Raises:
-        SlideError: there is no client for it.
+        SlideError: there is no client for the protocol.
     """
 
     def __init__(self, uri: str) -> None:
@@ -141,10 +141,10 @@ class RemoteFile:
         self._tries = 2 if protocol_of(uri) in BUCKETS else remote_errors.TRIES
 
     def state(self) -> FileState:
-        """Return the size and the marks of the file as they are now.
+        """Return the present size and marks of the file.
 
         Raises:
-            SlideError: it is not there, or can't be read; the text says why.
+            SlideError: the file does not exist, or can't be read.
         """
         if self._web:
             return self._tried(self._web_state)
@@ -182,10 +182,10 @@ class RemoteFile:
             return reply.status, reply.headers
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes from `start` up to `end`, all of them.
+        """Return all bytes from `start` up to `end`.
 
         Raises:
-            SlideError: they can't be had.
+            SlideError: the bytes can't be read.
         """
 
         def once() -> bytes:
@@ -197,10 +197,10 @@ class RemoteFile:
         return self._tried(once)
 
     def stream(self) -> Iterator[bytes]:
-        """Yield all its bytes in one request, in blocks; not tried again when it breaks off.
+        """Yield all bytes of the file in blocks, from one request that is not tried again.
 
         Raises:
-            SlideError: it can't be read to its end.
+            SlideError: the file can't be read to its end.
         """
         options = {"block_size": 0, "size": 1} if self._web else {}
         with as_slide_errors(self.uri), self._fs.open(self.path, "rb", **options) as file:
@@ -219,11 +219,11 @@ class RemoteFile:
         return [RemoteFile(self._fs.unstrip_protocol(path)) for path in paths]
 
     def relative_to(self, other: "RemoteFile") -> str:
-        """Its path relative to the folder of another file."""
+        """Return the file's path relative to the folder of another file."""
         return self.path.removeprefix(other.path.rpartition("/")[0]).lstrip("/")
 
     def _tried(self, work: Callable[[], T]) -> T:
-        """Return the result of `work`, which is tried again after errors that pass."""
+        """Return the result of `work`, which is tried again after temporary errors."""
         with as_slide_errors(self.uri):
             for number in range(self._tries - 1):
                 try:

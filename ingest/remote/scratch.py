@@ -1,8 +1,8 @@
 """Node-local room for slides from elsewhere: one folder per copy, gone with whoever made it.
 
 A folder's maker holds a lock beside it that ends with its process, however that ends; the next
-one to make a folder removes those whose lock nobody holds. Process numbers would not do: two
-containers that share a disk have the same ones.
+one to make a folder removes folders whose lock nobody holds. Process numbers would not do: two
+containers that share a disk have the same numbers.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ def scratch_root(folder: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(folder_for_copies: str | None = None) -> Iterator[Path]:
-    """A new folder that is removed at the end, or by the next one if this process is killed.
+    """Yield a new folder that is removed at the end, or by a later call if this process is killed.
 
     Raises:
-        SlideError: it can't be made.
+        SlideError: the folder can't be made.
     """
     root = scratch_root(folder_for_copies)
     try:
@@ -50,7 +50,7 @@ def scratch_folder(folder_for_copies: str | None = None) -> Iterator[Path]:
 
 
 def sweep(root: Path) -> list[str]:
-    """Remove what processes that are gone have left; the names of what was removed."""
+    """Remove the folders of processes that have ended; return the names of the removed folders."""
     removed = []
     for path in sorted(root.glob(f"{PREFIX}*.lock")):
         with contextlib.suppress(OSError):  # held by a living process, or swept by another
@@ -85,10 +85,10 @@ def _remove(folder: Path, lock: int) -> None:
 
 
 def check_room(folder: Path, size: int, name: str) -> None:
-    """Refuse what the disk has no room for.
+    """Refuse a file for which the disk has no room.
 
     Raises:
-        SlideError: less is free than the bytes of the file and a reserve.
+        SlideError: fewer bytes are free than the file needs with a reserve.
     """
     free = shutil.disk_usage(folder).free
     if free < size + SPARE_BYTES:
@@ -97,7 +97,7 @@ def check_room(folder: Path, size: int, name: str) -> None:
 
 @contextlib.contextmanager
 def room_is_told(folder: Path, name: str) -> Iterator[None]:
-    """A disk that gets full inside all the same, since others write there too, is named."""
+    """Name the disk in the error if it gets full inside, as others may write to it too."""
     try:
         yield
     except OSError as error:

@@ -38,9 +38,9 @@ class FetchPlan:
 
     Attributes:
         sparse: whether levels are left out.
-        levels: those to be fetched in full; all of them if not sparse.
-        share: estimated share of the file that will travel.
-        reason: why so.
+        levels: numbers of the levels to fetch in full; all levels if not sparse.
+        share: estimated share of the file that will be fetched.
+        reason: why levels are left out, or why not.
     """
 
     sparse: bool
@@ -52,12 +52,12 @@ class FetchPlan:
 def level_ranges(
     levels: Sequence[JpegLevel], level: int, tiles: Sequence[int] | None = None
 ) -> list[Range]:
-    """Return where tiles of a level lie: ranges [start, end) of bytes, for `Fetched.need`.
+    """Return the byte ranges [start, end) of a level's tiles, for `Fetched.need`.
 
     Args:
-        levels: levels of the slide, as `read_levels` gives them.
-        level: which of them.
-        tiles: their numbers, row after row; all if None. Those that are not stored are left out.
+        levels: levels of the slide, as `read_levels` returns them.
+        level: number of the level.
+        tiles: numbers of the tiles, row after row; all if None. Unstored tiles are left out.
     """
     grid = levels[level]
     numbers = range(len(grid.offsets)) if tiles is None else tiles
@@ -77,10 +77,10 @@ def plan_fetch(
     which alone could be left out, have few bytes.
 
     Args:
-        levels: finest first.
+        levels: levels of the slide, finest first.
         size: bytes of the file.
         slide_mpp: microns per pixel of level 0.
-        mpps: that will be read from it, overviews included.
+        mpps: the mpps that will be read from the slide, overviews included.
     """
     base = levels[0]
     downsamples = [
@@ -102,11 +102,11 @@ def plan_fetch(
 
 
 def check_ranges(levels: Sequence[JpegLevel], needed: Sequence[int]) -> list[Range]:
-    """Return where the tiles lie that levels are compared with before they are used.
+    """Return the byte ranges of the tiles that levels are compared with before use.
 
     Args:
-        levels: finest first.
-        needed: those that are used, and fetched in full.
+        levels: levels of the slide, finest first.
+        needed: numbers of the levels that are used, and fetched in full.
     """
     sizes = [(level.width_px, level.height_px) for level in levels]
     scales = [level_check.level_scale(sizes[0], size) for size in sizes]
@@ -137,7 +137,7 @@ def check_ranges(levels: Sequence[JpegLevel], needed: Sequence[int]) -> list[Ran
 
 
 def _tiles_under(level: JpegLevel, square: level_check.Patch) -> Iterator[int]:
-    """Numbers of the tiles that a square of a level lies on."""
+    """Yield the numbers of the tiles that a square of a level lies on."""
     last_row = (level.height_px - 1) // level.tile_height_px
     ends = (square.x + square.side, square.y + square.side)
     for row in range(square.y // level.tile_height_px, ends[1] // level.tile_height_px + 1):
@@ -147,12 +147,12 @@ def _tiles_under(level: JpegLevel, square: level_check.Patch) -> Iterator[int]:
 
 
 def unfit_levels(path: str, mpp: float | None, finest_mpp: float) -> str:
-    """Say why levels that coarse tiles would be read from show no picture of level 0.
+    """Return why levels that coarse tiles are read from do not show level 0's picture, or "".
 
     Args:
         path: the file as far as it was fetched, tiles of `check_ranges` included.
-        mpp: microns per pixel of level 0, where it is known better than by the file.
-        finest_mpp: the finest that will be read from it.
+        mpp: microns per pixel of level 0, where a better value than the file's is known.
+        finest_mpp: the finest mpp that will be read from the slide.
     """
     options = ReadOptions(mpp=mpp, allow_anisotropic=True)
     try:
@@ -165,15 +165,15 @@ def unfit_levels(path: str, mpp: float | None, finest_mpp: float) -> str:
 def fetch_directories(file: PartialFile) -> list[JpegLevel]:
     """Fetch the directories of a TIFF with all their values, its coarsest level, and its label.
 
-    That is what openslide opens; it makes its checksum of the coarsest level. Images that are no
-    JPEGs (labels, mostly) are fetched since a hole in them could pass for pixels.
+    These are the bytes that openslide opens; its checksum is of the coarsest level. Images that are
+    no JPEGs (labels, mostly) are fetched since a hole in them could pass for pixels.
 
     Returns:
         The slide's levels, finest first.
 
     Raises:
-        NotNativeError: it is no TIFF whose levels `JpegTiff` reads.
-        SlideError: it can't be read.
+        NotNativeError: the file is no TIFF whose levels `JpegTiff` reads.
+        SlideError: the file can't be read.
     """
     try:
         with PartialReader(file) as reader, tifffile.TiffFile(reader) as tiff:
@@ -203,10 +203,10 @@ def fetch_directories(file: PartialFile) -> list[JpegLevel]:
 
 
 def slide_mpp(path: str, mpp: float | None) -> float:
-    """Microns per pixel of level 0, as the slide's reader will find it.
+    """Return the microns per pixel of level 0, as the slide's reader will find them.
 
     Raises:
-        SlideError: the file does not open, or says no mpp.
+        SlideError: the file does not open, or states no mpp.
     """
     options = ReadOptions(mpp=mpp, allow_anisotropic=True)  # whether it may be is decided later
     with open_slide(path, options, reader="openslide") as slide:

@@ -45,11 +45,11 @@ class FilledScores:
     """The outcome of filling scores.
 
     Attributes:
-        tiles: tiles that got each score (would get it, in a dry run); tiles of a fragment in which
-            one slide lacked it are counted all.
-        no_pixels: slides that can have none, since the lake holds no pixels of them.
+        tiles: number of tiles that got each score (would get it, in a dry run); all tiles of a
+            fragment count if one of its slides lacked the score.
+        no_pixels: slides that can have no scores, since the lake holds no pixels of them.
         seconds: seconds that the whole run took.
-        version: version of the lake that has them.
+        version: version of the lake that has the scores.
     """
 
     tiles: dict[str, int] = field(default_factory=dict)
@@ -62,9 +62,9 @@ def fill_scores(lake_uri: str, names: Sequence[str], *, dry_run: bool = False) -
     """Compute scores of the tiles that lack them, from their JPEGs, and commit them at once.
 
     Args:
-        lake_uri: the lake.
+        lake_uri: folder or URL of the lake.
         names: names of scores of kind `pixels` in `SCORES`.
-        dry_run: count the tiles, and write nothing.
+        dry_run: whether the tiles are only counted, and nothing is written.
 
     Raises:
         InputError: there is no such score, it is made from the slide and not from its tiles, or the

@@ -29,9 +29,9 @@ def slide_focus(slide: SlideReader, tissue: BoolArray, scale: float) -> Float32A
     """Return the sharpness of a slide [H, W] at overview resolution; NaN off the tissue.
 
     Args:
-        slide: open.
-        tissue: [H, W], at overview resolution.
-        scale: side of one of its pixels in level-0 pixels.
+        slide: the open slide.
+        tissue: mask of the tissue [H, W], at overview resolution.
+        scale: side of one pixel of the mask in level-0 pixels.
 
     Raises:
         SlideError: the pixels can't be read.
@@ -81,7 +81,7 @@ def focus_map(
         factor: side of a pixel of the overview in pixels of the blocks.
 
     Returns:
-        [H, W]; NaN where no block was given.
+        The sharpness [H, W]; NaN outside all blocks.
     """
     focus = np.full(shape, np.nan, np.float32)
     for y, x, pixels in blocks:
@@ -103,7 +103,7 @@ def _sharpness(pixels: RgbArray, factor: int) -> Float32Array:
 
 
 def _block_means(values: Float32Array, factor: int) -> Float32Array:
-    """Return means of squares of pixels; what is missing at the end counts as 0 in every map."""
+    """Return means of squares of pixels; missing pixels at the end count as 0 in every map."""
     beyond = [(0, -n % factor) for n in values.shape]
     values = np.pad(values, beyond) if beyond != [(0, 0), (0, 0)] else values
     size = (values.shape[1] // factor, values.shape[0] // factor)

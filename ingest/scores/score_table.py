@@ -26,13 +26,13 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class SlideView:
-    """The inputs of the maps that scores of kind `slide` are means of.
+    """The inputs of the maps that scores of kind `slide` average.
 
     Attributes:
-        slide: open.
+        slide: the open slide.
         overview: RGB [H, W, 3] at about 16 mpp.
-        scale: side of one of its pixels in level-0 pixels.
-        tissue: on the overview.
+        scale: side of one pixel of the overview in level-0 pixels.
+        tissue: mask of the tissue on the overview [H, W].
     """
 
     slide: SlideReader
@@ -46,10 +46,10 @@ class Score:
     """One score of tiles.
 
     Attributes:
-        measures: unit and range, as docs/tissue.md has them.
-        direction: which way is better or more, as docs/tissue.md has it; empty if neither.
-        missing: which tiles have none.
-        type: type of the column, as Arrow calls it.
+        measures: unit and range, as docs/tissue.md states them.
+        direction: which values are better or more, as docs/tissue.md states; empty if neither.
+        missing: which tiles have no value.
+        type: Arrow's name of the column's type.
         weighting: pixels that the mean of a map is over: `tissue` (all, in a tile without any),
             `slide` (the tile as far as the slide reaches), or `tile` (beyond the slide counts 0).
         slide_map: the map [H, W] of a score of kind `slide`.
@@ -69,7 +69,7 @@ class Score:
 
     @property
     def kind(self) -> Literal["slide", "pixels"]:
-        """Return `slide` or `pixels`: what the score is computed from."""
+        """Return `slide` or `pixels`: the source that the score is computed from."""
         return "slide" if self.of_pixels is None else "pixels"
 
 
@@ -157,10 +157,10 @@ SCORES = {
 
 
 def score_named(name: str) -> Score:
-    """Return the score of a name.
+    """Return the score of this name.
 
     Raises:
-        InputError: there is none of that name; the message lists all.
+        InputError: there is no score of that name; the message lists all names.
     """
     if name not in SCORES:
         msg = f"no score of tiles is called '{name}'; there are {', '.join(SCORES)}"

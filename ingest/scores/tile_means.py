@@ -20,10 +20,10 @@ def tile_means(
     count; a tile without any value is NaN.
 
     Args:
-        values: [H, W] map of the whole slide.
-        scale: side of one of its pixels in level-0 pixels.
-        grids: nested, finest first.
-        weights: [H, W]; the mean is over these pixels alone (tissue) in tiles that have any.
+        values: map of the whole slide [H, W].
+        scale: side of one pixel of the map in level-0 pixels.
+        grids: nested grids, finest first.
+        weights: mask [H, W]; in tiles that hold any of these pixels, the mean is over them alone.
     """
     is_number = ~np.isnan(values)
     means = _means(values, is_number, scale, grids)

@@ -1,7 +1,7 @@
 """Settings that a slide was cut with, beside its file and the lake's own, and what has changed.
 
-It is kept with each slide (`cut_with` in `slides`), so that a second ingest with another mpp, mask
-or way to find tissue cuts the slide again, and one that says nothing of them changes nothing.
+They are kept with each slide (`cut_with` in `slides`), so that a second ingest with another mpp,
+mask or way to find tissue cuts the slide again, and one without them changes nothing.
 """
 
 import json
@@ -24,9 +24,9 @@ class CutSettings:
     Attributes:
         mpp: microns per pixel of level 0 that a user gave; None: the file's own.
         tissue: name of the way to find tissue, or of a user's segmenter with its hash.
-        pen_veto: whether pen is left out; None is what the way to find tissue does.
+        pen_veto: whether pen is left out; None: as the way to find tissue does.
         mask: path or URL of the user's mask; None: there was none.
-        mask_mark: size and CRC-32 of that mask.
+        mask_mark: size and CRC-32 of the user's mask.
         icc: whether colours are converted to sRGB by the slide's ICC profile.
         allow_anisotropic: whether mpps across and down may differ by more than 2 %.
     """
@@ -45,30 +45,30 @@ class CutSettings:
         return self.tissue == STANDARD if self.pen_veto is None else self.pen_veto
 
     def to_json(self) -> str:
-        """Return the text that is kept."""
+        """Return the settings as the text that a slide's row keeps."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what is kept; keys of later versions are passed over."""
+        """Return the settings from a slide's row's text; keys of later versions are ignored."""
         names = {field.name for field in fields(cls)}
         return cls(**{key: setting for key, setting in json.loads(text).items() if key in names})
 
     def with_user_settings(self, user_settings: UserSettings) -> Self:
-        """Return these settings with a user's in their place."""
+        """Return these settings, replaced by a user's settings where the user gave some."""
         return type(self)(**{**asdict(self), **user_settings})
 
 
 def differences(
     cut_with: CutSettings | None, mpp: float | None, user_settings: UserSettings
 ) -> list[str]:
-    """Return, in words, the user's settings that differ from those a slide was cut with.
+    """Return, in words, the user's settings that differ from the settings a slide was cut with.
 
     Args:
         cut_with: the slide's settings; None: not known (an earlier slidelake cut it), and then
             only the mpp is compared.
         mpp: microns per pixel of level 0, as the slide was cut.
-        user_settings: what the user gives now.
+        user_settings: the settings that the user gives now.
     """
     words = []
     new_mpp = user_settings.get("mpp")

@@ -1,4 +1,4 @@
-"""Slides that are several files: which one of them stands for the slide.
+"""Slides that are several files: which file represents the slide.
 
 A DICOM series is a file per level, with labels and macros beside; openslide opens the whole series
 by any of its levels. A Hamamatsu index (.vms, .vmu) names the pictures that belong to it.
@@ -20,18 +20,18 @@ INDEXES = (".vms", ".vmu")
 
 
 def one_file_a_slide(uris: Sequence[str], note: Note) -> list[str]:
-    """Return the files that stand for slides, in their order.
+    """Return the files that represent slides, one for each slide, in their order.
 
     Args:
-        uris: URIs of files; those that can't be read are kept, since their reader says why.
-        note: is called with a sentence for what is left out.
+        uris: URIs of files; unreadable files are kept, since their reader states the reason.
+        note: function that is called with a sentence for each file that is left out.
     """
     left_out = {*_parts_of_indexes(uris, note), *_parts_of_series(uris, note)}
     return [uri for uri in uris if uri not in left_out]
 
 
 def _parts_of_series(uris: Sequence[str], note: Note) -> set[str]:
-    """Files of DICOM series that do not stand for a slide: smaller levels, labels, macros."""
+    """Return the files of DICOM series that represent no slide: smaller levels, labels, macros."""
     files = [uri for uri in uris if uri.lower().endswith(".dcm")]
     series: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
     if len(files) < 2:
@@ -56,7 +56,7 @@ def _parts_of_series(uris: Sequence[str], note: Note) -> set[str]:
 
 
 def _parts_of_indexes(uris: Sequence[str], note: Note) -> set[str]:
-    """Pictures that belong to a Hamamatsu slide among the files."""
+    """Return the pictures that belong to a Hamamatsu slide among the files."""
     parts: set[str] = set()
     for uri in uris:
         if uri.lower().endswith(INDEXES):
@@ -70,7 +70,7 @@ def _parts_of_indexes(uris: Sequence[str], note: Note) -> set[str]:
 
 
 def named_files(index: str) -> set[str]:
-    """Return the files that a Hamamatsu index names; none if it is no index."""
+    """Return the files that a Hamamatsu index names; an empty set for other files."""
     parser = configparser.ConfigParser(interpolation=None, strict=False, allow_no_value=True)
     try:
         parser.read_string(index)
@@ -80,7 +80,7 @@ def named_files(index: str) -> set[str]:
 
 
 def head_of(uri: str) -> bytes:
-    """Return how a file begins; nothing if it can't be read."""
+    """Return the first bytes of a file; b"" if it can't be read."""
     try:
         if not is_local(uri):
             remote = RemoteFile(uri)

@@ -22,7 +22,7 @@ def is_slide(name: str) -> bool:
 
 
 def is_shadow(name: str) -> bool:
-    """Whether a file is macOS's notes on another one, which has its name and no pixels.
+    """Whether a file holds macOS's notes on another file, with its name and without pixels.
 
     >>> is_shadow("/slides/._a.svs"), is_shadow("/slides/a._b.svs")
     (True, False)
@@ -31,12 +31,12 @@ def is_shadow(name: str) -> bool:
 
 
 def slides_of(names: Iterable[str], note: Note) -> list[str]:
-    """The slides among the files of a folder, sorted."""
+    """Return the slides among the files of a folder, sorted."""
     return without_shadows(sorted(name for name in names if is_slide(name)), note)
 
 
 def without_shadows(names: list[str], note: Note) -> list[str]:
-    """Files without macOS's shadows of others, which are noted."""
+    """Return the files without macOS's shadow files, which are noted."""
     shadows = [name for name in names if is_shadow(name)]
     if shadows:
         more = ", ..." if shadows[1:] else ""
@@ -45,7 +45,7 @@ def without_shadows(names: list[str], note: Note) -> list[str]:
 
 
 def files_under(folder: str, note: Note) -> Iterator[str]:
-    """Yield all files under a folder, each once; what can't be read is noted."""
+    """Yield all files under a folder, each once; folders that can't be read are noted."""
     visited: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:

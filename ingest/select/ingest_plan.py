@@ -1,7 +1,7 @@
-"""The plan of an ingest: tiles, bytes and time, from a look at some of the slides.
+"""The plan of an ingest: tiles, bytes and time, from a sample of the slides.
 
-A slide is looked at in a process of its own, as it is cut in one: a decoder that crashes or hangs
-on it costs the look at that slide, and is named.
+A slide is opened in a separate process, as it is cut in one: a decoder that crashes or hangs
+on it costs that slide alone, and is named.
 """
 
 import time
@@ -43,7 +43,7 @@ class IngestPlan:
         cores: number of cores that `seconds` assumes.
         scores: names of the scores that each tile would get.
         failed: slides among the sampled that would fail, with their reasons.
-        notes: what was noticed, a sentence each.
+        notes: remarks on the slides, a sentence each.
     """
 
     slides: int
@@ -65,8 +65,8 @@ class Look:
         tiles: number of tiles per mpp.
         bytes: bytes of the slide's shards.
         seconds: seconds of work of one core.
-        notes: what is odd about the slide.
-        reason: why it would fail; None if it would not.
+        notes: oddities of the slide, a sentence each.
+        reason: why the slide would fail; None if it would not.
     """
 
     tiles: dict[str, int] = field(default_factory=dict)
@@ -77,12 +77,12 @@ class Look:
 
 
 def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> IngestPlan:
-    """Estimate an ingest of slides.
+    """Estimate the tiles, bytes and time of an ingest of slides.
 
     Args:
         rows: the slides, with slide_id, uri, bytes, and perhaps mpp, mask, pen_veto, tissue_by.
         config: settings of the lake.
-        cores: to share the work.
+        cores: number of cores that share the work.
     """
     plan = IngestPlan(slides=len(rows), cores=cores, tiles={mpp_name(m): 0 for m in config.mpps})
     sample, read_bytes = _sample(rows), 0
@@ -101,7 +101,7 @@ def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Inges
 
 
 def _sample(rows: Sequence[Row]) -> list[Row]:
-    """Slides of all sizes; few where each one has to travel."""
+    """Return a sample of slides of all sizes; a small one where slides have to be fetched."""
     most = LOCAL_SAMPLE if all(is_local(row["uri"]) for row in rows) else REMOTE_SAMPLE
     by_size = sorted(rows, key=lambda row: row["bytes"] or 0)
     at = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
@@ -129,7 +129,7 @@ def _add(plan: IngestPlan, row: Row, look: Look) -> None:
 
 
 def look_or_reason(config: LakeConfig, row: Row) -> Look:
-    """Look at a slide; an error becomes the reason."""
+    """Estimate the tiles, bytes and time of one slide; an error becomes the reason."""
     look = Look()
     try:
         _look(look, config, row)

@@ -1,7 +1,7 @@
 """Facts of a slide in a manifest that decide no pixel: patient, site and other columns, place.
 
-A later manifest changes what it gives and leaves the rest: an empty cell, a column that it lacks
-and a plain path take nothing away.
+A later manifest changes facts it holds and keeps the rest: an empty cell, a column that it lacks
+and a plain path remove nothing.
 """
 
 import json
@@ -12,12 +12,12 @@ Row = dict[str, Any]
 
 
 def extra_text(extra: Mapping[str, Any]) -> str | None:
-    """A manifest's other columns as they are kept; None if there are none."""
+    """Return a manifest's other columns as the text that the lake keeps; None if there are none."""
     return json.dumps(dict(extra), default=str, sort_keys=True) if extra else None
 
 
 def merged_facts(row: Row) -> Row:
-    """The patient and other columns of a slide: what is given now over what the lake has."""
+    """Return a slide's patient and other columns: the lake's values, replaced by given values."""
     known_patient = row.get("known_patient_id")
     lake_columns, now = _columns(row.get("known_extra")), _columns(row["extra"])
     filled = {name: fact for name, fact in now.items() if fact is not None}
@@ -28,9 +28,9 @@ def merged_facts(row: Row) -> Row:
 
 
 def changed_facts(row: Row) -> Row:
-    """Columns of a slide's row that differ from what is given now, with their new values.
+    """Return the columns of a slide's row that differ from the given values, with new values.
 
-    The file's place counts where the same file was read at it.
+    The file's URI counts where the same file was read from it.
     """
     facts = {
         name: fact
@@ -44,7 +44,7 @@ def changed_facts(row: Row) -> Row:
 
 
 def fact_names(row: Row) -> set[str]:
-    """Names of what has changed, those of a manifest's other columns one by one."""
+    """Return the names of the changed columns, a manifest's other columns one by one."""
     facts = changed_facts(row)
     names = set(facts) - {"extra"}
     old, new = _columns(row.get("known_extra")), _columns(facts.get("extra"))

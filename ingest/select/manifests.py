@@ -32,11 +32,11 @@ class ManifestRow:
     """The facts of one row of a manifest, on a slide or the slides of a folder or glob.
 
     Attributes:
-        uri: absolute path or URL.
+        uri: absolute path or URL of the slide, folder or glob.
         slide_id: id of the one slide; None if the file's name is to be it.
-        patient_id: patient of all its slides.
+        patient_id: patient of all slides of the row.
         mpp: microns per pixel of their level 0.
-        extra: the other columns; null cells are None.
+        extra: values of the other columns; null cells are None.
         place: manifest and row, for messages.
     """
 
@@ -49,7 +49,7 @@ class ManifestRow:
 
 
 def is_manifest(text: str) -> bool:
-    """Whether what a user gave is a manifest by its ending.
+    """Whether an input that a user gave is a manifest by its ending.
 
     >>> is_manifest("slides.CSV"), is_manifest("slides.svs")
     (True, False)
@@ -66,7 +66,7 @@ def read_manifest(text: str, *, distinct_ids: bool = False) -> list[ManifestRow]
             different; else they are refused.
 
     Raises:
-        InputError: it can't be read, has no column for the file, or a cell in it is wrong.
+        InputError: the table can't be read, has no column for the file, or has a wrong cell.
     """
     with tables_raise(InputError):
         table = parse_table(_content(text), name=text)
@@ -125,15 +125,15 @@ def _columns(table: UserTable, *, distinct: bool) -> list[dict[str, Any]]:
 
 
 def _id_column(table: UserTable, name: str) -> str | None:
-    """Return the column of slide_ids; a column `filename` of a manifest is none."""
+    """Return the column of slide_ids, or None; a manifest's column `filename` is no such column."""
     return table.column(name) if table.has(name) else None
 
 
 def _refuse_mpps(table: UserTable, mpps: pl.Series) -> None:
-    """Refuse what can be no mpp.
+    """Refuse cells that can be no mpp.
 
     Raises:
-        InputError: the first such cell.
+        InputError: a cell can be no mpp; the message names the first.
     """
     wrong = ((mpps <= 0) | ~mpps.is_finite()).fill_null(value=False).arg_true()
     if len(wrong):
@@ -146,7 +146,7 @@ def _refuse_mpps(table: UserTable, mpps: pl.Series) -> None:
 
 
 def _extra(table: UserTable, *, distinct: bool) -> list[dict[str, Any]]:
-    """Return the columns that are only kept, of each row; 12.10 stays text."""
+    """Return the values of each row's other columns, which are only kept; 12.10 stays text."""
     patient = id_column(table, "patient_id")
     used = {patient, *table.find([*_OWN, "slide_id"])}
     others = [column for column in table.columns if column not in used]

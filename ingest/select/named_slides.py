@@ -1,4 +1,4 @@
-"""The slides that an ingest's inputs name, and what the user gives for each: facts, settings."""
+"""The slides that an ingest's inputs name, and the user's facts and settings of each."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ Row = dict[str, Any]
 
 
 class IngestOptions(TypedDict, total=False):
-    """Options of an ingest: which slides to take, and how to find their tissue.
+    """Options of an ingest: which slides to cut, and how to find their tissue.
 
     Attributes:
-        mpp_override: microns per pixel of slides whose manifest gives none.
-        retry_failed: take slides again that failed in an earlier run.
-        replace: also take another file than the slide was made from. The same URI with another
-            content is a slide that was scanned again, and is always taken.
-        only: slide_ids to take, of those that the inputs name; all if empty.
-        limit: at most so many slides are cut in this run.
-        masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that say what is tissue;
-            slides without one are looked at as usual.
-        tissue: how tissue is found: a name of `ingest.tissue.tissue_methods.NAMES`, or a user's
-            file. None: as it was for slides that the lake has, `standard` for new ones.
+        mpp_override: microns per pixel of slides without an mpp in a manifest.
+        retry_failed: cut slides again that failed in an earlier run.
+        replace: also cut another file than the slide was made from. The same URI with another
+            content is a slide that was scanned again, and is always cut.
+        only: slide_ids to cut, among the slides that the inputs name; all if empty.
+        limit: greatest number of slides that are cut in this run.
+        masks: folder or URL of `<slide_id>.geojson`, `.json` or `.png` that mark the tissue;
+            the tissue of slides without a mask is found as usual.
+        tissue: method that finds tissue: a name of `ingest.tissue.tissue_methods.NAMES`, or a
+            user's file. None: as it was for slides that the lake has, `standard` for new ones.
         allow_anisotropic: take the mean of mpps across and down that differ by more than 2 %; None:
             as it was, or not.
         icc: convert colours to sRGB by the slides' ICC profiles; None: as it was, or not.
@@ -60,10 +60,10 @@ class NamedSlides:
     """The slides that the inputs of an ingest name.
 
     Attributes:
-        rows: one for every slide.
+        rows: a row for every slide.
         stopped: slides that are not to be touched, and why.
-        notes: what was left out or could be a mistake, a sentence each.
-        tissue_by: how tissue is to be found, if that was given.
+        notes: files that were left out and possible mistakes, a sentence each.
+        tissue_by: the method that finds tissue, if the user gave one.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -149,7 +149,7 @@ def _user_settings(
 
 
 def _twins(rows: Sequence[Row]) -> list[str]:
-    """Slides that are one file and have no masks of their own, so the same tiles."""
+    """Return notes on slides that share one file without separate masks, so have the same tiles."""
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         alike[row["uri"], row["cut_with"]].append(row["slide_id"])

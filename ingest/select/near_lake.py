@@ -9,18 +9,18 @@ from ingest.errors import InputError
 
 
 def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_ids: bool) -> None:
-    """Refuse new slides and patients that differ from the lake's by next to nothing.
+    """Refuse new slides and patients whose names are nearly the same as names of the lake.
 
     A patient P1 beside p1 would be on two sides of a split, and a slide would be there twice. The
-    patients of slides that get another one now are no longer the lake's.
+    patients of slides that get another patient now are no longer the lake's.
 
     Args:
-        lake: as it is before they are added.
+        lake: the lake before the slides are added.
         rows: `slide_id` and `patient_id` of the slides that an ingest names.
         distinct_ids: whether such names are of different slides and patients.
 
     Raises:
-        InputError: the first pairs that differ by case, blanks or Unicode form only.
+        InputError: some names differ by case, blanks or Unicode form only; the first are listed.
     """
     if distinct_ids or not rows:
         return

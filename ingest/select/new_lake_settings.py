@@ -1,4 +1,4 @@
-"""Settings of the lake that an ingest makes, from what a user gives and what slides store."""
+"""Settings of the lake that an ingest makes, from a user's options and the slides' own tiles."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ def settings(
     tissue_min: float | None = None,
     mix_codecs: bool | None = None,
 ) -> LakeConfig:
-    """The settings for a lake; what is None is the lake's own, or the default.
+    """Return the settings for a lake; an argument of None takes the lake's value or the default.
 
     Args:
         lake_uri: a lake that may be there already.
-        inputs: slides; with `native` the first ones say what tiles they store.
-        options: which of them.
+        inputs: slides; with `native`, the tiles that the first slides store decide.
+        options: which of the slides to cut, and how.
         tile_px: side of a tile in pixels, or `native`.
         stride_px: pixels from one tile to the next.
         mpps: microns per pixel of the tiles, in any order.
@@ -35,7 +35,7 @@ def settings(
         mix_codecs: with `native`, encode slides that store no such tiles.
 
     Raises:
-        InputError: `tile_px` is neither, or no slide stores tiles that can be copied.
+        InputError: `tile_px` is no number or `native`, or no slide stores tiles that can be copied.
         LakeError: the lake's tiles are not copied, but `native` was given.
     """
     ordered = tuple(sorted(mpps)) if mpps else None

@@ -23,15 +23,15 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Todo:
-    """The slides that an ingest cuts, fails, leaves alone or gives other facts.
+    """The slides that an ingest cuts, fails, leaves alone or updates with other facts.
 
     Attributes:
         cut: rows of slides to cut now.
         failed: rows of slides whose file can't be read, with the reason.
         stopped: slides that are not to be touched, and why.
         facts: slide_id -> columns of its row that are to be changed.
-        fact_names: names of what has changed in any of them.
-        again: slide_id -> why it is cut again though its file is the same.
+        fact_names: names of the columns that change in any of them.
+        again: slide_id -> why the slide is cut again though its file is the same.
         unknown: slides whose settings are not compared: an earlier slidelake did not keep them.
     """
 
@@ -44,7 +44,7 @@ class Todo:
     unknown: list[str] = field(default_factory=list)
 
     def notes(self, did: str) -> list[str]:
-        """Return notes for the user, a sentence each; `did` says what becomes of facts."""
+        """Return notes for the user, a sentence each; `did` is the verb for changed facts."""
         notes = []
         if self.facts:
             names = ", ".join(sorted(self.fact_names))
@@ -63,9 +63,9 @@ def sort_out(
     """Sort slides into those to cut, to fail, to leave alone or to update.
 
     Args:
-        rows: rows of `find_named_slides`, with what the lake has of them.
-        options: which slides to take.
-        tissue_by: how tissue is to be found, if that was given.
+        rows: rows of `find_named_slides`, with the lake's columns of these slides.
+        options: which slides to cut.
+        tissue_by: the method that finds tissue, if the user gave one.
     """
     todo = Todo()
     for row in rows:
@@ -91,7 +91,7 @@ def sort_out(
 
 
 def _sort_ready(todo: Todo, row: Row, options: IngestOptions) -> None:
-    """A slide that the lake has: another scan, other settings, other facts, or nothing to do."""
+    """Sort a slide of the lake: another scan, other settings, other facts, or unchanged."""
     cut_with, user_settings = _cut_with(row), row["given"]
     if _is_scanned_again(row):
         if options.get("replace") or row["uri"] == row["known_uri"]:
@@ -123,7 +123,7 @@ def _sort_ready(todo: Todo, row: Row, options: IngestOptions) -> None:
 def _overrules_file(row: Row, cut_with: CutSettings | None) -> bool:
     """Whether a run's --mpp-override meets a slide that was cut at its file's own mpp.
 
-    It is meant for the slides that lack one; a manifest's mpp is meant for its slide.
+    The option is meant for slides that lack an mpp; a manifest's mpp is meant for its slide.
     """
     own = cut_with is None or cut_with.mpp is None
     return own and "mpp" in row["given"] and not row["mpp_of_slide"]
@@ -152,12 +152,12 @@ def _stop(todo: Todo, row: Row, reason: str) -> None:
 
 
 def _to_cut(row: Row, tissue_by: TissueBy | None) -> Row:
-    """A slide's row with all that a worker needs to cut it.
+    """Return a slide's row with all that a worker needs to cut the slide.
 
-    What is not given now is as the slide was cut, or as it was to be cut in a run that was stopped.
+    Settings not given now are as the slide was cut, or as a stopped run was to cut it.
 
     Raises:
-        SlideError: the mask or the segmenter of that run is not here.
+        SlideError: the mask or the segmenter of that run is missing.
     """
     user_settings, settings = row["given"], _cut_with(row) or CutSettings()
     if _is_scanned_again(row):
@@ -194,7 +194,7 @@ def _tissue_by(name: str, segmenter: TissueBy | None) -> TissueBy:
 
 
 def _as_kept(row: Row) -> Row:
-    """Return what a failure leaves as it is: facts, and the settings to cut the slide with."""
+    """Return the columns that a failure keeps: facts, and the settings to cut the slide with."""
     return {**merged_facts(row), "cut_with": row.get("known_cut_with") or row["cut_with"]}
 
 
@@ -209,7 +209,7 @@ def _is_scanned_again(row: Row) -> bool:
 
 
 def _lacks_mask(user_settings: UserSettings) -> bool:
-    """Whether the user gave masks, but for a slide neither one nor a way to find its tissue."""
+    """Whether the user gave masks, but none for this slide and no way to find its tissue."""
     return (
         "mask" in user_settings and user_settings["mask"] is None and "tissue" not in user_settings
     )
@@ -228,7 +228,7 @@ def dry_run(
     """Return the plan of an `ingest` with the same arguments; nothing is written.
 
     Raises:
-        InputError: as `find_named_slides`.
+        InputError: for the reasons of `find_named_slides`.
     """
     named = find_named_slides(inputs, options)
     if Store(lake_uri).exists("lake.json"):

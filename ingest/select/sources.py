@@ -34,10 +34,10 @@ class Source:
     """A slide that the inputs of an ingest name.
 
     Attributes:
-        slide_id: the file's name without its suffix, unless a manifest says otherwise.
-        uri: where the file is.
-        patient_id: from the manifest; never guessed from the name.
-        mpp: from the manifest; it overrules the file's own.
+        slide_id: the file's name without its suffix, unless a manifest states another.
+        uri: path or URL of the file.
+        patient_id: patient from the manifest; never guessed from the file's name.
+        mpp: microns per pixel from the manifest; they overrule the file's own.
         extra: the manifest's other columns.
         named: whether the slide_id is a manifest's, and not the file's name.
     """
@@ -55,18 +55,18 @@ def resolve(
 ) -> list[Source]:
     """Return all slides that the inputs name, in order.
 
-    A file is one slide, unless a manifest gives it several slide_ids (two sections on one glass):
-    it is then a slide of each, and not of its own name. A path that does not exist is kept: it
-    becomes a failed slide with that reason.
+    A file is one slide, unless a manifest has several slide_ids for it (two sections on one
+    glass): it is then a slide of each, and not of its own name. A path that does not exist is kept:
+    it becomes a failed slide with that reason.
 
     Args:
         inputs: files, folders, globs, manifests, URLs.
-        note: is called with a sentence for whatever is left out.
+        note: function that is called with a sentence for each file that is left out.
         distinct_ids: whether ids of manifests that differ by case, blanks or Unicode form only are
             different; else they are refused.
 
     Raises:
-        InputError: nothing was given, or a manifest that can't be read.
+        InputError: there is no input, or a manifest can't be read.
     """
     sources = [
         source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
@@ -90,15 +90,15 @@ def resolve(
 
 
 def _identity(source: Source) -> tuple[str, ...]:
-    """Return what makes two sources one: the file, and all that a manifest says of it."""
+    """Return the values in which equal sources agree: the file, and its facts in a manifest."""
     return (source.uri, repr(replace(source, uri=""))) if source.named else (source.uri,)
 
 
 def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
-    """The sources of these slide_ids, or all if none are named.
+    """Return the sources of these slide_ids, or all sources if none are named.
 
     Raises:
-        InputError: one of them is not among the sources.
+        InputError: a slide_id is not among the sources.
     """
     if unknown := set(only) - {source.slide_id for source in sources}:
         msg = f"the inputs name no slide {', '.join(sorted(unknown))}; see --only"
@@ -107,9 +107,9 @@ def chosen(sources: Sequence[Source], only: Sequence[str]) -> list[Source]:
 
 
 def split_duplicates(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """The first source of every slide_id, and the later ones of a slide_id already taken.
+    """Return the first source of every slide_id, and the later sources with the same slide_id.
 
-    A file that is reached by a link as well is one source.
+    A file that is also reached by a link is one source.
     """
     first: dict[str, Source] = {}
     later = []
@@ -130,7 +130,7 @@ def _is_linked(one: Source, other: Source) -> bool:
 
 
 def fingerprint(uri: str) -> tuple[int, str]:
-    """Bytes of a file, and a mark of its content: size and CRC-32 of its first and last 64 KiB.
+    """Return a file's size, and a mark of its content: size and CRC-32 of 64 KiB at each end.
 
     Times are left out: a copied slide is the same slide.
 
@@ -178,7 +178,7 @@ def _remote_ends(uri: str) -> tuple[int, bytes, bytes]:
 
 
 def _streamed_ends(remote: RemoteFile) -> tuple[int, bytes, bytes]:
-    """Return both ends of a file, all of which is read where a server gives no parts."""
+    """Return size and both ends of a file, which is read whole where a server sends no parts."""
     size, head, tail = 0, b"", b""
     for block in remote.stream():
         size += len(block)
@@ -226,9 +226,9 @@ def _is_folder(path: str) -> bool:
 
 
 def _remote_files(text: str, note: Note) -> Iterator[str]:
-    """Return the files that a URL names; a slide's own is taken as it is, without a request.
+    """Yield the files that a URL names; a slide's own URL is returned without a request.
 
-    Trouble with listing a folder is kept for the moment when it is read as a slide: one bucket
+    An error in listing a folder is raised later, when it is read as a slide: one bucket
     that can't be reached is no reason to leave the slides of others.
     """
     web = text.startswith(("http://", "https://"))
@@ -263,9 +263,9 @@ def _from_uri(uri: str) -> Source:
 
 
 def _from_row(row: ManifestRow, note: Note) -> Iterator[Source]:
-    """Return the slides of a manifest's row: one of a file, several of a folder or glob.
+    """Yield the slides of a manifest's row: one for a file, several for a folder or glob.
 
-    A row that names none is kept: it becomes a failed slide.
+    A row that names no slide is kept: it becomes a failed slide.
     """
     uris = _files(row.uri, note) or [row.uri]
     if len(uris) > 1 and row.slide_id is not None:

@@ -1,4 +1,4 @@
-"""The protocol for what makes columns from other columns, which `extract` is handed by its caller.
+"""The protocol of makers of columns from other columns, which callers pass to `extract`.
 
 A student of features reads columns of the lake and no pixels. Where such students come from is the
 business of packages above this one; here a name is only offered to each maker in turn.
@@ -17,8 +17,8 @@ class MadeColumn:
     """The counts of a column that was made from other columns.
 
     Attributes:
-        tiles: rows written by this call.
-        seconds: wall time of the call.
+        tiles: number of rows written by this call.
+        seconds: wall time of the call in seconds.
     """
 
     tiles: int
@@ -33,5 +33,5 @@ class ColumnMaker(Protocol):
         ...
 
     def make(self, lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
-        """Write the column for every tile that lacks it; everywhere it can be if `mpps` is None."""
+        """Write the column for all tiles that lack it, at every possible mpp if `mpps` is None."""
         ...

@@ -47,7 +47,7 @@ class RunningBatch:
         """Return embeddings [B, D] by column, once all parts are done.
 
         Raises:
-            TeacherError: the network gives other tokens than its card says.
+            TeacherError: the network returns other tokens than its card states.
         """
         embeddings = [part.result()[0] for part in self.parts]
         return {
@@ -57,7 +57,7 @@ class RunningBatch:
 
     @property
     def seconds(self) -> float:
-        """The seconds of computing, summed over all parts."""
+        """Return the seconds of computing, summed over all parts."""
         return sum(part.result()[1] for part in self.parts)
 
 
@@ -65,14 +65,14 @@ class Encoder:
     """A network that is ready to run.
 
     Every part of a batch has as many tiles as any other, so that the numbers of a tile depend
-    neither on the size of its batch nor on how many threads there are.
+    neither on the size of its batch nor on the number of threads.
 
     Args:
-        card: how it is run.
-        model: with its weights; `forward_features` and `forward_head` are timm's.
-        threads: parts that are computed at the same time, each by one thread.
+        card: card of the network, which states how it is run.
+        model: network with its weights; `forward_features` and `forward_head` are timm's.
+        threads: number of parts that are computed at the same time, each by one thread.
         pool: pool of threads, shared with other encoders; None for a separate pool.
-        device: torch's name of it.
+        device: torch's name of the device.
         precision: precision of the network's arithmetic; embeddings are float32.
         onnx: the same network in ONNX Runtime, to be run instead.
     """
@@ -109,12 +109,12 @@ class Encoder:
     def start(
         self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> "RunningBatch":
-        """Begin with a batch, and come back at once: the next one may be begun before it is done.
+        """Start a batch and return at once: the next batch may start before it is done.
 
         Args:
-            tiles: RGB [B, H, W, 3] of any size; resized as the card says.
-            tile_id: their keys [B], which decide what patch tokens are sampled.
-            outputs: the columns.
+            tiles: RGB tiles [B, H, W, 3] of any size; resized as the card states.
+            tile_id: keys of the tiles [B], which decide the patch tokens that are sampled.
+            outputs: columns to compute.
         """
         part = self.part_tiles
         parts = [
@@ -126,10 +126,10 @@ class Encoder:
     def _part(
         self, tiles: RgbArray, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> tuple[dict[str, FloatArray], float]:
-        """Return the embeddings of a part of a batch, and the seconds that it took.
+        """Return the embeddings of a part of a batch, and the seconds of its computing.
 
         Raises:
-            TeacherError: the network gives other tokens than its card says.
+            TeacherError: the network returns other tokens than its card states.
         """
         at, count = time.perf_counter(), len(tiles)
         if count < self.part_tiles:
@@ -146,7 +146,7 @@ class Encoder:
 
     @property
     def part_tiles(self) -> int:
-        """Tiles that are computed together."""
+        """Return the number of tiles that are computed together."""
         if self.device != "cpu":
             return 64
         return max(1, CACHED_PIXELS // self.card.input_px**2)
@@ -154,7 +154,7 @@ class Encoder:
     def _fitting(
         self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]
     ) -> dict[str, FloatArray]:
-        """Return what `_embed` does, in halves where a GPU's memory does not hold all of it."""
+        """Return the result of `_embed`, in halves where a GPU's memory can't hold all tiles."""
         try:
             return self._embed(x_BCHW, tile_id, outputs)
         except torch.OutOfMemoryError:
@@ -184,7 +184,7 @@ class Encoder:
         return torch.autocast(torch.device(self.device).type, DTYPES[self.precision])
 
     def _features(self, x_BCHW: Tensor, outputs: Sequence[Output]) -> Mapping[int | None, Tensor]:
-        """Return the network's output after its last block (None), and after others by number."""
+        """Return the network's output after its last block (None) and after numbered blocks."""
         layers = sorted({output.layer for output in outputs if output.layer})
         model = self._model
         if not layers:
@@ -236,7 +236,7 @@ class Encoder:
         return embedding
 
     def _patches(self, tokens_BND: Tensor) -> Tensor:
-        """The tokens that are patches: as many as the grid has, or the card is wrong."""
+        """Return the patch tokens, which must be as many as the card's grid has."""
         if self.card.maps and tokens_BND.ndim == 4:
             tokens_BND = tokens_BND.flatten(2).mT
         height, width = self.card.grid or (0, 0)
@@ -251,21 +251,21 @@ class Encoder:
 
 
 def one_thread_each(threads: int) -> ThreadPoolExecutor:
-    """So many threads, in each of which torch computes alone.
+    """Return a pool of this number of threads, in each of which torch computes alone.
 
-    The numbers then do not depend on how many there are, as they would within an operation.
+    The results then do not depend on the number of threads, as they would within an operation.
     """
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def cropped(tiles: RgbArray, side_px: int) -> RgbArray:
-    """The middle of tiles [B, H, W, 3], as torchvision's CenterCrop takes it."""
+    """Return the middle of tiles [B, H, W, 3], cropped as torchvision's CenterCrop does."""
     top, left = (round((n - side_px) / 2) for n in tiles.shape[1:3])
     return tiles[:, top : top + side_px, left : left + side_px]
 
 
 def resized(tiles: RgbArray, side_px: int, interpolation: str) -> RgbArray:
-    """Tiles [B, H, W, 3] as squares of `side_px`, antialiased as PIL and torchvision do it."""
+    """Return tiles [B, H, W, 3] as squares of `side_px`, antialiased as in PIL and torchvision."""
     if tiles.shape[1] == side_px == tiles.shape[2]:
         return tiles
     x_BCHW = torch.from_numpy(tiles).permute(0, 3, 1, 2)
@@ -277,7 +277,7 @@ def resized(tiles: RgbArray, side_px: int, interpolation: str) -> RgbArray:
 def preprocess(
     tiles: RgbArray, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
-    """Normalised float32 [B, C, H, W], laid out channels last, of RGB tiles [B, H, W, 3]."""
+    """Return normalised float32 [B, C, H, W], stored channels last, of RGB tiles [B, H, W, 3]."""
     x_BHWC = torch.from_numpy(tiles).to(torch.float32)
     scale = 1 / (255 * torch.tensor(std))
     shift = torch.tensor(mean) / torch.tensor(std)

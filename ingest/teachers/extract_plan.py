@@ -20,10 +20,10 @@ ONNX_TILES = 5000
 def choose_tiles(
     lake: Lake, mpps: Sequence[float], where: str | None, share: float | None
 ) -> Choice:
-    """Return the choice of tiles that a predicate and a share make.
+    """Return the choice of tiles by a predicate and a share.
 
     Raises:
-        LakeError: the predicate is none on the tiles' columns, or the share is not in (0, 1].
+        LakeError: the predicate is not valid on the tiles' columns, or the share is not in (0, 1].
     """
     if share is not None and not 0 < share <= 1:
         msg = f"share {share} given; it is more than 0, and 1 at most"
@@ -56,15 +56,15 @@ def plan(
 ) -> list[Unit]:
     """Return the fragments that lack features of these teachers, largest first.
 
-    The teachers' columns are made, empty, where they are not there yet.
+    The teachers' columns are made, empty, where they do not exist yet.
 
     Args:
-        lake: to be filled.
+        lake: lake to be filled.
         teachers: the encoders with the columns to fill.
         mpps: the levels of the lake to fill them at.
         choice: the tiles to run on.
-        precision: precision of new columns; None for the cards' own if there are GPUs.
-        engine: engine of new columns; None for the faster one.
+        precision: precision of new columns; None for the cards' own precision if there are GPUs.
+        engine: engine of new columns; None for the faster engine.
         gpus: number of GPUs of the machine or cluster.
 
     Raises:
@@ -98,7 +98,7 @@ def plan(
 
 
 def _faster_engine(teacher: Teacher, tiles: int) -> Engine:
-    """Return the faster engine on a CPU; with transformers neither is clearly faster (measured)."""
+    """Return the faster engine on a CPU; for transformers neither is clearly faster (measured)."""
     convolutional = teacher.card.grid is None or teacher.card.maps
     pooled = {output.pooling for output in teacher.outputs} <= set(teacher.card.poolings)
     faster = convolutional and pooled and teacher.source is None and tiles >= ONNX_TILES

@@ -39,12 +39,12 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The choice of tiles that teachers are run on; the others' features are NaN.
+    """The choice of tiles that teachers are run on; features of other tiles are NaN.
 
     Attributes:
         where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
         share: share of the tiles, the same for every teacher; None for all.
-        marks: values of the annotations that `where` names: other values ask for other tiles.
+        marks: values of the annotations that `where` names: other values choose other tiles.
     """
 
     where: str | None = None
@@ -70,7 +70,7 @@ class Unit:
 
     @property
     def tiles(self) -> int:
-        """Rows of the fragment."""
+        """Return the number of rows of the fragment."""
         return sum(int(row["tiles"]) for row in self.slides)
 
 
@@ -79,12 +79,12 @@ class Outcome:
     """The outcome of a unit: its files, or the reason why there are none.
 
     Attributes:
-        unit: what was to be done.
-        files: one for each column.
-        seconds: in which its network ran, by column; what several columns share is shared out.
-        wall_s: seconds of the whole run, building networks apart.
-        tiles: that the networks were run on.
-        reason: why it failed.
+        unit: unit that was to be computed.
+        files: file of each column.
+        seconds: seconds in which its network ran, by column; shared time is divided among columns.
+        wall_s: seconds of the whole run, without the time to build networks.
+        tiles: number of tiles that the networks were run on.
+        reason: why the unit failed.
     """
 
     unit: Unit
@@ -96,14 +96,14 @@ class Outcome:
 
 
 class Extractor:
-    """The actor: takes fragment after fragment, and builds each network once."""
+    """The Ray actor that computes fragment after fragment, and builds each network once."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._encoders: dict[tuple[str, Precision, Engine], Encoder] = {}
 
     def __call__(self, task_row: Row) -> Row:
-        """Take one pickled unit and give back its pickled outcome."""
+        """Compute one pickled unit and return its pickled outcome."""
         unit: Unit = pickle.loads(task_row["unit"])
         self._store, self._threads = Store(task_row["store"]), int(task_row["threads"])
         self._device = "cuda" if task_row["gpu"] else "cpu"
@@ -175,7 +175,7 @@ class Extractor:
     def _batches(
         self, row: Row, ids: Int64Array, rows: Int64Array
     ) -> Iterator[tuple[Int64Array, RgbArray]]:
-        """Some tiles of a slide, decoded ahead while the networks work on those before."""
+        """Yield a slide's tiles in batches, decoded while the networks work on earlier batches."""
         # Features of damaged pixels would be wrong for good, under a checksum of their own.
         check_shard(self._store, row)
         size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
@@ -215,7 +215,7 @@ def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
 def _start(
     work: Sequence[tuple["Encoder", list[Output]]], tiles: RgbArray, tile_id: Int64Array
 ) -> list["RunningBatch"]:
-    """Let all networks begin with some tiles."""
+    """Start all networks on some tiles."""
     stained: dict[int | None, RgbArray] = {None: tiles}
     started = []
     for encoder, outputs in work:
@@ -235,7 +235,7 @@ def _put(
     places: Int64Array,
     started: Sequence["RunningBatch"],
 ) -> None:
-    """Write features of some tiles of a slide; those between them are not chosen."""
+    """Write the features of some tiles of a slide; tiles between them were not chosen."""
     runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
     for batch in started:
         embeddings = batch.result()

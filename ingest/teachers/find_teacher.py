@@ -37,12 +37,12 @@ class Teacher:
     """An encoder and its columns; it travels to the workers.
 
     Attributes:
-        card: how it is run.
-        outputs: its columns.
-        sha256: SHA-256 of its weights; of its file and weights for a user's own.
+        card: card of the encoder, which states how it is run.
+        outputs: columns of the encoder.
+        sha256: SHA-256 of its weights; of its file and weights for a user's own encoder.
         source: text of the file of a user's own encoder.
-        where: path of that file.
-        folder: where weights are looked for first.
+        where: path of the user's file.
+        folder: folder in which weights are looked for first.
     """
 
     card: Card
@@ -55,22 +55,22 @@ class Teacher:
     def identity(
         self, output: Output, precision: Precision, engine: Engine = "torch"
     ) -> dict[str, Any]:
-        """Return all that decides the numbers of a column; it is kept with it."""
+        """Return all that decides a column's numbers, which is kept with the column."""
         run = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
         by = {} if engine == "torch" else {"engine": engine}
         return {**self.card.identity(), **output.identity(), **run, **by}
 
 
 def sees_features(store: "Store", name: str) -> bool:
-    """Whether a name is that of a student that sees other columns of the lake, not pixels."""
+    """Whether a name is that of a student whose inputs are columns of the lake, not pixels."""
     return store.exists(f"{student_folder(name)}/{FEATURE_CARD}")
 
 
 def find_card(store: "Store", name: str) -> Card:
-    """The card of a teacher or of a student of this lake.
+    """Return the card of a teacher or of a student of this lake.
 
     Raises:
-        TeacherError: there is none; near names are suggested.
+        TeacherError: there is no such card; near names are suggested.
     """
     name = card_name(name)
     if name in CARDS:
@@ -99,12 +99,12 @@ def find_card(store: "Store", name: str) -> Card:
 def find_teachers(
     store: "Store", names: Sequence[str], *, folder: str | None = None
 ) -> list[Teacher]:
-    """The encoders that these names ask for, each once, with all their columns.
+    """Return the encoders of these names, each once, with all their columns.
 
-    Their weights are fetched if they are not here yet; the networks are not built.
+    Missing weights are fetched; the networks are not built.
 
     Raises:
-        TeacherError: one is not known, can't give such a column, or its weights can't be had.
+        TeacherError: a name is not known, has no such column, or its weights can't be fetched.
     """
     teachers: dict[str, Teacher] = {}
     for name in names:
@@ -150,7 +150,7 @@ def _own(path: str) -> Teacher:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(HASH_BYTES):
@@ -168,10 +168,10 @@ def load_encoder(
     precision: Precision = "float32",
     engine: Engine = "torch",
 ) -> "Encoder":
-    """A teacher ready to run.
+    """Return a teacher's encoder, ready to run.
 
     Raises:
-        TeacherError: its weights are not here, are others, or do not fit the card.
+        TeacherError: the teacher's weights are missing, have changed, or do not fit the card.
     """
     from ingest.teachers.encoder import Encoder
     from ingest.teachers.networks import build
@@ -198,9 +198,9 @@ def load_encoder(
 
 
 def licence_of(store: "Store", teacher: str) -> str:
-    """The licence of a column's teacher; imported features and users' own encoders state none.
+    """Return the licence of a column's teacher; imports and users' own encoders state none.
 
-    A student of features has those of its teachers.
+    A student of features has the licences of its teachers.
     """
     if sees_features(store, teacher):
         record = json.loads(student_file(store, teacher, FEATURE_CARD))
@@ -213,10 +213,10 @@ def licence_of(store: "Store", teacher: str) -> str:
 
 @contextlib.contextmanager
 def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterator[Path]:
-    """A teacher's or student's weights as a local file.
+    """Yield the path of a teacher's or student's weights as a local file.
 
     Raises:
-        TeacherError: they are not here, and can't be fetched.
+        TeacherError: the weights are missing, and can't be fetched.
     """
     stored = f"{student_folder(card.name)}/{WEIGHTS}"
     if card.name in CARDS or not store.exists(stored):
@@ -231,13 +231,13 @@ def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterato
 def list_teachers(
     store: "Store | None" = None, *, folder: str | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row for each teacher, and for each finished student of the lake if one is given.
+    """Return a row for each teacher, and for each finished student of a given lake.
 
     A student of features reads columns of the lake, so its row has no pooling, pixels or precision.
 
     Args:
         store: the lake's files.
-        folder: folder of weights to look in first.
+        folder: folder in which weights are looked for first.
     """
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:
@@ -249,7 +249,7 @@ def list_teachers(
 
 
 def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
-    """Return what `slidelake teachers` prints of a teacher or of a student of pixels."""
+    """Return the row of `slidelake teachers` for a teacher or a student of pixels."""
     return {
         "teacher": card.name,
         "dim": card.pooled_dim(card.poolings[0]),
@@ -267,7 +267,7 @@ def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
 
 
 def _feature_student_row(store: "Store", name: str) -> dict[str, Any]:
-    """Return what `slidelake teachers` prints of a student of features."""
+    """Return the row of `slidelake teachers` for a student of features."""
     record = json.loads(student_file(store, name, FEATURE_CARD))
     return {
         "teacher": name,

@@ -1,6 +1,6 @@
 """Networks of the teacher cards: timm's by name, and five that timm has only in part.
 
-All offer timm's protocol: `forward_features` gives tokens [B, N, D] after the final norm, prefix
+All offer timm's protocol: `forward_features` returns tokens [B, N, D] after the final norm, prefix
 tokens first (maps [B, C, H, W] where there are no tokens), and `forward_head` makes the network's
 own embedding [B, D] of them. No weights are read here and nothing is downloaded.
 
@@ -30,13 +30,13 @@ STEM_STRIDE = 4
 
 
 def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE) -> nn.Module:
-    """A network without its classifier, with random weights, for square inputs of `input_px`.
+    """Build a network without its classifier, with random weights, for inputs of `input_px`.
 
     Args:
-        architecture: timm's name of it, or one of `OWN`.
-        input_px: side of its inputs.
-        arguments: for its constructor; what ends in `_layer` is the name of a module in timm.layers
-            or torch.nn.
+        architecture: timm's name of the network, or a name of `OWN`.
+        input_px: side of its square inputs.
+        arguments: arguments of its constructor; an argument that ends in `_layer` is the name of a
+            module in timm.layers or torch.nn.
 
     Raises:
         TeacherError: there is no such network, layer or argument.
@@ -71,7 +71,7 @@ def _layer(name: str) -> Callable[..., nn.Module]:
 
 
 class _Timm:
-    """Builds the network that timm has under a name."""
+    """A builder of the network that timm has under a name."""
 
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
@@ -93,11 +93,11 @@ class _Timm:
 
 
 class Plain(nn.Module):
-    """Any network under timm's protocol: what it gives are its features and its embedding.
+    """Any network under timm's protocol: its output is both its features and its embedding.
 
     Args:
-        network: gives [B, D], or tokens [B, N, D].
-        num_prefix_tokens: tokens before those of patches, if it gives tokens.
+        network: network that returns [B, D], or tokens [B, N, D].
+        num_prefix_tokens: number of tokens before the patch tokens, if it returns tokens.
     """
 
     def __init__(self, network: nn.Module, num_prefix_tokens: int = 0) -> None:
@@ -119,7 +119,7 @@ class Plain(nn.Module):
 
 
 class _Headed(nn.Module):
-    """A trunk of timm's, with another's head."""
+    """A trunk of timm's, with the head of another implementation."""
 
     trunk: Any
 
@@ -255,7 +255,7 @@ class CTransPath(_Headed):
 
 
 class _ConvStem(nn.Module):
-    """Patches of 4 px by two strided convolutions; for timm's Swin, which gives the arguments."""
+    """Patches of 4 px by two strided convolutions; for timm's Swin, which passes the arguments."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ def _halving(channels: int, wider: int) -> list[nn.Module]:
 
 
 def _resnet50_layer3(input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
-    """ResNet-50 that ends after its third stage [B, 1024], as CLAM uses it."""
+    """Build a ResNet-50 that ends after its third stage [B, 1024], as CLAM uses it."""
     model: Any = _Timm("resnet50")(input_px, arguments)
     model.layer4, model.num_features = nn.Identity(), 1024
     third: nn.Module = model

@@ -1,7 +1,7 @@
 """Small convolutional networks on CPUs by ONNX Runtime: about twice as fast as torch.
 
 The network is exported once per machine and kept in the user's cache, under a name that is a hash
-of all that it was made from. Before it is kept, it must give what torch gives.
+of all that it was made from. Before it is kept, it must return what torch returns.
 
 Letters in names: B tiles in a batch, C channels, H W pixels, D embedding.
 """
@@ -50,7 +50,7 @@ class OnnxNetwork:
         )
 
     def __call__(self, x_BCHW: Tensor) -> FloatArray:
-        """Embeddings [B, D] of normalised pixels."""
+        """Return the embeddings [B, D] of normalised pixels."""
         embedding: FloatArray = self._session.run(None, {"x": x_BCHW.contiguous().numpy()})[0]
         return embedding
 
@@ -68,15 +68,15 @@ class _Own(nn.Module):
 
 
 def onnx_network(model: nn.Module, card: Card, weights_sha256: str) -> OnnxNetwork:
-    """A network for ONNX Runtime, from the cache or exported now.
+    """Return a network for ONNX Runtime, from the cache or exported now.
 
     Args:
-        model: with its weights, on a CPU.
-        card: how it is run.
+        model: network with its weights, on a CPU.
+        card: card of the network, which states how it is run.
         weights_sha256: SHA-256 of the teacher's weights.
 
     Raises:
-        TeacherError: the packages are missing, or the exported network gives other numbers.
+        TeacherError: the packages are missing, or the exported network returns other numbers.
     """
     if not has_onnx():
         msg = f"'{card.name}' was begun with ONNX Runtime: pip install 'slidelake[onnx]'"
@@ -97,12 +97,12 @@ def export_onnx(model: nn.Module, card: Card, path: Path) -> None:
     """Write a network as ONNX: "x", normalised float32 [B, 3, H, W], to "y", its embedding [B, D].
 
     Args:
-        model: with its weights, on a CPU; `forward_features` and `forward_head` are timm's.
-        card: how it is run.
-        path: path of the file.
+        model: network with its weights, on a CPU; `forward_features` and `forward_head` are timm's.
+        card: card of the network, which states how it is run.
+        path: path of the exported file.
 
     Raises:
-        TeacherError: the exported network gives other numbers; the file is there all the same.
+        TeacherError: the exported network returns other numbers; the file is kept all the same.
     """
     _export(_Own(model).eval(), card, path)
     _check(_Own(model).eval(), OnnxNetwork(path), card)

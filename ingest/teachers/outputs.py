@@ -37,13 +37,13 @@ class Output:
     """One column of a teacher.
 
     Attributes:
-        column: its name in the lake.
+        column: name of the column in the lake.
         pooling: `cls`, `mean`, `cls+mean`, `own`, `patches` or `places`.
-        sample: how many patch tokens of each tile are taken; all if None.
-        layer: the block after which tokens are taken, from 1; the last if None.
+        sample: number of patch tokens that are taken of each tile; all if None.
+        layer: number of the block after which tokens are taken, from 1; the last if None.
         stain: number of the stain variant; None for the tile as it is.
-        dim: values for each tile.
-        tokens: how many patch tokens they are of; None if of none.
+        dim: number of values for each tile.
+        tokens: number of patch tokens in these values; None without patch tokens.
     """
 
     column: str
@@ -62,10 +62,10 @@ class Output:
 
 
 def card_name(teacher: str) -> str:
-    """The card that a teacher's name begins with.
+    """Return the name of the card that a teacher's name begins with.
 
     Raises:
-        TeacherError: it is no such name.
+        TeacherError: the text is no teacher's name.
     """
     return _parsed(teacher)["card"] or ""
 
@@ -131,12 +131,12 @@ def _check(teacher: str, card: Card, pooling: str, sample: int | None, layer: in
 
 
 def places(tile_id: Int64Array, patches: int, sample: int) -> Int64Array:
-    """Return the kept patch tokens of each tile, ascending [B, sample]; a function of the key.
+    """Return the kept patch tokens of each tile, ascending [B, sample]; its key decides them.
 
     Args:
-        tile_id: keys [B].
-        patches: tokens of a tile.
-        sample: how many of them are kept.
+        tile_id: keys of the tiles [B].
+        patches: number of patch tokens of a tile.
+        sample: number of patch tokens that are kept.
     """
     first: npt.NDArray[np.uint64] = tile_id.astype(np.uint64) * np.uint64(patches)
     each: npt.NDArray[np.uint64] = first[:, None] + np.arange(patches).astype(np.uint64)
@@ -145,14 +145,17 @@ def places(tile_id: Int64Array, patches: int, sample: int) -> Int64Array:
 
 
 def in_share(tile_id: Int64Array, share: float) -> npt.NDArray[np.bool_]:
-    """Return which tiles [B] are in a share of all; a function of the key."""
+    """Return whether each tile [B] is in a share of all tiles; its key decides it."""
     drawn = (_mix(tile_id.astype(np.uint64)) >> np.uint64(11)).astype(np.float64)
     is_drawn: npt.NDArray[np.bool_] = drawn < share * 2.0**53
     return is_drawn
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): as good as random, the same everywhere."""
+    """Return a hash of each number by SplitMix64's finaliser (Steele, Lea, Flood 2014).
+
+    The hashes are as good as random, and the same on every machine.
+    """
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -13,12 +13,12 @@ SUFFIX = ".py"
 
 
 def run_file(source: str, where: str, error_type: type[Exception]) -> Any:  # noqa: ANN401
-    """The module that a file's text makes.
+    """Run a file's text and return its module.
 
     Args:
-        source: the text.
-        where: the file's path, for messages.
-        error_type: what is raised if it can't be run.
+        source: text of the file.
+        where: path of the file, for messages.
+        error_type: class of the error that is raised if the text can't be run.
     """
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
         path = Path(folder) / Path(where).name

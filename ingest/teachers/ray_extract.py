@@ -35,12 +35,12 @@ class ExtractResult:
 
     Attributes:
         teachers: by column: tiles, seconds in which its network ran, tiles_per_s of wall time, and
-            stall, the share of the workers' time in which none ran: waiting for tiles, writing.
-        failed: slides with their mpp and the reason.
+            stall, the share of the workers' time without a running network (waits, writes).
+        failed: failed slides with their mpp and the reason.
         seconds: seconds that the whole run took.
-        ready: slides that have been cut, and so have tiles to run on.
-        pending: slides that an ingest has not cut yet: they have no features.
-        freed: what an automatic vacuum removed.
+        ready: number of slides that have been cut, and so have tiles to run on.
+        pending: number of slides that an ingest has not cut yet: they have no features.
+        freed: the versions and files that an automatic vacuum removed.
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class ExtractResult:
 
     @property
     def did_nothing(self) -> bool:
-        """Whether no tile was computed though slides are missing: none is ready, or some wait."""
+        """Whether no tile was computed while slides are pending, or no slide is ready."""
         return not any(counts["tiles"] for counts in self.teachers.values()) and (
             self.pending > 0 or not self.ready
         )
@@ -68,7 +68,7 @@ class ExtractResult:
         }
 
     def count_slides(self, lake: Lake) -> None:
-        """Count the slides of a lake that are ready, and those that are pending."""
+        """Count the ready slides and the pending slides of a lake."""
         states = dict(lake.slides().group_by("state").len().collect().iter_rows())
         self.ready, self.pending = states.get(READY, 0), states.get(PENDING, 0)
 
@@ -91,16 +91,16 @@ def extract(
     """Run teachers on every tile that lacks their features; students of features come last.
 
     Args:
-        lake_uri: the lake.
+        lake_uri: folder or URL of the lake.
         teachers: names as in `ingest.teachers.outputs`, of cards or of students in the lake, or
             paths of users' own encoders; and columns that one of `column_makers` makes.
-        mpps: where to run them; everywhere if None, a student of features where it was trained.
+        mpps: mpps to run them at; if None all, or a student of features' training mpps.
         weights: a folder in which weights are looked for first, on each machine.
         precision: precision of new columns. None: float32 on CPUs, the card's own on GPUs; columns
             that exist keep theirs.
         engine: engine of new columns. None: ONNX Runtime for convolutional networks on CPUs where
             it is installed and there are 5,000 tiles or more (an export takes 10-20 s), else torch.
-        where: a predicate on the tiles' columns; those it does not hold for get NaN.
+        where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
@@ -109,7 +109,7 @@ def extract(
 
     Raises:
         LakeError: `where` is no predicate on the tiles' columns.
-        TeacherError: a teacher is not known or its weights are not here.
+        TeacherError: a teacher is not known or its weights are missing.
         IdentityError: a column of that name holds another encoder's features.
     """
     lake = open_lake(lake_uri)
@@ -143,7 +143,7 @@ def _run_encoders(
     outcomes: ExtractResult,
     address: str | None,
 ) -> None:
-    """Plan for the GPUs that there are, and run the plan; no Ray is started for an empty one."""
+    """Plan for the available GPUs, and run the plan; an empty plan starts no Ray."""
     columns = [output.column for teacher in teachers for output in teacher.outputs]
     outcomes.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     with contextlib.ExitStack() as stack:

@@ -24,7 +24,7 @@ def student_file(store: "Store", name: str, file: str) -> bytes:
 
     Raises:
         DamageError: the file is gone or damaged; the file is named.
-        AccessError: it can't be read now.
+        AccessError: the file can't be read now.
     """
     from featurestore.storage import read_named, read_sealed
 

@@ -26,12 +26,12 @@ BLOCK_PX = 128
 
 
 def find_cells(slide: SlideReader, overview: RgbArray, scale: float) -> BoolArray:
-    """Pixels [H, W] of an overview that hold a cell or a part of one.
+    """Return the pixels [H, W] of an overview that hold a cell or a part of one.
 
     Args:
         slide: the open slide.
-        overview: [H, W, 3], for the tint of its glass.
-        scale: side of one of its pixels in level-0 pixels.
+        overview: RGB overview [H, W, 3], for the tint of its glass.
+        scale: side of one pixel of the overview in level-0 pixels.
     """
     factor = max(1, round(scale * slide.mpp / CELL_MPP))
     glass = tinted_glass(overview)

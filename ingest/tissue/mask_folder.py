@@ -20,7 +20,7 @@ class MaskFolder:
     """The masks of a folder, listed once.
 
     Attributes:
-        uri: the folder, without a slash at its end.
+        uri: path or URL of the folder, without a slash at its end.
         names: slide_id -> names of its masks.
     """
 
@@ -28,10 +28,10 @@ class MaskFolder:
     names: dict[str, list[str]]
 
     def mask_of(self, slide_id: str) -> str | None:
-        """The path or URL of a slide's mask; None if it has none.
+        """Return the path or URL of a slide's mask; None if it has no mask.
 
         Raises:
-            SlideError: there is more than one.
+            SlideError: the slide has more than one mask.
         """
         names = self.names.get(slide_id, [])
         if len(names) > 1:
@@ -41,7 +41,7 @@ class MaskFolder:
         return f"{self.uri}/{names[0]}" if names else None
 
     def notes(self, slide_ids: Collection[str]) -> list[str]:
-        """Return notes on the masks of these slides: which are of none of them.
+        """Return notes on the masks that belong to none of these slides.
 
         Raises:
             InputError: none of the masks is a slide's.
@@ -70,7 +70,7 @@ def open_masks(uri: str) -> MaskFolder:
 
     Raises:
         InputError: there is no such folder.
-        SlideError: it can't be listed.
+        SlideError: the folder can't be listed.
     """
     fs, path = open_fs(uri)
     with as_slide_errors(uri):
@@ -88,10 +88,10 @@ def open_masks(uri: str) -> MaskFolder:
 
 
 def mask_mark(uri: str) -> str:
-    """A mark of a mask's content: its size and CRC-32, so that a mask drawn anew is another.
+    """Return a mark of a mask's content, its size and CRC-32, which a redrawn mask changes.
 
     Raises:
-        SlideError: it can't be read.
+        SlideError: the mask can't be read.
     """
     fs, path = open_fs(uri)
     with as_slide_errors(uri):

@@ -1,7 +1,7 @@
 """A user's own tissue masks: GeoJSON as QuPath writes it, or a PNG.
 
-They are sampled at the middle of each overview pixel. Everything that would give an empty or a
-wrong mask without a word is an error instead: a mask takes the place of the detector.
+They are sampled at the middle of each overview pixel. Everything that would result in an empty or a
+wrong mask without a word is an error instead: a mask replaces the detector.
 """
 
 import io
@@ -38,16 +38,16 @@ Anything = Any
 def read_mask(
     path_or_uri: str, *, size_px: tuple[int, int], shape: tuple[int, int], scale: float
 ) -> BoolArray:
-    """A user's mask at the resolution of an overview, [H, W].
+    """Return a user's mask at the resolution of an overview, [H, W].
 
     GeoJSON: a FeatureCollection, a Feature, a list of them or a bare geometry, with coordinates in
     level-0 pixels from the slide's corner. Tissue is the union of all Polygons and MultiPolygons,
-    less their holes and less what is classified as not tissue (`Ignore*`, `Background`, ...: names
+    less their holes and less areas classified as not tissue (`Ignore*`, `Background`, ...: names
     with an asterisk but `Region*`, and NOT_TISSUE). Points, lines, cells, detections and cores of a
     microarray that are marked as missing are left out. A ring that crosses itself is filled by the
     even-odd rule.
 
-    PNG: any size with the slide's aspect ratio; what is not zero is tissue: the index in a palette,
+    PNG: any size with the slide's aspect ratio; non-zero pixels are tissue: the index in a palette,
     else any of the colours, where alpha is not zero. In a picture without colours alpha decides.
 
     Args:
@@ -57,7 +57,7 @@ def read_mask(
         scale: side of a pixel of the overview in level-0 pixels.
 
     Raises:
-        SlideError: it can't be read, is not such a file, marks no tissue on this slide, or has the
+        SlideError: the file can't be read, is no such mask, marks no tissue here, or has the
             aspect ratio or the coordinates of another slide.
     """
     path, kind = shown(path_or_uri), name_of(path_or_uri).lower().rpartition(".")[2]
@@ -109,7 +109,7 @@ def _from_geojson(
 
 
 def _polygons(document: Anything) -> tuple[list[Polygon], list[Polygon]]:
-    """Polygons of tissue, and of what is to be cut out of it."""
+    """Return the polygons of tissue, and the polygons that are cut out of the tissue."""
     tissue: list[Polygon] = []
     ignored: list[Polygon] = []
     for feature in _features(document):
@@ -135,7 +135,7 @@ def _features(document: Anything) -> Iterator[dict[str, Anything]]:
 
 
 def _is_ignored(properties: dict[str, Anything]) -> bool:
-    """Whether the class says that this is no tissue; no class says that it is."""
+    """Whether an annotation's class marks it as no tissue; without a class it is tissue."""
     classification = properties.get("classification") or {}
     # QuPath writes `name`, or `names` for a class of several parts; others write the name alone.
     text = (
@@ -171,7 +171,7 @@ def _rings(coordinates: list[list[list[float]]]) -> Polygon:
 
 
 def _check_place(tissue: list[Polygon], path: str, size_px: tuple[int, int]) -> None:
-    """Raise SlideError if polygons lie outside the slide, or reach far beyond it."""
+    """Refuse polygons that lie outside the slide, or reach far beyond it, by a SlideError."""
     points = np.concatenate([polygon[0] for polygon in tissue])
     low, high, size = points.min(0), points.max(0), np.array(size_px)
     span = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
@@ -187,7 +187,7 @@ def _check_place(tissue: list[Polygon], path: str, size_px: tuple[int, int]) -> 
 
 
 def fill(polygons: list[Polygon], shape: tuple[int, int], scale: float) -> BoolArray:
-    """Pixels [H, W] whose middle lies in one of the polygons (rings in level-0 pixels)."""
+    """Return the pixels [H, W] whose middle lies in a polygon (rings in level-0 pixels)."""
     mask = np.zeros(shape, bool)
     for polygon in polygons:
         rings = [ring / scale for ring in polygon]
@@ -203,7 +203,7 @@ def fill(polygons: list[Polygon], shape: tuple[int, int], scale: float) -> BoolA
 
 
 def _inside(rings: list[Ring], shape: tuple[int, int]) -> BoolArray:
-    """Even-odd rule: the number of edges to the left of a pixel's middle is odd."""
+    """Return the pixels inside rings by the even-odd rule: an odd number of edges on their left."""
     edges = np.concatenate([np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in rings])
     x0, y0, x1, y1 = edges[edges[:, 1] != edges[:, 3]].T
     # An edge crosses the middles of the rows from `top` to `bottom`: half-open, so that a corner

@@ -73,8 +73,8 @@ class Tissue:
     """The tissue and the pen on an overview [H, W, 3].
 
     Attributes:
-        mask: [H, W], what counts as tissue.
-        pen: [H, W], what has the colour and the width of a pen's stroke, over tissue or beside it;
+        mask: [H, W], pixels that count as tissue.
+        pen: [H, W], pixels with the colour and the width of a pen's stroke, on tissue or beside it;
             filled whether or not it was taken out of the mask.
         share: share of the overview that is tissue, 0 to 1.
         pen_share: share of the overview that is pen, 0 to 1.
@@ -109,7 +109,7 @@ def find_tissue(overview: RgbArray, mpp: float, *, pen_veto: bool = True) -> Tis
     Args:
         overview: RGB of the whole slide.
         mpp: microns per pixel of the overview, 8 to 32.
-        pen_veto: take pen out of the mask. To be off where a stain is blue or green itself:
+        pen_veto: whether pen is taken out of the mask. Turn it off where a stain is blue or green:
             trichrome, Alcian blue, Giemsa, light or methyl green (docs/tissue.md).
     """
     glass = tinted_glass(overview)
@@ -142,7 +142,7 @@ def _verdict(share: float, inked: float, *, specks: int) -> str:
 
 
 def verdict_of(share: float, least_px: float | None = None) -> str:
-    """The verdict on a mask from its share of the slide alone.
+    """Return the verdict on a mask from its share of the slide alone.
 
     Where a single cell is enough (`least_px`), any share is tissue.
     """
@@ -152,9 +152,9 @@ def verdict_of(share: float, least_px: float | None = None) -> str:
 
 
 def tinted_glass(overview: RgbArray) -> Float64Array | None:
-    """R, G, B of glass that has a tint; None if it has none, or if the border shows no glass.
+    """Return R, G, B of tinted glass; None if it has no tint, or the border shows no glass.
 
-    Glass is what most bright pixels of the border agree on, if they are many.
+    The colour of glass is that of most bright pixels of the border, if they are many.
     """
     height, width = overview.shape[:2]
     rows, columns = (max(2, round(FRAME_SHARE * n)) for n in (height, width))
@@ -173,7 +173,7 @@ def tinted_glass(overview: RgbArray) -> Float64Array | None:
 
 
 def white_balanced(overview: RgbArray, glass: Float64Array) -> RgbArray:
-    """The same light through neutral glass."""
+    """Return an overview in the colours that it would have through neutral glass."""
     bands = np.arange(256)[:, None] * (glass.max() / glass)
     table = np.clip(bands.round(), 0, 255).astype(np.uint8)
     balanced: RgbArray = cv2.LUT(overview, table.reshape(256, 1, 3))
@@ -184,9 +184,9 @@ def saturated(overview: RgbArray, *, otsu: bool = False) -> tuple[BoolArray, int
     """Return pixels with colour that are not too dark for it, and the threshold.
 
     Args:
-        overview: RGB [H, W, 3].
-        otsu: take Otsu's threshold on the smoothed saturation in place of the fixed one. It always
-            finds something.
+        overview: RGB overview [H, W, 3].
+        otsu: take Otsu's threshold on the smoothed saturation in place of the fixed threshold. It
+            always finds some tissue.
     """
     _, saturation, brightness = cv2.split(cv2.cvtColor(overview, cv2.COLOR_RGB2HSV))
     threshold = SATURATION_MIN
@@ -205,14 +205,14 @@ def saturated(overview: RgbArray, *, otsu: bool = False) -> tuple[BoolArray, int
 
 
 def without_specks(mask: BoolArray, mpp: float) -> BoolArray:
-    """A mask without pieces below 64 x 64 um."""
+    """Return a mask without its pieces below 64 x 64 um."""
     return _large_pieces(mask.astype(np.uint8), round(MIN_AREA_UM2 / mpp**2))
 
 
 def colour_of(pixels: RgbArray) -> Float32Array:
     """Return the optical density [H, W] by which a pixel absorbs one colour more than another.
 
-    Smoothed over 3 pixels; 0 where it is as grey as dirt, or too dark to have a colour.
+    It is smoothed over 3 pixels; 0 where a pixel is as grey as dirt, or too dark to have a colour.
     """
     return _colour(_densities(pixels))
 
@@ -226,9 +226,9 @@ def _colour(bands: Bands) -> Float32Array:
 
 
 def _specks(bands: Bands, tissue: BoolArray) -> int:
-    """Return the number of specks of colour off the tissue, if they are more than it; else 0.
+    """Return the number of coloured specks off the tissue, if their area is larger; else 0.
 
-    They are what an overview shows of isolated cells.
+    Isolated cells look like such specks on an overview.
     """
     near = cv2.dilate(tissue.astype(np.uint8), np.ones((MEDIAN_PX, MEDIAN_PX), np.uint8)) > 0
     specks = ((_colour(bands) > CELL_COLOUR) & ~near).astype(np.uint8)
@@ -237,13 +237,13 @@ def _specks(bands: Bands, tissue: BoolArray) -> int:
 
 
 def _densities(overview: RgbArray) -> Bands:
-    """Optical density of R, G, B, each [H, W], smoothed over 3 pixels."""
+    """Return the optical density of R, G, B, each [H, W], smoothed over 3 pixels."""
     red, green, blue = cv2.split(cv2.blur(overview, (3, 3)))
     return cv2.LUT(red, _DENSITY), cv2.LUT(green, _DENSITY), cv2.LUT(blue, _DENSITY)
 
 
 def _stained(overview: RgbArray, bands: Bands, mpp: float) -> BoolArray:
-    """Return what is stained, in pieces of some size, less small grey ones."""
+    """Return the stained pixels, in pieces of some size, without small grey pieces."""
     most, least = _extremes(bands)
     grey = (least > DIRT_PURITY * most) & (least > DIRT_DENSITY_MIN)
     count, labels, area = _pieces(saturated(overview)[0].astype(np.uint8))
@@ -265,7 +265,7 @@ def _without_pen(tissue: BoolArray, pen: BoolArray, mpp: float) -> BoolArray:
 
 
 def _pen(bands: Bands, mpp: float) -> BoolArray:
-    """Return where blue, green or black ink lies in strokes of some width, [H, W]."""
+    """Return the pixels [H, W] of blue, green or black ink in strokes of some width."""
     sure, rim = _ink(bands)
     stroke = max(3, round(STROKE_UM / mpp))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (stroke, stroke))
@@ -279,7 +279,7 @@ def _pen(bands: Bands, mpp: float) -> BoolArray:
 
 
 def _ink(bands: Bands) -> tuple[MaskBytes, MaskBytes]:
-    """Return pixels that have the colour of ink for sure, and those that may be its rim."""
+    """Return pixels that certainly have the colour of ink, and pixels that may be its rim."""
     red, green, _ = bands
     most, least = _extremes(bands)
     grey = least > BLACK_PURITY * most
@@ -306,6 +306,6 @@ def _large_pieces(mask_bytes: MaskBytes, least_px: int) -> BoolArray:
 
 
 def _pieces(mask_bytes: MaskBytes) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Number of connected pieces, the piece of each pixel (0 is none), and area of each."""
+    """Return the number of connected pieces, each pixel's piece (0 is none), and their areas."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask_bytes, connectivity=8)
     return count, labels, stats[:, cv2.CC_STAT_AREA]

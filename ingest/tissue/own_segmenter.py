@@ -1,7 +1,7 @@
 """A segmenter of a user's own: one Python file with a `SEGMENTER` and a function `build`.
 
-`build()` gives what turns an overview into a mask: it is called once in a process, and what it
-gives once a slide. See `examples/own_segmenter.py`.
+`build()` returns a function from an overview to a mask: `build` is called once in a process,
+its function once for each slide. See `examples/own_segmenter.py`.
 """
 
 import functools
@@ -26,15 +26,15 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """The name of a user's segmenter, and the pixels that it takes.
+    """The name of a user's segmenter, and the pixels that it reads.
 
     Attributes:
-        name: kept with each slide that it was used on.
-        mpp: microns per pixel of the overview that it is given, 1 to 64.
+        name: name that is kept with each slide that the segmenter was used on.
+        mpp: microns per pixel of the overview that it reads, 1 to 64.
         isolated: whether a tile is kept for any tissue in it, as for single cells, and not for
             the lake's least share.
         licence: licence of the segmenter's weights.
-        source: where it comes from.
+        source: where the segmenter comes from, in words.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Segmenter:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse an overview that no slide has."""
+        """Refuse an mpp that no slide's overview can have."""
         if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             msg = f"segmenter '{self.name}': mpp {self.mpp} given; allowed are 1 to 64"
             raise InputError(msg)
@@ -61,14 +61,14 @@ class OwnSegmenter:
 
     @property
     def name(self) -> str:
-        """Return what tells it from others: its name, and a hash of its file and weights."""
+        """Return the segmenter's unique name: its own name, and a hash of its file and weights."""
         return f"{self.card.name} ({self.sha256[:12]})"
 
     def mask(self, overview: RgbArray) -> BoolArray:
-        """Return where an overview [H, W, 3] at `card.mpp` is tissue, [H, W].
+        """Return the pixels [H, W] of an overview [H, W, 3] at `card.mpp` that are tissue.
 
         Raises:
-            SlideError: the segmenter fails, or gives something else than a mask.
+            SlideError: the segmenter fails, or returns something else than a mask.
         """
         segment = _built(self.source, self.where)
         try:
@@ -87,11 +87,11 @@ class OwnSegmenter:
 
 
 def read_segmenter(path: str) -> OwnSegmenter:
-    """Read a segmenter's file and look that it is one; nothing is built.
+    """Read and check a segmenter's file; nothing is built.
 
     Raises:
-        InputError: it can't be read or run, defines no `SEGMENTER` or no `build`, or its `WEIGHTS`
-            are not here.
+        InputError: the file can't be read or run, defines no `SEGMENTER` or no `build`, or its
+            `WEIGHTS` are missing.
     """
     try:
         source = Path(path).read_text()

@@ -33,9 +33,9 @@ class Method:
     """A way to find tissue.
 
     Attributes:
-        summary: what it does, in a line for people.
-        mask: from the slide, its overview [H, W, 3] and that one's scale to tissue [H, W] and
-            words on it.
+        summary: what the method does, in a line for people.
+        mask: function of the slide, its overview [H, W, 3] and the overview's scale; it returns
+            the tissue [H, W] and a note on it.
         least_px: pixels of the overview that have to be tissue for a tile to be kept, where that
             is not the lake's least share.
     """
@@ -77,7 +77,7 @@ def chosen_method(text: str) -> TissueBy:
     """Return the method that `--tissue` names, or a user's segmenter.
 
     Raises:
-        InputError: neither.
+        InputError: the text is neither a method nor a segmenter's file.
     """
     if text.endswith(SUFFIX):
         return read_segmenter(text)
@@ -105,9 +105,9 @@ def tissue_of(
     Args:
         slide: the open slide.
         overview: the whole slide, [H, W, 3], at about 16 mpp.
-        scale: side of one of its pixels in level-0 pixels.
-        tissue_by: the method.
-        pen_veto: take pen out of the tissue; None: `standard` does, the others do not.
+        scale: side of one pixel of the overview in level-0 pixels.
+        tissue_by: the method that finds tissue.
+        pen_veto: whether pen is taken out of the tissue; None: by `standard` alone.
 
     Raises:
         SlideError: pixels can't be read, or a user's segmenter fails.
@@ -139,7 +139,7 @@ def tissue_of(
 def _segmented(
     own: OwnSegmenter, slide: SlideReader, overview: RgbArray, scale: float
 ) -> tuple[BoolArray, str]:
-    """A segmenter's mask, brought to the pixels of the overview."""
+    """Return a segmenter's mask, resized to the pixels of the overview, and a note on it."""
     pixels, its_scale = slide.overview(own.card.mpp)
     share = area_means(own.mask(pixels), its_scale, overview.shape[:2], scale)
     least = 0 if own.card.isolated else 0.5

@@ -34,7 +34,7 @@ RgbArray = npt.NDArray[np.uint8]
 
 
 class NotNativeError(Exception):
-    """A file or level that is left to openslide; the text says why."""
+    """A file or level that is left to openslide; the text holds the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class JpegLevel(TileGrid):
 
     Attributes:
         offsets: first byte of each tile, row after row.
-        head: what comes before a tile's own JPEG segments: start of image, tables, colour marker.
+        head: bytes before a tile's own JPEG segments: start of image, tables, colour marker.
         compression: the tag's value: JPEG, or WebP, whose tiles are whole files.
     """
 
@@ -53,7 +53,7 @@ class JpegLevel(TileGrid):
 
 
 def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
-    """The levels of the slide's pyramid, finest first.
+    """Return the levels of the slide's pyramid, finest first.
 
     Args:
         path: path of the file.
@@ -61,7 +61,7 @@ def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
             first page.
 
     Raises:
-        NotNativeError: it is no TIFF of tiled 8-bit RGB or YCbCr JPEGs.
+        NotNativeError: the file is no TIFF of tiled 8-bit RGB or YCbCr JPEGs.
     """
     try:
         with tifffile.TiffFile(path) as file:
@@ -77,9 +77,9 @@ def read_levels(path: str, image: int | None = None) -> list[JpegLevel]:
 
 
 def _pyramid(file: tifffile.TiffFile) -> list[Any]:
-    """Tiled pages of falling size and the first one's shape, which no label or macro has.
+    """Return tiled pages of falling size and the first page's shape, so no label or macro.
 
-    OME-TIFFs have the coarser ones in sub-directories of the first.
+    OME-TIFFs have the coarser pages in sub-directories of the first page.
     """
     first: Any = file.pages[0]
     if not first.is_tiled:
@@ -139,7 +139,7 @@ def compared_tiles(level: JpegLevel) -> list[int]:
 
 
 def _from_webp(webp: bytes) -> RgbArray:
-    """Decode a tile, which ends at the slide's edge where it reaches beyond it."""
+    """Decode a WebP tile, which ends at the slide's edge where it reaches beyond it."""
     with Image.open(io.BytesIO(webp)) as picture:
         return np.array(picture.convert("RGB"))
 
@@ -149,7 +149,7 @@ class JpegTiff:
 
     Args:
         path: a local file.
-        image: number of one of its images; None: the first and its levels.
+        image: number of one of its images; None: the first image with its levels.
 
     Raises:
         NotNativeError: the file is left to openslide.
@@ -161,10 +161,10 @@ class JpegTiff:
         self._tile = lru_cache(maxsize=KEPT_TILES)(self._decoded)
 
     def jpeg(self, level: int, number: int) -> bytes:
-        """A stored tile as a whole JPEG that any decoder shows in its right colours.
+        """Return a stored tile as a whole JPEG that any decoder shows in its right colours.
 
         Raises:
-            SlideError: its bytes are not there.
+            SlideError: the tile's bytes are missing.
         """
         return self.levels[level].head + self._stored(level, number, b"\xff\xd8")[2:]
 
@@ -208,15 +208,15 @@ class JpegTiff:
     def region(
         self, level: int, x: int, y: int, width: int, height: int, *, shrink: int = 1
     ) -> RgbArray:
-        """Pixels [height, width, 3] from (x, y) of a level on; white outside of it.
+        """Return pixels [height, width, 3] of a level from (x, y) on; white outside the level.
 
         Args:
             level: number in `levels`.
             x: left side, in pixels of the level divided by `shrink`.
-            y: top side, likewise.
+            y: top side, in the same pixels.
             width: width of the result.
             height: height of the result.
-            shrink: 1, or 2, 4, 8 to have libjpeg decode at a half, a fourth or an eighth.
+            shrink: 1, or 2, 4, 8 to decode at a half, a fourth or an eighth by libjpeg.
 
         Raises:
             SlideError: a tile is damaged or not stored.

@@ -1,4 +1,4 @@
-"""What the OME-XML of a TIFF says that its tags, and openslide, do not."""
+"""The facts in the OME-XML of a TIFF that its tags, and openslide, do not state."""
 
 import math
 from xml.etree import ElementTree as ET
@@ -19,14 +19,14 @@ MICRONS = {
 
 
 def ome_mpp(path: str, image: int = 0) -> StatedMpp | None:
-    """Return the microns per pixel of an OME-TIFF's image; None if it has none.
+    """Return the microns per pixel of an OME-TIFF's image; None if none are stated.
 
     Source: PhysicalSizeX and PhysicalSizeY of Pixels, in micrometres unless a unit is stated
     (OME schema 2016-06).
 
     Args:
         path: path of the file.
-        image: number of the image, from 0; where several are listed and not this, it has none.
+        image: number of the image, from 0; None is returned where several others are listed.
     """
     try:
         with tifffile.TiffFile(path) as file:
@@ -40,7 +40,7 @@ def ome_mpp(path: str, image: int = 0) -> StatedMpp | None:
 
 
 def _stated(pixels: ET.Element) -> StatedMpp | None:
-    """Return the sizes of a Pixels element; None where one is missing or no length."""
+    """Return the pixel sizes of a Pixels element; None where one is missing or is no length."""
     sizes = [_microns(pixels, axis) for axis in "XY"]
     x, y = sizes
     if x is None or y is None:

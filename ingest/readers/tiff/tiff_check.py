@@ -1,4 +1,4 @@
-"""What a TIFF says of itself that no reader must pass over: it is cut off, or no colour image.
+"""The faults of a TIFF that no reader must ignore: it is cut off, or is no colour image.
 
 openslide and libtiff open files whose last part is missing, and turn 16-bit, greyscale, CMYK and
 many-channel images into 8-bit RGB that looks like a slide: nearly black, or in false colours.
@@ -37,12 +37,12 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def check_tiff(path: str) -> None:
-    """Refuse a TIFF that is cut off, claims what it does not hold, or is no 8-bit colour image.
+    """Refuse a TIFF that is cut off, claims data it does not hold, or is no 8-bit colour image.
 
-    What is no TIFF, or one that can't be parsed, passes: whether it is a slide says its reader.
+    A file that is no TIFF, or can't be parsed, passes: its reader decides whether it is a slide.
 
     Raises:
-        SlideError: it is; the text says what was found.
+        SlideError: the file is such a TIFF; the text states the fault.
     """
     if path.lower().endswith(".ndpi"):  # offsets beyond 4 GB are coded in a way of its own
         return
@@ -68,10 +68,10 @@ def check_tiff(path: str) -> None:
 
 
 def _directories_end(path: str, file: BinaryIO) -> int | None:
-    """The byte up to which the directories of a TIFF and their values reach; None if it is none.
+    """Return the byte at which a TIFF's directories and their values end; None for other files.
 
     Raises:
-        SlideError: they go on without end: whoever follows them (tifffile does) never comes back.
+        SlideError: the directories form an endless chain, in which tifffile would hang.
     """
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
@@ -95,7 +95,7 @@ def _directories_end(path: str, file: BinaryIO) -> int | None:
 
 
 def _directory(file: BinaryIO, offset: int, order: str, *, big: bool) -> tuple[int, int]:
-    """The byte up to which a directory and its values reach, and where the next one is."""
+    """Return the byte at which a directory and its values end, and the next directory's place."""
     count_form, entry_form, next_form = ("Q", "HHQQ", "Q") if big else ("H", "HHII", "I")
     count_bytes, entry_bytes, next_bytes = (8, 20, 8) if big else (2, 12, 4)
     file.seek(offset)
@@ -116,7 +116,7 @@ def _directory(file: BinaryIO, offset: int, order: str, *, big: bool) -> tuple[i
 
 
 def _pages(file: BinaryIO) -> list["_Page"]:
-    """Its images; none if it can't be parsed."""
+    """Return the images of a TIFF; an empty list if it can't be parsed."""
     file.seek(0, io.SEEK_SET)
     try:
         with tifffile.TiffFile(file) as tiff:
@@ -144,7 +144,7 @@ class _Page:
 
 
 def _grid(page: Any) -> int:  # noqa: ANN401 - a tifffile page, untyped
-    """Tiles or strips that an image of its size has."""
+    """Return the number of tiles or strips that an image of this size has."""
     if page.is_tiled:
         across = -(-int(page.imagewidth) // int(page.tilewidth))
         return across * -(-int(page.imagelength) // int(page.tilelength))

@@ -19,13 +19,13 @@ class TiffImage:
     """One image of a TIFF.
 
     Attributes:
-        number: from 1, in the order of the file; what follows the `#` in `slide.tif#2`.
-        page: number of its directory in the file's chain, from 0.
+        number: number of the image from 1, in the file's order; the 2 of `slide.tif#2`.
+        page: number of the image's directory in the file's chain, from 0.
         width_px: width of the finest level.
         height_px: height of the finest level.
         is_tiled: whether it is stored in tiles, and not in strips.
-        compression: the tag's value.
-        orientation: the tag's value; 1 is upright.
+        compression: value of the compression tag.
+        orientation: value of the orientation tag; 1 is upright.
         resolution: pixels per micron across and down; None where it is not stated.
         icc_profile: ICC profile of the image's colours; None where there is none.
     """
@@ -42,12 +42,12 @@ class TiffImage:
 
     @property
     def size_text(self) -> str:
-        """Its number and size in words."""
+        """Return the number and the size of the image in words."""
         return f"#{self.number}: {self.width_px} x {self.height_px} px"
 
 
 def tiff_images(path: str) -> list[TiffImage]:
-    """Return the images of a TIFF in the order of the file; none if it is no TIFF."""
+    """Return the images of a TIFF in the order of the file; an empty list for other files."""
     try:
         with tifffile.TiffFile(path) as file:
             return [_image(n, levels[0]) for n, levels in enumerate(image_pages(file), start=1)]
@@ -101,7 +101,7 @@ def _image(number: int, page: Any) -> TiffImage:  # noqa: ANN401 - a tifffile pa
 
 
 def _resolution(page: Any) -> tuple[float, float] | None:  # noqa: ANN401 - a tifffile page
-    """Pixels per micron, where the tags state a unit of length."""
+    """Return the pixels per micron, where the tags state a unit of length."""
     unit = page.tags.get("ResolutionUnit")
     microns = {2: 25_400.0, 3: 10_000.0}.get(int(unit.value) if unit else 2)
     tags = [page.tags.get(name) for name in ("XResolution", "YResolution")]
@@ -112,12 +112,12 @@ def _resolution(page: Any) -> tuple[float, float] | None:  # noqa: ANN401 - a ti
 
 
 def largest(images: list[TiffImage]) -> TiffImage:
-    """Return the image with most pixels; of equal ones the first."""
+    """Return the image with most pixels; the first of equal images."""
     return max(images, key=lambda image: (image.width_px * image.height_px, -image.number))
 
 
 def other_images(images: list[TiffImage], chosen: TiffImage) -> list[str]:
-    """Return a note that names the images that are not read; none if there is one image."""
+    """Return a note that names the images that are not read; an empty list for one image."""
     others = [image.size_text for image in images if image is not chosen]
     if not others:
         return []

@@ -21,19 +21,19 @@ NEAR = 6.0  # grey levels; wrong colours are 48
 
 
 class TiffReader(OpenSlideReader):
-    """An open slide, read natively where that gives openslide's own pixels.
+    """An open slide, read natively where that returns openslide's own pixels.
 
     Args:
         path: a local file.
         mpp: microns per pixel that overrule the file's own.
-        options: how to read it, `mpp` included; in place of `mpp`.
+        options: the settings to read it with, `mpp` included; in place of `mpp`.
 
     Attributes:
         name: "tiff" while any level is read natively.
         fallback: why openslide reads the file, or a level of it; None if it does not.
 
     Raises:
-        SlideError: it is not a slide that openslide reads, or has no usable mpp.
+        SlideError: the file is no slide that openslide reads, or has no usable mpp.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class TiffReader(OpenSlideReader):
         }
 
     def _add_levels(self, native: JpegTiff) -> None:
-        """Add levels that openslide does not see, as those of an OME-TIFF.
+        """Add levels that openslide does not list, such as an OME-TIFF's.
 
         There are no pixels of openslide's to compare them with; as all levels they are compared
-        with finer ones before they are used.
+        with finer levels before they are used.
         """
         for number, native_level in enumerate(native.levels[1:], start=1):
             size = (native_level.width_px, native_level.height_px)
@@ -83,7 +83,7 @@ class TiffReader(OpenSlideReader):
             self._numbers[level], self._trusted[level] = number, True
 
     def _places(self, level: int) -> list[Place]:
-        """Return the places of the heaviest tiles of this level and of level 0; it reads none."""
+        """Return places of the largest tiles (in bytes) of this level and level 0; read none."""
         if self._native is not None and {0, level} <= self._numbers.keys():
             base, grid = (self._native.levels[self._numbers[n]] for n in (0, level))
             return tile_places(base, grid)
@@ -94,12 +94,12 @@ class TiffReader(OpenSlideReader):
 
     @cached_property
     def _grids(self) -> dict[tuple[int, int], TileGrid]:
-        """Tiles of other compressions, as far as the file is a TIFF."""
+        """Return the tile grids of all compressions, as far as the file is a TIFF."""
         return tile_grids(self.path)
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The name of the reader that read the pixels."""
+        """Return the name of the reader that read the pixels."""
         return "tiff" if any(self._trusted.values()) else "openslide"
 
     def _reduced(
@@ -126,7 +126,7 @@ class TiffReader(OpenSlideReader):
         return max(fits, default=1)
 
     def stored_level(self, grid: Grid) -> int | None:
-        """Return the level whose stored tiles are just those of a grid; None if there is none."""
+        """Return the level whose stored tiles are the tiles of a grid; None if there is none."""
         if self.converts_colours:
             return None
         level = self._level(grid.side_px / grid.tile_px)
@@ -142,10 +142,10 @@ class TiffReader(OpenSlideReader):
         )
 
     def stored_jpeg(self, level: int, grid_y: int, grid_x: int) -> bytes | None:
-        """Return a stored tile of a `stored_level`; None for one that reaches beyond the slide.
+        """Return a stored tile of a `stored_level`; None if the tile reaches beyond the slide.
 
         Raises:
-            SlideError: its bytes are not there, or end before the JPEG does.
+            SlideError: the tile's bytes are missing, or end before the JPEG does.
         """
         native, number = self._native, self._numbers[level]
         if native is None:
@@ -160,7 +160,7 @@ class TiffReader(OpenSlideReader):
         return native.jpeg(number, grid_y * native_level.columns + grid_x)
 
     def stored_tile_px(self, mpp: float) -> int | None:
-        """Return the side of the square tiles stored at an mpp, or None if none are."""
+        """Return the side of the square tiles stored at an mpp, or None if there are none."""
         if self.converts_colours:
             return None
         level = self._level(mpp / self.mpp)
@@ -184,7 +184,7 @@ class TiffReader(OpenSlideReader):
         return self._native if self._trusted[level] else None
 
     def _distrust(self, native: JpegTiff, level: int) -> str | None:
-        """Return why a level is not to be read natively, after a look at some of its tiles."""
+        """Return why a level is not to be read natively, after a check of some of its tiles."""
         native_level = native.levels[self._numbers[level]]
         if not min(native_level.sizes):
             return f"level {level} has tiles that are not stored"
@@ -216,7 +216,7 @@ def open_tiff(file: SlideFile, options: ReadOptions) -> SlideReader:
 
 
 def _difference(ours: RgbArray, expected: RgbArray, *, exact: bool) -> str:
-    """Return how pixels differ, or nothing; where openslide is a part of a pixel off, by means."""
+    """Return how pixels differ, or ""; by means where openslide is a part of a pixel off."""
     apart = np.abs(ours.astype(np.int16) - expected)
     if exact:
         return f"by {apart.max()}" if apart.any() else ""

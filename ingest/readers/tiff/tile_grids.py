@@ -18,7 +18,7 @@ class TileGrid:
         height_px: height of the level.
         tile_width_px: width of a stored tile.
         tile_height_px: height of a stored tile.
-        sizes: bytes of each tile, row after row; 0 for one that is not stored.
+        sizes: bytes of each tile, row after row; 0 for a tile that is not stored.
     """
 
     width_px: int
@@ -29,19 +29,19 @@ class TileGrid:
 
     @property
     def columns(self) -> int:
-        """Stored tiles in a row."""
+        """Return the number of stored tiles in a row."""
         return -(-self.width_px // self.tile_width_px)
 
     @property
     def rows(self) -> int:
-        """Stored tiles in a column."""
+        """Return the number of stored tiles in a column."""
         return -(-self.height_px // self.tile_height_px)
 
 
 def tile_places(base: TileGrid, level: TileGrid) -> list[Place]:
-    """Return where the tile with most bytes lies in each quarter of a level and of level 0.
+    """Return the place of the tile with most bytes in each quarter of a level and of level 0.
 
-    Each place is the centre of a tile of level 0, so that a look at it reads few.
+    Each place is the centre of a tile of level 0, so that a read there decodes few tiles.
 
     Args:
         base: tiles of level 0.
@@ -61,7 +61,7 @@ def tile_places(base: TileGrid, level: TileGrid) -> list[Place]:
 
 
 def tile_grids(path: str) -> dict[tuple[int, int], TileGrid]:
-    """Return the tiles of a TIFF's tiled images by width and height; nothing if it is no TIFF."""
+    """Return the tile grids of a TIFF's tiled images by width and height; {} for other files."""
     grids: dict[tuple[int, int], TileGrid] = {}
     try:
         with tifffile.TiffFile(path) as file:

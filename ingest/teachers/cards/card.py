@@ -1,4 +1,4 @@
-"""What a teacher card says: all that decides the numbers of an encoder, and where it comes from.
+"""The facts of a teacher card: all that decides the numbers of an encoder, and where it comes from.
 
 The cards themselves are in `card_table.py`. A hash of the weights and what a card says of the
 numbers are kept with each column in the lake.
@@ -20,36 +20,36 @@ class Card:
     """One encoder, as it is run.
 
     Attributes:
-        name: what the user types; the column is called so too, with the pooling if there are
+        name: name that the user types; the column has it too, with the pooling if there are
             several.
-        architecture: timm's name of the network, or that of one in `networks.py`.
-        arguments: for building it, as JSON; layers are given by their names in timm.layers or
+        architecture: timm's name of the network, or the name of a network in `networks.py`.
+        arguments: arguments that build it, as JSON; layers have their names in timm.layers or
             torch.nn.
-        dim: length of a token, and of an embedding unless it is of two of them.
+        dim: length of a token, and of an embedding unless it joins two tokens.
         own_dim: length of the network's own embedding (pooling `own`), if it is not `dim`.
         input_px: side of the square that the network sees.
-        resize_px: side to which a tile is brought first, if more: the middle is taken.
-        mean: subtracted per channel from pixels scaled to 0..1.
-        std: divided by per channel.
+        resize_px: side to which a tile is resized first, if larger; then the middle is cropped.
+        mean: mean that is subtracted per channel from pixels scaled to 0..1.
+        std: standard deviation by which each channel is divided.
         interpolation: how a tile of another size is resized, always antialiased.
-        poolings: embeddings it can give; the first is the one that its authors recommend. `cls` is
-            the class token, `mean` that of the patch tokens, `own` what its own head makes.
-        prefix_tokens: tokens before the patch tokens: class token and registers.
-        patch_px: side of a patch; None if the network has no tokens that are patches.
+        poolings: embeddings it can return; its authors recommend the first. `cls` is
+            the class token, `mean` the mean of the patch tokens, `own` the output of its own head.
+        prefix_tokens: number of tokens before the patch tokens: class token and registers.
+        patch_px: side of a patch; None if the network has no patch tokens.
         maps: whether it is convolutional: its last map's places are then its tokens.
-        mpps: microns per pixel that it was trained for, best first; none if not on microscopy.
-        precision: what its authors, or most of its users, run it in on GPUs.
+        mpps: microns per pixel that it was trained for, best first; empty if not on microscopy.
+        precision: precision in which its authors, or most of its users, run it on GPUs.
         licence: licence of the weights, as far as it is known.
-        gated: whether its source asks for a licence to be accepted first.
+        gated: whether its source requires a licence to be accepted first.
         source: where the weights come from, in words.
         hub: repository on the Hugging Face hub.
-        files: names of the weights there, first choice first.
-        keys: how the weights' names become those of the network; see `weight_keys.py`.
+        files: names of the weights' files on the hub, first choice first.
+        keys: how the weights' names become the network's names; see `weight_keys.py`.
         package: a distribution on the package index that ships the weights, if one does.
         weights: path of the file inside that distribution.
-        references: where each fact was read.
+        references: source of each fact.
         unverified: facts that could not be verified.
-        version: raised when a correction changes the numbers.
+        version: version of the card, raised when a correction changes the numbers.
     """
 
     name: str
@@ -82,30 +82,30 @@ class Card:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Patch tokens down and across, if it has any."""
+        """Return the number of patch tokens down and across; None without patch tokens."""
         side = self.input_px // self.patch_px if self.patch_px else 0
         return (side, side) if side else None
 
     def pooled_dim(self, pooling: Pooling) -> int:
-        """Length of an embedding."""
+        """Return the length of an embedding of a pooling."""
         if pooling == "own":
             return self.own_dim or self.dim
         return 2 * self.dim if pooling == "cls+mean" else self.dim
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the numbers, but for the weights and the pooling of tokens."""
+        """Return all that decides the numbers, except the weights and the pooling of tokens."""
         names = ("architecture", "arguments", "input_px", "resize_px", "interpolation", "version")
         facts = {name: getattr(self, name) for name in names}
         return {**facts, "mean": list(self.mean), "std": list(self.std)}
 
 
 def card_json(card: Card) -> bytes:
-    """A card as it is kept beside a student's weights."""
+    """Return a card as the JSON that is kept beside a student's weights."""
     return (json.dumps(asdict(card), indent=2) + "\n").encode()
 
 
 def card_from_json(record: Mapping[str, Any]) -> Card:
-    """A card that was kept; what a later version added to it is left out."""
+    """Return a card from its kept JSON; fields of a later version are ignored."""
     lists = ("mean", "std", "poolings", "mpps", "files", "unverified")
     fields: dict[str, Any] = {
         name: tuple(record[name]) if name in lists else record[name]

@@ -1,4 +1,4 @@
-"""Cards of pathology encoders whose weights ask for a licence to be accepted first."""
+"""Cards of pathology encoders whose weights require a licence to be accepted first."""
 
 from ingest.teachers.cards.card import Card
 from ingest.teachers.cards.cards_natural import IMAGENET

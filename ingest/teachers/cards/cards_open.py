@@ -1,6 +1,6 @@
-"""Cards of pathology encoders whose weights can be had without asking; most not for commerce.
+"""Cards of pathology encoders whose weights need no permission; most are not for commerce.
 
-Hibou-L asks first; it stands beside Hibou-B.
+Hibou-L requires acceptance; it is listed beside Hibou-B.
 """
 
 from collections.abc import Iterator
@@ -258,7 +258,7 @@ CTRANSPATH = Card(
 
 
 def open_cards() -> Iterator[Card]:
-    """Return the cards of pathology encoders with open weights."""
+    """Yield the cards of pathology encoders with open weights."""
     yield from (PHIKON, PHIKON_V2, MIDNIGHT, GPFM, CTRANSPATH)
     yield _hibou("hibou_b", "base", 768, 5.33334, "histai/hibou-b")
     yield _hibou("hibou_l", "large", 1024, 5.34375, "histai/hibou-L")

@@ -19,7 +19,7 @@ DINO_OFFSET = 0.1
 
 
 def fitted(weights: dict[str, Tensor], model: nn.Module, resample: Resample) -> dict[str, Tensor]:
-    """Weights whose position table is the network's; left alone if it can't be made so."""
+    """Return weights with a position table resized to the network's, or unchanged if impossible."""
     out, shapes = dict(weights), model.state_dict()
     for name, trunk in (("pos_embed", model), ("trunk.pos_embed", getattr(model, "trunk", None))):
         if name in weights and name in shapes and weights[name].shape != shapes[name].shape:
@@ -30,7 +30,7 @@ def fitted(weights: dict[str, Tensor], model: nn.Module, resample: Resample) -> 
 
 
 def _resized(table: Tensor, like: Tensor, prefix: int, resample: Resample) -> Tensor:
-    """A table [1, N, D] with as many rows as another one; the first `prefix` rows are kept."""
+    """Resize a table [1, N, D] to another table's rows; the first `prefix` rows are kept."""
     if table.ndim != 3 or len(table) != 1 or table.shape[1] <= prefix:
         return table
     old, new = (math.isqrt(rows - prefix) for rows in (table.shape[1], like.shape[1]))
@@ -42,23 +42,29 @@ def _resized(table: Tensor, like: Tensor, prefix: int, resample: Resample) -> Te
 
 
 def as_timm(grid: Tensor, side: int) -> Tensor:
-    """Bicubic and antialiased."""
+    """Resize a position grid as timm does: bicubic and antialiased."""
     rows = grid.permute(0, 2, 3, 1).flatten(1, 2)
     sized: Tensor = resample_abs_pos_embed(rows, [side, side], num_prefix_tokens=0)
     return sized.reshape(1, side, side, -1).permute(0, 3, 1, 2)
 
 
 def as_hugging_face(grid: Tensor, side: int) -> Tensor:
-    """Bicubic: `Dinov2Embeddings.interpolate_pos_encoding` of transformers; MUSK does the same."""
+    """Resize a position grid as transformers and MUSK do: bicubic.
+
+    Source: `Dinov2Embeddings.interpolate_pos_encoding` of transformers.
+    """
     return F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
 
 
 def as_conch(grid: Tensor, side: int) -> Tensor:
-    """Bilinear: `resize_pos_embed` of mahmoodlab/CONCH."""
+    """Resize a position grid as `resize_pos_embed` of mahmoodlab/CONCH does: bilinear."""
     return F.interpolate(grid, size=(side, side), mode="bilinear")
 
 
 def as_conch15(grid: Tensor, side: int) -> Tensor:
-    """Bicubic by a ratio of sides a little too large: `interpolate_pos_encoding` of CONCH v1.5."""
+    """Resize a position grid as CONCH v1.5 does: bicubic, by a ratio of sides a little too large.
+
+    Source: `interpolate_pos_encoding` of CONCH v1.5.
+    """
     ratio = (side + DINO_OFFSET) / grid.shape[-1]
     return F.interpolate(grid, scale_factor=(ratio, ratio), mode="bicubic")

@@ -1,6 +1,6 @@
 """From a file of weights to a filled network: names as they are in the wild, turned into timm's.
 
-A card's `keys` says which names its file has. Every tensor of the network must be filled from the
+A card's `keys` state the names in its file. Every tensor of the network must be filled from the
 file and every tensor of the file must be used or named here as of no use: a name that is quietly
 left at its random start is the worst kind of wrong. Nothing is ever unpickled.
 """
@@ -36,13 +36,13 @@ SHORT = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """The rules that turn the names in a kind of file into a network's.
+    """The rules that turn the names in a kind of file into a network's names.
 
     Attributes:
-        unused: a pattern of names that the network has no use for.
-        rules: patterns and what they become, one after the other.
-        rename: what rules can't express; done after them.
-        resample: how a position table of another size is brought to the network's; refused if None.
+        unused: pattern of the names that the network does not use.
+        rules: patterns and their replacements, applied one after the other.
+        rename: function for changes that rules can't express; called after them.
+        resample: function that resizes a position table to the network's; refused if None.
     """
 
     unused: str = ""
@@ -52,13 +52,13 @@ class Keys:
 
 
 def read_weights(path: Path) -> Tensors:
-    """The tensors of a file by name; dictionaries in dictionaries are joined by dots.
+    """Return the tensors of a file by name; names of nested dictionaries are joined by dots.
 
     Args:
         path: a .safetensors file, or a PyTorch file, in which objects are refused.
 
     Raises:
-        TeacherError: it is neither, or holds objects that would have to be unpickled.
+        TeacherError: the file is of neither kind, or holds objects that would have to be unpickled.
     """
     try:
         if path.suffix == ".safetensors":
@@ -90,12 +90,12 @@ def load_weights(model: nn.Module, path: Path, card: Card) -> None:
     """Fill a network with the weights of a file.
 
     Args:
-        model: built as the card says.
-        path: the file.
-        card: its `keys` says what the file's names are.
+        model: network that was built from the card.
+        path: path of the file.
+        card: card of the network, whose `keys` translate the file's names.
 
     Raises:
-        TeacherError: the file can't be read, lacks a tensor, or has one too many or of another
+        TeacherError: the file can't be read, lacks a tensor, or has a tensor too many or of another
             shape.
     """
     if card.keys not in KINDS:
@@ -117,7 +117,7 @@ def load_weights(model: nn.Module, path: Path, card: Card) -> None:
 
 
 def renamed(tensors: Tensors, keys: Keys, model: nn.Module) -> Tensors:
-    """Tensors of a file under the network's names, without those it has no use for."""
+    """Return the tensors of a file under the network's names, without unused tensors."""
     used = {n: x for n, x in tensors.items() if not (keys.unused and re.fullmatch(keys.unused, n))}
     for pattern, into in keys.rules:
         used = {re.sub(pattern, into, name): tensor for name, tensor in used.items()}
@@ -125,14 +125,14 @@ def renamed(tensors: Tensors, keys: Keys, model: nn.Module) -> Tensors:
 
 
 def _without_classifier(tensors: Tensors, model: nn.Module) -> Tensors:
-    """Timm's own names; its networks say what their classifier is called."""
+    """Return tensors with timm's own names, without the classifier that the network names."""
     named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
     return {name: tensor for name, tensor in tensors.items() if not (name + ".").startswith(heads)}
 
 
 def _in_order(tensors: Tensors, model: nn.Module) -> Tensors:
-    """The same network under another implementation's names: tensor by tensor in order."""
+    """Return tensors of another implementation under the network's names, matched in order."""
     shapes = model.state_dict()
     if set(shapes) <= set(tensors):
         return _without_classifier(tensors, model)
@@ -141,7 +141,7 @@ def _in_order(tensors: Tensors, model: nn.Module) -> Tensors:
 
 
 def _joined(tensors: Tensors, names: tuple[str, str, str]) -> Tensors:
-    """Query, key and value layers become the one that timm has, `attn.qkv`."""
+    """Join query, key and value layers into timm's one layer, `attn.qkv`."""
     out = dict(tensors)
     for name in tensors:
         if f".attn.{names[0]}." not in name:
@@ -154,7 +154,7 @@ def _joined(tensors: Tensors, names: tuple[str, str, str]) -> Tensors:
 
 
 def _registers_apart(tensors: Tensors, _: nn.Module) -> Tensors:
-    """The class token's position is added to it: timm's networks with registers have none."""
+    """Move the class token's position into the token: with registers, timm has no such position."""
     if "register_tokens" not in tensors or "pos_embed" not in tensors or "cls_token" not in tensors:
         return tensors
     table, out = tensors["pos_embed"], dict(tensors)
@@ -175,7 +175,7 @@ def _musk(tensors: Tensors, _: nn.Module) -> Tensors:
 
 
 def _dinov3(tensors: Tensors, model: nn.Module) -> Tensors:
-    """Biases of query, key and value that are all zero are left out, as in timm's network."""
+    """Leave out biases of query, key and value that are all zero, as timm's network does."""
     shapes = model.state_dict()
     return {
         name: tensor

@@ -19,16 +19,16 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def has_onnx() -> bool:
-    """Whether ONNX Runtime and what exports to it are installed."""
+    """Whether ONNX Runtime and the packages that export to it are installed."""
     return all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript"))
 
 
 def find_weights(card: Card, folder: str | None = None) -> Path | None:
-    """The weights' file on this machine, or None.
+    """Return the path of the weights' file on this machine, or None.
 
     Args:
         card: card of the teacher.
-        folder: a folder of weights; the one that SLIDELAKE_WEIGHTS names if None. In it are
+        folder: a folder of weights; the folder of SLIDELAKE_WEIGHTS if None. It holds
             `NAME.safetensors` (or .pth, .pt, .bin), or folders `NAME` as the hub has them.
     """
     root = folder or os.environ.get(FOLDER)
@@ -64,10 +64,10 @@ def _cached(card: Card) -> Path | None:
 
 
 def fetch_weights(card: Card) -> Path:
-    """The weights from the hub, with the user's own token.
+    """Return the path of weights fetched from the hub, with the user's own token.
 
     Raises:
-        TeacherError: there is no such place, no network, or no right to them.
+        TeacherError: there is no such repository, no network, or no right to the weights.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
@@ -98,7 +98,7 @@ def fetch_weights(card: Card) -> Path:
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether anything answers at the hub: its own client tries for half a minute."""
+    """Whether the hub can be reached: its own client tries for half a minute."""
     if urllib.request.getproxies():
         return True
     url = urllib.parse.urlsplit(endpoint)
@@ -110,7 +110,7 @@ def _reachable(endpoint: str) -> bool:
 
 
 def missing(card: Card, why: str) -> str:
-    """One line on how to get a teacher's weights."""
+    """Return one line on how to get a teacher's weights."""
     from ingest.teachers.cards.card_table import CARDS
 
     available = [name for name, card in CARDS.items() if find_weights(card)]
