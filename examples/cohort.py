@@ -50,14 +50,14 @@ class SlidePlan:
     """The inputs of one synthetic slide; it is sent to a process by pickle.
 
     Attributes:
-        slide_id: Name of the slide and of its files.
-        patient: The patient of the slide.
-        number: Number of the slide in the cohort; with the seed it decides all random values.
-        seed: The seed of the cohort.
-        width_px: Width of level 0.
-        height_px: Height of level 0.
-        pen: Whether there is a pen mark on the glass.
-        blur: Whether a region is out of focus.
+        slide_id: name of the slide and of its files.
+        patient: the patient of the slide.
+        number: number of the slide in the cohort; with the seed it decides all random values.
+        seed: the seed of the cohort.
+        width_px: width of level 0.
+        height_px: height of level 0.
+        pen: whether there is a pen mark on the glass.
+        blur: whether a region is out of focus.
     """
 
     slide_id: str
@@ -76,11 +76,11 @@ def plan_slides(
     """Deal slides to patients in turn and choose slides with a pen mark and a blurred region.
 
     Args:
-        patients: The patients of the cohort.
-        slides: Number of slides; slides beyond the number of patients are further slides of the
+        patients: the patients of the cohort.
+        slides: number of slides; slides beyond the number of patients are further slides of the
             first patients.
-        size_px: Width and height of level 0.
-        seed: The seed of the cohort.
+        size_px: width and height of level 0.
+        seed: the seed of the cohort.
     """
     rng = np.random.default_rng([seed, 1])
     marked = min(max(4, slides // 6), slides // 2)
@@ -159,8 +159,8 @@ def make_slide(folder: Path, plan: SlidePlan) -> None:
     """Make one slide with its truth; the slide itself comes last and marks the rest complete.
 
     Args:
-        folder: The folder of the cohort, with `slides` and `truth` in it.
-        plan: The plan of the slide.
+        folder: the folder of the cohort, with `slides` and `truth` in it.
+        plan: the plan of the slide.
     """
     scene = _scene(plan)
     streams, reduced = _render(scene, plan.width_px, plan.height_px)
@@ -267,16 +267,16 @@ def make_cohort(
     spawned: a script that calls this needs the usual `if __name__ == "__main__"`.
 
     Args:
-        folder: Folder for `cohort.csv`, `slides/<slide_id>.svs`, and in `truth/` per slide the
+        folder: folder for `cohort.csv`, `slides/<slide_id>.svs`, and in `truth/` per slide the
             hidden state (json) and the masks at 1/32 (npz).
-        patients: Number of patients, at least 2.
-        slides: Number of slides, at least one per patient; more are further slides of the
+        patients: number of patients, at least 2.
+        slides: number of slides, at least one per patient; more are further slides of the
             first patients.
-        width_px: Width of level 0, at least 512.
-        height_px: Height of level 0, at least 512.
-        seed: Seed of all random values. The same arguments give the same bytes.
-        on_slide: Function that is called after each slide with the numbers of done and all slides.
-        workers: Greatest number of processes; the number of cores if None.
+        width_px: width of level 0, at least 512.
+        height_px: height of level 0, at least 512.
+        seed: seed of all random values. The same arguments give the same bytes.
+        on_slide: function that is called after each slide with the numbers of done and all slides.
+        workers: greatest number of processes; the number of cores if None.
 
     Returns:
         The path of `cohort.csv`, whose `uri` column is relative to its folder.

@@ -22,14 +22,14 @@ class CohortPatient:
     """One patient: the hidden state, and the label and survival that follow from it.
 
     Attributes:
-        patient_id: Name of the patient in the table.
-        site: Name of the site, a key of `SITE_MPP`; independent of the state.
-        label: Label of the patient, one of `LABELS`.
-        high_grade_share: Share of the tumour that grows in sheets; above 0.5 is high grade.
-        tumour_share: Share of the tissue that is tumour.
-        lymphocytes: Density of lymphocytes, from 0 to 1; many protect.
-        log_hazard: Logarithm of the hazard; higher is worse.
-        time_months: Months until the event or the end of observation.
+        patient_id: name of the patient in the table.
+        site: name of the site, a key of `SITE_MPP`; independent of the state.
+        label: label of the patient, one of `LABELS`.
+        high_grade_share: share of the tumour that grows in sheets; above 0.5 is high grade.
+        tumour_share: share of the tissue that is tumour.
+        lymphocytes: density of lymphocytes, from 0 to 1; many protect.
+        log_hazard: logarithm of the hazard; higher is worse.
+        time_months: months until the event or the end of observation.
         event: 1 if the event was observed, 0 if censored.
     """
 

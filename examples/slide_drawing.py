@@ -36,11 +36,11 @@ def noise(
     """Return periodic power-law noise with mean 0 and standard deviation 1.
 
     Args:
-        rng: The source of the phases.
-        period: Side of the field in pixels.
-        slope: Slope of the spectrum: the amplitude falls as frequency to the minus `slope`.
-        lowest: Cycles per period below which the amplitude stays level.
-        along: Direction of the fibres in radians, seven times longer than wide; None: no fibres.
+        rng: the source of the phases.
+        period: side of the field in pixels.
+        slope: slope of the spectrum: the amplitude falls as frequency to the minus `slope`.
+        lowest: cycles per period below which the amplitude stays level.
+        along: direction of the fibres in radians, seven times longer than wide; None: no fibres.
 
     Returns:
         The noise field, (period, period).
@@ -102,8 +102,8 @@ class Sheet:
     """A periodic drawing sheet: objects are drawn with a margin that is folded back.
 
     Attributes:
-        period: Side of the sheet in pixels, a power of two.
-        margin: Pixels that an object may reach over the edge.
+        period: side of the sheet in pixels, a power of two.
+        margin: pixels that an object may reach over the edge.
         density: (H, W) density of the drawing, antialiased; where margins meet the darker wins.
         owner: (H, W) number of the object that owns the pixel, 0 for none.
         centres: the centre of each object, in drawing order.
@@ -209,13 +209,13 @@ class Nuclei:
     """The appearance of the nuclei of a class.
 
     Attributes:
-        diameter_px: Mean diameter in pixels (0.5 mpp).
-        elongation: Ratio of the long axis to the short axis.
-        density: Haematoxylin density of the membrane.
-        spread: Standard deviation of the density from nucleus to nucleus.
-        pleomorphism: Standard deviation of the logarithm of the diameter.
-        vesicular: Density of the inside relative to the membrane; 1 is equally dark.
-        nucleoli: Share of nuclei with a nucleolus.
+        diameter_px: mean diameter in pixels (0.5 mpp).
+        elongation: ratio of the long axis to the short axis.
+        density: haematoxylin density of the membrane.
+        spread: standard deviation of the density from nucleus to nucleus.
+        pleomorphism: standard deviation of the logarithm of the diameter.
+        vesicular: density of the inside relative to the membrane; 1 is equally dark.
+        nucleoli: share of nuclei with a nucleolus.
     """
 
     diameter_px: float
@@ -239,12 +239,12 @@ def draw_nuclei(
     """Draw one nucleus per place: membrane, paler inside, nucleolus.
 
     Args:
-        rng: The source of sizes and densities.
-        sheet: Sheet to draw on.
+        rng: the source of sizes and densities.
+        sheet: sheet to draw on.
         places: (K, 2) centres, x and y.
-        look: Appearance of the nuclei.
+        look: appearance of the nuclei.
         degrees: (K,) direction of the long axes; random if None.
-        own: Whether each nucleus becomes an object of its own.
+        own: whether each nucleus becomes an object of its own.
     """
     count = len(places)
     radius = look.diameter_px * np.exp(rng.normal(0, look.pleomorphism, count)) / 2

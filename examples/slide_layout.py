@@ -37,11 +37,11 @@ class Morphology:
     """The contents of a section.
 
     Attributes:
-        tumour_share: Share of the tissue inside tumour.
-        high_grade_share: Share of the tumour that grows in sheets instead of glands.
-        lymphocytes: Density from 0 (hardly any) to 1 (dense aggregates and infiltration).
-        pen: Whether there is a pen mark on the glass.
-        blur: Whether a region is out of focus.
+        tumour_share: share of the tissue inside tumour.
+        high_grade_share: share of the tumour that grows in sheets instead of glands.
+        lymphocytes: density from 0 (hardly any) to 1 (dense aggregates and infiltration).
+        pen: whether there is a pen mark on the glass.
+        blur: whether a region is out of focus.
     """
 
     tumour_share: float
@@ -56,13 +56,13 @@ class Layout:
     """Maps of a slide, each (H, W) at one cell per `STEP_PX`.
 
     Attributes:
-        classes: Index into `CLASSES`; defined on glass too, but not to be shown there.
-        tissue: Share of tissue from 0 (glass) to 1, with a soft edge; the border is at 0.5.
-        thickness: Factor on both stains.
-        lymphocytes: Density of single lymphocytes, 0-254.
-        pen: Opacity of the ink, 0 to 1.
-        pen_colour: Transmission of the ink in R, G, B.
-        blur: Blur from 0 (in focus) to 1 (out of focus).
+        classes: index into `CLASSES`; defined on glass too, but not to be shown there.
+        tissue: share of tissue from 0 (glass) to 1, with a soft edge; the border is at 0.5.
+        thickness: factor on both stains.
+        lymphocytes: density of single lymphocytes, 0-254.
+        pen: opacity of the ink, 0 to 1.
+        pen_colour: transmission of the ink in R, G, B.
+        blur: blur from 0 (in focus) to 1 (out of focus).
     """
 
     classes: Pixels
@@ -198,10 +198,10 @@ def lay_out(rng: np.random.Generator, width_px: int, height_px: int, show: Morph
     """Draw the maps of a slide.
 
     Args:
-        rng: The only source of random numbers.
-        width_px: Width of level 0.
-        height_px: Height of level 0.
-        show: Contents that the section is to show.
+        rng: the only source of random numbers.
+        width_px: width of level 0.
+        height_px: height of level 0.
+        show: contents that the section is to show.
     """
     per_truth = TRUTH_STEP_PX // STEP_PX
     shape = (-(-height_px // TRUTH_STEP_PX) * per_truth, -(-width_px // TRUTH_STEP_PX) * per_truth)

@@ -51,9 +51,9 @@ class Scene:
     """All inputs that a tile is rendered from.
 
     Attributes:
-        layout: The maps of the slide.
-        library: The textures of all classes.
-        origin: Place of the slide's corner in the textures, x and y.
+        layout: the maps of the slide.
+        library: the textures of all classes.
+        origin: place of the slide's corner in the textures, x and y.
         colours: (65536, 3) colour of every pair of densities, haematoxylin * 256 + eosin.
         grain: seed of the sensor noise.
     """
@@ -69,8 +69,8 @@ def stain_colours(rng: np.random.Generator, site: str) -> Pixels:
     """Return the colour of every pair of densities on one slide.
 
     Args:
-        rng: The source of differences between the slides of a site.
-        site: Name of the site, a key of `SITE_STRENGTHS`.
+        rng: the source of differences between the slides of a site.
+        site: name of the site, a key of `SITE_STRENGTHS`.
 
     Returns:
         The colours (65536, 3) R, G, B, to be indexed with haematoxylin * 256 + eosin.
@@ -199,9 +199,9 @@ def encoded_tiles(scene: Scene, width_px: int, height_px: int) -> Iterator[tuple
     """Render and encode level 0, row by row.
 
     Args:
-        scene: The scene to render.
-        width_px: Width of the slide; the last tile of a row may reach beyond it.
-        height_px: Height of the slide.
+        scene: the scene to render.
+        width_px: width of the slide; the last tile of a row may reach beyond it.
+        height_px: height of the slide.
 
     Yields:
         The abbreviated JPEG stream and the pixels of each tile.

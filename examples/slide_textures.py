@@ -34,8 +34,8 @@ class Library:
     """The textures of one period.
 
     Attributes:
-        period: Number of pixels after which every texture repeats.
-        classes: One texture per entry of `CLASSES`.
+        period: number of pixels after which every texture repeats.
+        classes: one texture per entry of `CLASSES`.
         lymphocytes: (H, W) haematoxylin of single lymphocytes, to be laid over any class.
         rank: (H, W) a lymphocyte shows where the local density (0-254) is above its rank; 255
             where there is none.

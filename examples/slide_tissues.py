@@ -150,13 +150,13 @@ class Glands:
     """The appearance of the glands of a class.
 
     Attributes:
-        radius_px: Least and greatest outer radius.
-        wall: Height of the epithelium in diameters of a nucleus.
-        layers: Number of rows of nuclei in the epithelium.
-        roughness: Deviation of the outline from an ellipse.
-        gap_px: Least width of the stroma between neighbours.
-        nuclei: Appearance of their nuclei.
-        cytoplasm: Haematoxylin and eosin density of the cytoplasm.
+        radius_px: least and greatest outer radius.
+        wall: height of the epithelium in diameters of a nucleus.
+        layers: number of rows of nuclei in the epithelium.
+        roughness: deviation of the outline from an ellipse.
+        gap_px: least width of the stroma between neighbours.
+        nuclei: appearance of their nuclei.
+        cytoplasm: haematoxylin and eosin density of the cytoplasm.
     """
 
     radius_px: tuple[float, float]

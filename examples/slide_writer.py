@@ -31,10 +31,10 @@ class Page:
     """One TIFF directory with its JPEG streams.
 
     Attributes:
-        width_px: Width of the image.
-        height_px: Height of the image.
-        mpp: Microns per pixel, for the resolution tags.
-        description: The ImageDescription tag, from which OpenSlide reads the vendor and the name.
+        width_px: width of the image.
+        height_px: height of the image.
+        mpp: microns per pixel, for the resolution tags.
+        description: the ImageDescription tag, from which OpenSlide reads the vendor and the name.
         chunks: JPEG streams, row by row. A page that is not tiled has one, the whole image.
         tables: shared JPEGTables; empty for a page whose one stream holds its own (not tiled).
         subfile: the NewSubfileType tag; Aperio marks the label with 1 and the macro with 9.
@@ -157,11 +157,11 @@ def aperio_pages(
     """Return the directories of an Aperio slide in the order in which Aperio writes them.
 
     Args:
-        slide_id: Name of the slide, shown on the label and as the Filename.
-        size_px: Width and height of level 0.
-        mpp: Microns per pixel of level 0.
-        base_tiles: The tiles of level 0 from `encode_tile`, row by row.
-        reduced: The images of the further levels, finest first, each (H, W, 3) RGB.
+        slide_id: name of the slide, shown on the label and as the Filename.
+        size_px: width and height of level 0.
+        mpp: microns per pixel of level 0.
+        base_tiles: the tiles of level 0 from `encode_tile`, row by row.
+        reduced: the images of the further levels, finest first, each (H, W, 3) RGB.
 
     Returns:
         Level 0, thumbnail, the further levels, label, macro.

@@ -33,8 +33,8 @@ def write_contact_sheet(lake: "Lake", *, most: int = 400) -> str:
     """Write `ingest.html` at the root of a lake: failed slides first, then doubtful ones.
 
     Args:
-        lake: The lake at the version to show.
-        most: Greatest number of slides to show; at most half of them are failed slides.
+        lake: the lake at the version to show.
+        most: greatest number of slides to show; at most half of them are failed slides.
 
     Returns:
         The page's URI.

@@ -74,10 +74,10 @@ def choose_slides(
     Slides that wait to be cut are left out: they have no picture yet.
 
     Args:
-        slides: Rows with slide, slide_id, uri, state and verdict.
-        most: Greatest number of slides.
-        most_failed: Greatest number of failed slides among them.
-        first: File name of a slide to show in any case, or None.
+        slides: rows with slide, slide_id, uri, state and verdict.
+        most: greatest number of slides.
+        most_failed: greatest number of failed slides among them.
+        first: file name of a slide to show in any case, or None.
     """
     failed = pl.col("state") == "failed"
     some_failed = slides.filter(failed).sort("slide").head(most_failed)

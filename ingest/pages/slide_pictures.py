@@ -40,7 +40,7 @@ class Tiles:
         x: int32[N] left edges, level-0 pixels.
         y: int32[N] top edges, level-0 pixels.
         pen: float32[N] share of each tile that is pen, NaN where it is not known.
-        codecs: Number of tiles that were `stored` in the slide as they are, and `encoded`.
+        codecs: number of tiles that were `stored` in the slide as they are, and `encoded`.
     """
 
     side_px: int
@@ -198,8 +198,8 @@ def encode_jpeg(picture_HW3: Rgb, *, sharp: bool = False) -> bytes:
     """Encode a picture [H, W, 3] as JPEG.
 
     Args:
-        picture_HW3: The picture.
-        sharp: Whether colours have full resolution and quality 75, for text; twice the bytes.
+        picture_HW3: the picture.
+        sharp: whether colours have full resolution and quality 75, for text; twice the bytes.
     """
     import cv2
 

@@ -49,7 +49,7 @@ class Score:
         measures: unit and range, as docs/tissue.md states them.
         direction: which values are better or more, as docs/tissue.md states; empty if neither.
         missing: which tiles have no value.
-        type: Arrow's name of the column's type.
+        type: arrow's name of the column's type.
         weighting: pixels that the mean of a map is over: `tissue` (all, in a tile without any),
             `slide` (the tile as far as the slide reaches), or `tile` (beyond the slide counts 0).
         slide_map: the map [H, W] of a score of kind `slide`.
