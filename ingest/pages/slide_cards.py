@@ -125,7 +125,7 @@ def _cards(lake: "Lake", slides: pl.DataFrame, longest_px: int) -> Iterator[Row]
         }
 
 
-def _pictures(lake: Lake, slides: pl.DataFrame) -> dict[int, Row]:
+def _pictures(lake: "Lake", slides: pl.DataFrame) -> dict[int, Row]:
     """Return thumbnail and tissue mask by slide number, of some slides at once."""
     from featurestore.tables import SLIDES
 
