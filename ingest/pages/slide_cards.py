@@ -136,7 +136,7 @@ def _pictures(lake: "Lake", slides: pl.DataFrame) -> dict[int, Row]:
     return {row["slide"]: row for row in pictures.to_pylist()}
 
 
-def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
+def _tiles(lake: "Lake", slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
     """Return the tiles at one mpp by slide number, for slides that have been cut."""
     places = lake.tiles_of(mpp=mpp, slide_ids=slides["slide_id"].to_list())
     rows = _tile_rows(lake, places.filter(pl.col("tiles") > 0), mpp)
@@ -154,7 +154,7 @@ def _tiles(lake: Lake, slides: pl.DataFrame, mpp: float) -> dict[int, Tiles]:
     return tiles
 
 
-def _tile_rows(lake: Lake, places: pl.DataFrame, mpp: float) -> pl.DataFrame:
+def _tile_rows(lake: "Lake", places: pl.DataFrame, mpp: float) -> pl.DataFrame:
     """Return the rows of the tiles that catalog rows name, from their fragments alone.
 
     By slide, not by the catalog's row offsets: those count rows that were deleted when a slide
