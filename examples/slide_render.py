@@ -48,7 +48,7 @@ _GLASS_TILES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All inputs that a tile is rendered from.
+    """Inputs that a tile is rendered from.
 
     Attributes:
         layout: the maps of the slide.

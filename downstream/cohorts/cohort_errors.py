@@ -16,5 +16,6 @@ def listing(ids: Sequence[str]) -> str:
     >>> listing(["a", "b"])
     'a, b'
     """
-    more = len(ids) - _SHOWN
-    return ", ".join(ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    from featurestore import messages  # with it comes Lance
+
+    return messages.listing(ids, most=_SHOWN)
