@@ -5,7 +5,6 @@ then `result.json`, which marks a finished run, and a page made of these, `repor
 """
 
 from dataclasses import asdict
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -17,7 +16,7 @@ from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from downstream.cohorts.cohort import Cohort
     from downstream.run.study import Study
@@ -72,7 +71,7 @@ def write_result(
     result: dict[str, Any],
     files: dict[str, bytes],
     *,
-    written: "Mapping[str, bytes]" = MappingProxyType({}),
+    written: "Sequence[str]" = (),
 ) -> dict[str, Any]:
     """Write the files of a run, then `result.json` with their checksums; return its content.
 
@@ -81,16 +80,18 @@ def write_result(
         run: name of the run.
         result: content of `result.json`, without checksums.
         files: the bytes of the files to write, by their path in the run's folder.
-        written: the bytes of files that exist already, by path.
+        written: paths in the run's folder of files that exist already; each is read on its own.
 
     Returns:
         The written content: the result with `checksums`, and `card_crc32` over all of it.
     """
-    from featurestore.storage import json_bytes, sealed
+    from featurestore.storage import CHECKSUMS, checksum_of, json_bytes, resealed
 
     for name, content in files.items():
         lake.write_bytes(f"runs/{run}/{name}", content)
-    whole = sealed(result, {**files, **written})
+    checksums = {name: checksum_of(content) for name, content in files.items()}
+    checksums |= {name: checksum_of(lake.read_bytes(f"runs/{run}/{name}")) for name in written}
+    whole = resealed({**result, CHECKSUMS: checksums})
     lake.write_bytes(f"runs/{run}/result.json", json_bytes(whole))
     return whole
 
@@ -142,11 +143,11 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "splits.parquet": parquet_bytes(to_table(study.splits)),
         "predictions.parquet": parquet_bytes(predictions),
     }
-    attention = {
-        path.removeprefix(f"runs/{study.run}/"): lake.read_bytes(path)
-        for path in (cell.attention_path for cell in study.cells())
-        if lake.exists(path)
-    }
+    attention = [
+        cell.attention_path.removeprefix(f"runs/{study.run}/")
+        for cell in study.cells()
+        if lake.exists(cell.attention_path)
+    ]
     return write_result(lake, study.run, study_result, files, written=attention)
 
 

@@ -5,14 +5,24 @@ from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
 from featurestore.storage.full_disk import DiskFullError, disk_full_error
 from featurestore.storage.lock import writer_lease
 from featurestore.storage.read_errors import LakeUri, is_of_lance, meaning_of
-from featurestore.storage.sealed_json import json_bytes, read_named, read_sealed, resealed, sealed
+from featurestore.storage.sealed_json import (
+    CHECKSUMS,
+    checksum_of,
+    json_bytes,
+    read_named,
+    read_sealed,
+    resealed,
+    sealed,
+)
 
 __all__ = [
+    "CHECKSUMS",
     "DENIED",
     "DiskFullError",
     "LakeUri",
     "bucket_clients",
     "causes",
+    "checksum_of",
     "codes",
     "disk_full_error",
     "explain",

@@ -141,8 +141,8 @@ def test_public_python_api_is_there() -> None:
 
 def test_command_starts_without_heavy_imports() -> None:
     code = (
-        "import sys, slidelake; "
-        "sys.exit(bool({'torch', 'ray', 'lance', 'polars', 'numpy', 'openslide'} & set(sys.modules)))"
+        "import sys, slidelake; heavy = {'torch', 'ray', 'lance', 'polars', 'numpy', 'openslide'}; "
+        "sys.exit(bool(heavy & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

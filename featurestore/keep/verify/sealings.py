@@ -8,11 +8,11 @@ from featurestore.keep.verify.damage import FILE, Damage
 from featurestore.storage.sealed_json import (
     CHECKSUMS,
     OWN,
+    checksum_of,
     json_bytes,
     read_named,
     read_sealed,
     resealed,
-    sealed,
 )
 from featurestore.storage.store import Store
 
@@ -64,10 +64,11 @@ class Sealing:
         count = self.missing(store)
         if count:
             seal = read_sealed(store, self.path)
-            files = {self._name(path): store.read_bytes(path) for path in self.files}
-            fresh = sealed(seal, files)
-            named = {**fresh[CHECKSUMS], **seal.get(CHECKSUMS, {})}
-            store.write_bytes(self.path, json_bytes(resealed({**fresh, CHECKSUMS: named})))
+            named = {
+                self._name(path): checksum_of(store.read_bytes(path)) for path in sorted(self.files)
+            }
+            named |= seal.get(CHECKSUMS, {})
+            store.write_bytes(self.path, json_bytes(resealed({**seal, CHECKSUMS: named})))
         return count
 
 
