@@ -33,6 +33,7 @@ from featurestore.keep.repairing import Repaired, repair
 from featurestore.keep.verify.damage import Damage, Verdict
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.lake import Lake
+from featurestore.messages import listing
 from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.query.lance_index import IndexState, build_index, index_state
 from featurestore.query.sql import query, tables
@@ -95,6 +96,7 @@ __all__ = [
     "free_old_versions",
     "holdout_patients",
     "index_state",
+    "listing",
     "matrix",
     "mpp_name",
     "open_lake",

@@ -106,7 +106,7 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
 def _print_patients(
     patients: "PatientsSet", *, as_json: bool, notes: list[str] | None = None
 ) -> None:
-    from featurestore.messages import listing
+    from featurestore import listing
 
     answer = asdict(patients)
     answer["notes"] = [*(notes or []), *patients.notes]
@@ -121,7 +121,7 @@ def _print_patients(
 
 
 def _print_annotation(added: "AnnotationResult", notes: list[str], *, as_json: bool) -> None:
-    from featurestore.messages import listing
+    from featurestore import listing
 
     annotation = added.annotation
     answer = {

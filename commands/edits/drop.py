@@ -38,9 +38,8 @@ def drop_command(options: DropOptions) -> None:
 
     Example: slidelake drop my-lake --slide P003-1
     """
-    from featurestore import open_lake
+    from featurestore import listing, open_lake
     from featurestore.edits import drop
-    from featurestore.messages import listing
 
     chosen = {
         "slide": options.slides,

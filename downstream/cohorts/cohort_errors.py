@@ -16,6 +16,6 @@ def listing(ids: Sequence[str]) -> str:
     >>> listing(["a", "b"])
     'a, b'
     """
-    from featurestore import messages  # with it comes Lance
+    from featurestore import listing as list_names  # with it comes Lance
 
-    return messages.listing(ids, most=_SHOWN)
+    return list_names(ids, most=_SHOWN)
