@@ -69,7 +69,7 @@ def open_slide(
 
 def _opened(file: SlideFile, options: ReadOptions, names: tuple[str, ...]) -> SlideReader:
     """Open a file with the first of some readers that reads it."""
-    reason = why_no_slide(file.path, formats_read())
+    reason: str | None = None
     for name in names:
         entry = READERS[name]
         if not entry.takes(file):
@@ -81,7 +81,7 @@ def _opened(file: SlideFile, options: ReadOptions, names: tuple[str, ...]) -> Sl
             return entry.open(file, options)
         except NotNativeError as error:
             reason = f"{file.path}: {error}"
-    raise SlideError(reason)
+    raise SlideError(reason or why_no_slide(file.path, formats_read()))
 
 
 def _chosen(
