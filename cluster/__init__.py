@@ -5,14 +5,35 @@ needs none starts at once; each function that needs ray imports it when called.
 """
 
 from cluster.errors import ClusterError
+from cluster.placement import (
+    Device,
+    NodeShape,
+    Placement,
+    WorkerSettings,
+    announced,
+    chosen_device,
+    machine_shapes,
+    node_shapes,
+    place,
+)
 from cluster.progress import Progress, progress
-from cluster.ray_session import quiet_ray_data, ray_session, schedulable
+from cluster.ray_session import joins_cluster, quiet_ray_data, ray_session, schedulable
 from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
 
 __all__ = [
     "ClusterError",
+    "Device",
+    "NodeShape",
+    "Placement",
     "Progress",
+    "WorkerSettings",
+    "announced",
+    "chosen_device",
+    "joins_cluster",
+    "machine_shapes",
+    "node_shapes",
+    "place",
     "progress",
     "quiet_ray_data",
     "ray_map",

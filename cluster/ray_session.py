@@ -72,6 +72,14 @@ def ray_session(
         yield
 
 
+def joins_cluster(address: str | None) -> bool:
+    """Whether `ray_session` with this address uses a Ray that is up already."""
+    import ray
+
+    target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    return ray.is_initialized() or target != _LOCAL
+
+
 @contextmanager
 def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
     import ray

@@ -125,13 +125,14 @@ def distill_command(options: DistillOptions) -> None:
     Example: slidelake distill my-lake --teacher uni2_h --teacher virchow2 --name small --epochs 20
     """
     recipe = chosen_recipe(options)
+    from cluster import WorkerSettings
     from distill.train.ray_train import distill
 
     report = distill(
         options.lake,
         recipe,
         name=options.name,
-        workers=options.workers,
+        workers=WorkerSettings(workers=options.workers),
         slides=_slide_ids(options.slides, options.distinct_ids),
         version=options.at,
         checkpoint_s=options.checkpoint_s,
