@@ -71,6 +71,11 @@ class Lake:
             `open_lake`.
         believed: whether tables are opened as they are, without a look at `roots.json`: for a
             search for damage.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> lake.version, lake.config.mpps, lake.teachers(mpp=0.5)
+        (16, (0.5, 2.0), {'uni2_h': 1536, 'virchow2': 2560, 'student': 64})
     """
 
     def __init__(
@@ -105,11 +110,23 @@ class Lake:
 
     @property
     def uri(self) -> str:
-        """Return the folder or URL of the lake."""
+        """Return the folder or URL of the lake.
+
+        Examples:
+            >>> sl.open_lake("my-lake").uri.endswith("/my-lake")
+            True
+        """
         return self.store.uri
 
     def refreshed(self) -> "Lake":
-        """Return the same lake at its newest version."""
+        """Return the same lake at its newest version.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> edit = sl.rename(lake, "student", "pupil")
+            >>> "pupil" in lake.teachers(mpp=0.5), "pupil" in lake.refreshed().teachers(mpp=0.5)
+            (False, True)
+        """
         return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
@@ -117,6 +134,10 @@ class Lake:
 
         Raises:
             DamageError: the file of a snapshot is gone or damaged.
+
+        Examples:
+            >>> sl.open_lake("my-lake").snapshots()
+            {}
         """
         return read_snapshots(self.store)
 
@@ -126,6 +147,12 @@ class Lake:
         Raises:
             LakeError: the name is taken by another version, or has other characters than letters,
                 digits and `_ . -`.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> lake.snapshot("paper-v1")
+            >>> sl.open_lake("my-lake", version="paper-v1").version == lake.version
+            True
         """
         taken = self.snapshots().get(name)
         if taken == self.version:
@@ -161,13 +188,25 @@ class Lake:
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
-        """Return one row per slide: identity, geometry, state, reason of failure; no pictures."""
+        """Return one row per slide: identity, geometry, state, reason of failure; no pictures.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> lake.slides().select("slide_id", "patient_id", "state").head(2).collect().rows()
+            [('s00a', 'p00', 'ready'), ('s01a', 'p01', 'ready')]
+        """
         names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
-        """Return the rows of the catalog: the places of tiles and features, and their checksums."""
+        """Return the rows of the catalog: the places of tiles and features, and their checksums.
+
+        Examples:
+            >>> catalog = sl.open_lake("my-lake").catalog()
+            >>> catalog.filter(pl.col("teacher") == "student").collect().height  # at two mpps
+            26
+        """
         names = self._names(CATALOG, CATALOG_SCHEMA)
         return scan(functools.partial(self.table, CATALOG), names)
 
@@ -186,6 +225,11 @@ class Lake:
 
         Raises:
             LakeError: another dtype.
+
+        Examples:
+            >>> tiles = sl.open_lake("my-lake").tiles(mpp=0.5)
+            >>> tiles.group_by("slide_id").len().sort("slide_id").head(2).collect().rows()
+            [('s00a', 24), ('s01a', 24)]
         """
         rel = features_table(self.known_mpp(mpp))
         frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
@@ -201,6 +245,11 @@ class Lake:
 
         Raises:
             LakeError: the teacher has no column at this mpp, or another dtype.
+
+        Examples:
+            >>> features = sl.open_lake("my-lake").features("uni2_h", mpp=0.5)
+            >>> features.filter(pl.col("tissue") > 0.8).collect()["uni2_h"].to_numpy().shape
+            (312, 1536)
         """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
@@ -208,7 +257,15 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def annotations(self) -> dict[str, Annotation]:
-        """Return users' own columns of tiles, slides and patients, by name."""
+        """Return users' own columns of tiles, slides and patients, by name.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> stains = pl.DataFrame({"slide_id": ["s00a", "s01a"], "stain": ["H&E", "H&E"]})
+            >>> annotated = sl.annotate(lake, stains, "stains")
+            >>> lake.refreshed().annotations()["stains"].level
+            'slide'
+        """
         annotations = registry.tables_of(self.table(SLIDES))
         for mpp in self.config.mpps:
             schema = self.table(features_table(mpp)).schema
@@ -224,6 +281,13 @@ class Lake:
 
         Raises:
             LakeError: there is no annotation of this name.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> stains = pl.DataFrame({"slide_id": ["s00a", "s01a"], "stain": ["H&E", "H&E"]})
+            >>> annotated = sl.annotate(lake, stains, "stains")
+            >>> lake.refreshed().annotation("stains").collect().rows()
+            [('s00a', 'H&E'), ('s01a', 'H&E')]
         """
         annotations = self.annotations()
         if name not in annotations:
@@ -262,12 +326,22 @@ class Lake:
         raise LakeError(msg)
 
     def teachers(self, *, mpp: float) -> dict[str, int]:
-        """Return the teachers with a column at an mpp, and their dimensions."""
+        """Return the teachers with a column at an mpp, and their dimensions.
+
+        Examples:
+            >>> sl.open_lake("my-lake").teachers(mpp=2.0)
+            {'uni2_h': 1536, 'virchow2': 2560, 'student': 64}
+        """
         schema = self.table(features_table(self.known_mpp(mpp))).schema
         return {field.name: field.type.list_size for field in schema if is_teacher(field)}
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
-        """Return all settings that decide the numbers of a teacher's column, as kept with it."""
+        """Return all settings that decide the numbers of a teacher's column, as kept with it.
+
+        Examples:
+            >>> sl.open_lake("my-lake").identity("student", mpp=0.5)
+            {'weights': 'student'}
+        """
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
@@ -323,7 +397,13 @@ class Lake:
         return numbers
 
     def info(self) -> dict[str, Any]:
-        """Return a summary of the lake: format, version, slides, tiles, features."""
+        """Return a summary of the lake: format, version, slides, tiles, features.
+
+        Examples:
+            >>> info = sl.open_lake("my-lake").info()
+            >>> info["slides"], info["tiles"]
+            ({'ready': 13, 'failed': 0}, {'0.5': 312, '2.0': 13})
+        """
         with reading(self.store, f"table {self.store.url(SLIDES)}"):
             states = count_states(self.table(SLIDES))
         with reading(self.store, f"table {self.store.url(CATALOG)}"):
@@ -393,6 +473,11 @@ class Lake:
         Raises:
             LakeError: the slide or a teacher's features of it are not in the lake.
             DamageError: the stored rows differ from the catalog's.
+
+        Examples:
+            >>> bag = sl.open_lake("my-lake").bag("s01a", ["uni2_h", "virchow2"], mpp=0.5)
+            >>> bag.features.shape, bag.by_teacher["virchow2"].dtype
+            ((24, 4096), dtype('float16'))
         """
         names = names_of(teachers)
         for name in names:
@@ -461,6 +546,13 @@ class Lake:
             LakeError: the teacher has no column at this mpp, a slide is unknown, or the query has
                 another width.
             DamageError: the index or the table can't be read.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> query = lake.bag("s01a", "student", mpp=0.5).features[0]
+            >>> tiles = lake.nearest(query, "student", mpp=0.5, k=2, without=["s01a"])
+            >>> tiles["slide_id"].to_list()
+            ['s06a', 's02a']
         """
         self.check_teacher(teacher, mpp=mpp)
         if k < 1:
@@ -498,7 +590,13 @@ class Lake:
         slide_ids: Sequence[str] | None = None,
         by: "By" = "slide",
     ) -> "Bags":
-        """Return a torch data set of all bags of some slides or patients: see `Bags`."""
+        """Return a torch data set of all bags of some slides or patients: see `Bags`.
+
+        Examples:
+            >>> bags = sl.open_lake("my-lake").bags("student", mpp=0.5, by="patient")
+            >>> len(bags), bags.ids[1], bags[1].features.shape  # this patient has two slides
+            (12, 'p01', torch.Size([48, 64]))
+        """
         # torch takes seconds to import, and few who open a lake train on it.
         from featurestore.read.torch_bags import Bags
 
@@ -545,6 +643,12 @@ class Lake:
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
                 number is not allowed.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> batch = next(iter(lake.stream("student", mpp=0.5, batch_tiles=64, pixels="uint8")))
+            >>> batch.features["student"].shape, batch.pixels.shape
+            ((64, 64), (64, 256, 256, 3))
         """
         from featurestore.read.stream import Stream
 
@@ -577,11 +681,22 @@ class Lake:
 
         Raises:
             LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> pairs = lake.pairs("s01a", coarse=2.0, fine=0.5, teachers="student")
+            >>> pairs.children.shape  # 4 x 4 fine tiles under each coarse tile
+            (1, 4, 4)
         """
         return read_pairs(self, slide_id, coarse=coarse, fine=fine, teachers=names_of(teachers))
 
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
-        """Return a slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
+        """Return a slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size).
+
+        Examples:
+            >>> sorted(sl.open_lake("my-lake").pictures("s01a"))
+            ['thumbnail', 'tissue_mask']
+        """
         with reading(self.store, f"pictures of slide {slide_id} can't be read"):
             where = among_names([slide_id])
             table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)

@@ -62,6 +62,12 @@ class IngestResult:
         scores: number of tiles that got a score which the lake keeps, by score.
         sheet: path of a page that shows all slides.
         freed: the versions and files that an automatic vacuum removed.
+
+    Examples:
+        >>> slides = [sl.sample_slide(), "labels.svs"]
+        >>> outcome = sl.ingest("new-lake", slides, sl.LakeConfig(mpps=(1.0,)))
+        >>> outcome.ready, outcome.tiles, [slide["slide"] for slide in outcome.failed]
+        (1, {'1.0': 17}, ['labels'])
     """
 
     ready: int = 0
@@ -106,6 +112,14 @@ def ingest(
     Raises:
         LakeError: the lake exists with other settings.
         InputError: the inputs name no slide at all, or not those of `only`.
+
+    Examples:
+        >>> outcome = sl.ingest("new-lake", [sl.sample_slide()], sl.LakeConfig(mpps=(0.5, 2.0)))
+        >>> outcome.ready, outcome.failed, outcome.tiles
+        (1, [], {'0.5': 53, '2.0': 6})
+        >>> again = sl.ingest("new-lake", [sl.sample_slide()], sl.LakeConfig(mpps=(0.5, 2.0)))
+        >>> again.ready, again.new
+        (1, 0)
     """
     start = time.perf_counter()
     named = find_named_slides(inputs, options)

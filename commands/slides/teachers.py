@@ -25,7 +25,7 @@ class TeachersOptions:
     json: JsonOpt = False
 
 
-@command(app, "teachers")
+@command(app, "teachers", without_pandas=True)
 def teachers_command(options: TeachersOptions) -> None:
     """List the teachers that can be run, and whether their weights are on this machine."""
     from featurestore import open_lake

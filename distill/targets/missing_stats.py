@@ -74,6 +74,11 @@ def stats(
 
     Raises:
         LakeError: a training slide lacks features of a teacher; the message names the slide.
+
+    Examples:
+        >>> fitted = sl.stats("my-lake", ["student"], mpps=[0.5])
+        >>> fitted["fitted"], fitted["held_out_slides"]
+        (1, ['s02a', 's03a', 's10a'])
     """
     start = time.perf_counter()
     lake = open_lake(lake_uri, version=version)

@@ -61,6 +61,13 @@ def distill(
     Raises:
         DistillError: features are missing, another student has this name, a slide is not in the
             lake, or the loss is not finite.
+
+    Examples:
+        >>> recipe = sl.make_recipe("agglomerate", ("uni2_h", "gigapath"), epochs=5)
+        >>> sl.distill("my-lake", recipe, name="small")
+        Traceback (most recent call last):
+            ...
+        distill.errors.DistillError: recipe 'agglomerate' needs features of 'gigapath' ...
     """
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)

@@ -128,6 +128,11 @@ def run_probe(
 
     Raises:
         ValueError: See `run_tile_probe`.
+
+    Examples:
+        >>> report = sl.run_probe("my-lake", "regions.csv", "tissue", ["student"], mpp=0.5)
+        >>> sorted(report["arms"])
+        ['student / knn', 'student / linear']
     """
     spec = ProbeSpec(
         labels=LabelOptions(table=fspath(labels), target=(target,), **label_id_options(ids)),

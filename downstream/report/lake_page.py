@@ -52,6 +52,11 @@ def write_report(
 
     Raises:
         LakeError: There is no lake.
+
+    Examples:
+        >>> report = sl.write_report("my-lake")
+        >>> report["lake"]["tiles"]
+        {'0.5': 312, '2.0': 13}
     """
     from featurestore import open_lake
 

@@ -115,6 +115,12 @@ def run_search(
 
     Raises:
         ValueError: See `search_lake`.
+
+    Examples:
+        >>> answer = sl.run_search("my-lake", "s01a:256,0", "student", k=2,
+        ...                        other_patients_only=True)
+        >>> [(hit["slide_id"], hit["x"], hit["y"]) for hit in answer["results"]]
+        [('s06a', 512, 768), ('s08a', 256, 768)]
     """
     options = SearchOptions(
         like=like,

@@ -138,6 +138,13 @@ def run_mil(
 
     Raises:
         ValueError: See `run_study`.
+
+    Examples:
+        >>> quick = sl.MilSettings(epochs=1)
+        >>> report = sl.run_mil("my-lake", "labels.csv", "grade", ["student"], mpps=[0.5],
+        ...                     plan=sl.Plan(folds=2), settings=quick)
+        >>> report["metrics"]["student"]["metric"], report["task"]
+        ('auroc', 'binary')
     """
     columns = (target,) if isinstance(target, str) else tuple(target)
     spec = StudySpec(
@@ -221,6 +228,12 @@ def run_survival(
 
     Raises:
         ValueError: See `run_study`.
+
+    Examples:
+        >>> report = sl.run_survival("my-lake", "labels.csv", "months", "dead", ["student"],
+        ...                          mpps=[0.5], plan=sl.Plan(folds=3))
+        >>> report["metrics"]["student"]["metric"]
+        'harrell_c'
     """
     spec = StudySpec(
         kind="survival",

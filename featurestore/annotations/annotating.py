@@ -71,6 +71,16 @@ def annotate(
 
     Raises:
         AnnotationError: the name is taken or can't be one, or the table can't be an annotation.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> regions = pl.read_csv("regions.csv")  # slide_id, x, y, tissue
+        >>> annotated = sl.annotate(lake, regions, "region", mpp=0.5)
+        >>> annotated.met, annotated.unmet
+        (312, [])
+        >>> tiles = lake.refreshed().annotation("region")
+        >>> tiles.group_by("tissue").len().sort("tissue").collect().rows()
+        [('stroma', 156), ('tumour', 156)]
     """
     check_name(name)
     checked = user_table(table)

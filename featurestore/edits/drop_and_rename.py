@@ -60,6 +60,11 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
 
     Raises:
         LakeError: the lake has nothing of a name and never had, or a job is writing to the lake.
+
+    Examples:
+        >>> edit = sl.drop(sl.open_lake("my-lake"), "slide", ["s03a"])
+        >>> sl.open_lake("my-lake").info()["slides"]["ready"]
+        12
     """
     unique, committer = list(dict.fromkeys(names)), lake.committer
     with no_writers(lake.store), committer.exclusive():
@@ -177,6 +182,11 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
     Raises:
         LakeError: nothing has the old name, or several things have it; the new name is taken or
             not allowed; or a job is writing to the lake.
+
+    Examples:
+        >>> edit = sl.rename(sl.open_lake("my-lake"), "student", "pupil")
+        >>> list(sl.open_lake("my-lake").teachers(mpp=0.5))
+        ['uni2_h', 'virchow2', 'pupil']
     """
     committer = lake.committer
     with no_writers(lake.store), committer.exclusive():

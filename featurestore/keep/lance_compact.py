@@ -42,6 +42,11 @@ def compact(
 
     Raises:
         LakeError: a job is writing to the lake: it would lose its work on merged fragments.
+
+    Examples:
+        >>> merged = sl.compact(sl.open_lake("my-lake"))
+        >>> merged.before >= merged.after
+        True
     """
     done = Compacted()
     with no_writers(lake.store):

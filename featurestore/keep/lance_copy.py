@@ -79,6 +79,11 @@ def copy_lake(
     Raises:
         LakeError: something else is at the target, or it is the lake or inside it.
         DamageError: a file that the version names is not there.
+
+    Examples:
+        >>> copied = sl.copy_lake("my-lake", "new-lake")
+        >>> sl.open_lake("new-lake").version == copied.version
+        True
     """
     lake, to = open_lake(source, version=version), Store(target)
     if lake.store.uri == to.uri:

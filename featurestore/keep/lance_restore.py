@@ -69,6 +69,13 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
 
     Raises:
         LakeError: the version is not there or not whole, or a job is writing.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> edit = sl.drop(lake, "slide", ["s03a"])
+        >>> restored = sl.restore("my-lake", lake.version)
+        >>> sl.open_lake("my-lake").info()["slides"]["ready"]
+        13
     """
     store = Store(uri)
     config = settings_or_copy(store)

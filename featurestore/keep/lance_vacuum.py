@@ -56,6 +56,11 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
 
     Raises:
         LakeError: a job is writing to the lake.
+
+    Examples:
+        >>> freed = sl.vacuum(sl.open_lake("my-lake"), keep=1, dry_run=True)
+        >>> freed.kept == [sl.open_lake("my-lake").version]
+        True
     """
     with _exclusive_access(lake):
         catalog = open_table(lake.store, CATALOG)

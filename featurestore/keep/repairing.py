@@ -244,6 +244,12 @@ def repair(
 
     Raises:
         LakeError: more would be dropped, and `yes` is False.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> repaired = sl.repair(lake, sl.verify(lake))
+        >>> repaired.slides, repaired.left
+        ([], [])
     """
     plan = plan or plan_repair(lake, verdict)
     if plan.is_large and not yes:

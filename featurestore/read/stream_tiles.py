@@ -41,6 +41,13 @@ class TileBatch:
         jpeg: the stored JPEGs of the tiles [B], if the stream has pixels "jpeg".
         pixels: uint8 RGB [B, H, W, 3], if the stream has pixels "uint8".
         under: the finer tiles under each tile, by mpp, if the stream reads them.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> stream = lake.stream("student", mpp=0.5, batch_tiles=64, shuffle=False)
+        >>> batch = next(iter(stream))
+        >>> batch.features["student"].shape, batch.x[:3]
+        ((64, 64), array([  0, 256, 512], dtype=int32))
     """
 
     mpp: float
@@ -54,7 +61,14 @@ class TileBatch:
 
     @property
     def slide(self) -> Int64Array:
-        """Return the numbers of the tiles' slides [B]."""
+        """Return the numbers of the tiles' slides [B].
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> stream = lake.stream("student", mpp=0.5, batch_tiles=64, shuffle=False)
+            >>> next(iter(stream)).slide[[0, 24, 48]]
+            array([0, 1, 2])
+        """
         return tile_parts(self.tile_id)[0]
 
 

@@ -71,6 +71,13 @@ class Bags(Dataset[TorchBag], Unforked):
 
     Raises:
         LakeError: a slide is unknown or lacks features; the first are named.
+
+    Examples:
+        >>> from torch.utils.data import DataLoader
+        >>> bags = sl.open_lake("my-lake").bags("student", mpp=0.5)
+        >>> bag = next(iter(DataLoader(bags, batch_size=None)))
+        >>> bag.bag_id, bag.features.shape
+        ('s00a', torch.Size([24, 64]))
     """
 
     def __init__(

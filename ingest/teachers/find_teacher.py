@@ -238,6 +238,11 @@ def list_teachers(
     Args:
         store: the lake's files.
         folder: folder in which weights are looked for first.
+
+    Examples:
+        >>> teachers = {row["teacher"]: row for row in sl.list_teachers()}
+        >>> teachers["uni2_h"]["dim"], teachers["uni2_h"]["gated"]
+        (1536, True)
     """
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:

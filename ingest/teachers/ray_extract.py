@@ -41,6 +41,11 @@ class ExtractResult:
         ready: number of slides that have been cut, and so have tiles to run on.
         pending: number of slides that an ingest has not cut yet: they have no features.
         freed: the versions and files that an automatic vacuum removed.
+
+    Examples:
+        >>> outcome = sl.extract("my-lake", ["efficientnet_lite0"], mpps=[2.0])
+        >>> outcome.ready, outcome.failed, outcome.teachers["efficientnet_lite0"]["tiles"]
+        (13, [], 13)
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -52,7 +57,12 @@ class ExtractResult:
 
     @property
     def did_nothing(self) -> bool:
-        """Whether no tile was computed while slides are pending, or no slide is ready."""
+        """Whether no tile was computed while slides are pending, or no slide is ready.
+
+        Examples:
+            >>> sl.ExtractResult(ready=3, pending=2).did_nothing
+            True
+        """
         return not any(counts["tiles"] for counts in self.teachers.values()) and (
             self.pending > 0 or not self.ready
         )
