@@ -85,6 +85,7 @@ class IngestResult:
     freed: Vacuumed | None = None
 
 
+# Long for its documentation: the public function of a whole stage.
 def ingest(
     lake_uri: str,
     inputs: Sequence[str],
