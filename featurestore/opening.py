@@ -15,7 +15,7 @@ from featurestore.roots.lance_roots import record_roots
 from featurestore.roots.roots_file import LAKE_FILE
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
-from featurestore.tables.lance_tables import create_table, make_index
+from featurestore.tables.lance_tables import create_table, make_index, open_table
 from featurestore.tables.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -25,6 +25,9 @@ from featurestore.tables.schema import (
     features_table,
     tiles_schema,
 )
+
+#: Versions of a table in a new lake: made, indexed.
+NEW_TABLE_VERSIONS = 2
 
 
 def open_lake(
@@ -129,7 +132,8 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
     """Create an empty lake, or open an existing lake with the same settings.
 
     Raises:
-        LakeError: a lake with other settings is there, or the folder holds other things.
+        LakeError: a lake with other settings is there, or tables with rows whose `lake.json`
+            is gone.
 
     Examples:
         >>> lake = sl.create_lake("new-lake", sl.LakeConfig(mpps=(0.5, 2.0)))
@@ -141,11 +145,28 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
         store.fs.makedirs(store.root, exist_ok=True)
         with commit_lock(store):
             if not is_lake(store):
+                _remove_unfinished(store)
                 _make_tables(store, config)
                 # Last: until it is there this is no lake, and making it can start again.
                 store.write_bytes(LAKE_FILE, config.to_json())
                 record_roots(store, config, new=True)
     return _same_settings(open_lake(uri), config)
+
+
+def _remove_unfinished(store: Store) -> None:
+    """Remove what a creation that was cut short has left: empty tables, or parts of one."""
+    features = [f"features/{name}" for name in store.names("features")]
+    for rel in [SLIDES, CATALOG, *features]:
+        files = [file.path for file in store.walk(rel)]
+        if any(path.startswith(f"{rel}/_versions/") for path in files):
+            table = open_table(store, rel)
+            if table.version > NEW_TABLE_VERSIONS or table.count_rows():
+                msg = (
+                    f"{store.url(rel)} has been written to, but {store.uri} has no {LAKE_FILE}: "
+                    f"take {LAKE_FILE} from a copy of the lake, or give another folder"
+                )
+                raise LakeError(msg)
+        store.remove(files)
 
 
 def _make_tables(store: Store, config: LakeConfig) -> None:

@@ -18,9 +18,12 @@ def saved_config(lake: "Lake", run: str, key: str) -> dict[str, Any]:
 
     Raises:
         BadParameter: there is no such run, or it has saved no such settings.
+        DamageError: the file is not what was written.
     """
+    from featurestore.storage import read_sealed
+
     path = f"runs/{run}/config.json"
-    content = lake.read_json(path) if lake.exists(path) else {}
+    content = read_sealed(lake.store, path) if lake.exists(path) else {}
     if key not in content:
         msg = (
             f"--like {run}: {path} of {lake.uri} has no '{key}'; give a run that the same command "

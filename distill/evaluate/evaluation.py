@@ -47,6 +47,7 @@ from distill.evaluate.seed_summary import Tree, group_name, merged_numbers, stri
 from distill.evaluate.subjects import Subject
 from distill.evaluate.tile_labels import read_labels, refuse_unmet
 from featurestore import Lake, mpp_name, open_lake
+from featurestore.storage import json_bytes, sealed
 
 Report = dict[str, Any]
 SCHEMA = 1
@@ -196,5 +197,5 @@ def _write_report(lake: Lake, report: Report, labels: pl.DataFrame | None) -> Re
     run = f"evaluate-{digest.hexdigest()[:12]}"
     written: Report = strict_json({"schema": report["schema"], "run": run, **report})
     lake.write_bytes(f"runs/{run}/report.html", evaluation_page(written).encode())
-    lake.write_json(f"runs/{run}/report.json", written)
+    lake.write_bytes(f"runs/{run}/report.json", json_bytes(sealed(written, {})))
     return written

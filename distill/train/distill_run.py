@@ -66,9 +66,28 @@ class DistillRun:
         """Return the path of the error that stopped all workers."""
         return self.path("error.json")
 
+    @property
+    def lines_path(self) -> str:
+        """Return the path of the record of all steps, a JSON object a line."""
+        return self.path("metrics.jsonl")
+
+    @property
+    def events_path(self) -> str:
+        """Return the path of the same record for TensorBoard."""
+        return self.path("tensorboard/events.out.tfevents.slidelake")
+
+    @property
+    def curve_path(self) -> str:
+        """Return the path of the picture of the losses."""
+        return self.path("curve.png")
+
     def path(self, name: str) -> str:
         """Return the path in the lake of a file of the run's folder."""
         return f"runs/{self.run}/{name}"
+
+    def name_of(self, path: str) -> str:
+        """Return the name in the run's folder of a file of the lake."""
+        return path.removeprefix(self.path(""))
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as the content of `config.json`."""

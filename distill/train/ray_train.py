@@ -21,7 +21,14 @@ from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
 from featurestore import Lake, LakeError, open_lake, tile_parts
-from featurestore.storage import read_sealed, resealed
+from featurestore.storage import (
+    check_zip,
+    json_bytes,
+    read_named,
+    read_sealed,
+    resealed,
+    sealed,
+)
 from ingest import student_folder
 
 CHECKPOINT_S = 60.0
@@ -105,14 +112,23 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
 
 
 def _prepare(lake: Lake, run: DistillRun) -> None:
-    """Fit the statistics that are missing, and write the norms and the settings of the run."""
+    """Fit the statistics that are missing, and write the norms and the settings of the run.
+
+    Raises:
+        DamageError: the norms or the checkpoint of an earlier try are not what was written.
+    """
     needs = run.recipe.needs(lake.config.mpps)
     # At the very version that the workers read, so that these are the features they will get.
     fit_missing(lake, needs, run.train)
-    if not lake.exists(run.norms_path):
+    if lake.exists(run.checkpoint_path):
+        check_zip(lake.store, run.checkpoint_path)
+    if lake.exists(run.norms_path) and lake.exists(run.config_path):
+        norms = read_named(lake.store, run.norms_path, read_sealed(lake.store, run.config_path))
+    else:
         norms = fit_norms(lake, run.recipe.targets, needs, run.train)
         lake.write_bytes(run.norms_path, norms)
-    lake.write_json(run.config_path, run.to_json())
+    settings = sealed(run.to_json(), {run.name_of(run.norms_path): norms})
+    lake.write_bytes(run.config_path, json_bytes(settings))
 
 
 def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> None:

@@ -32,6 +32,7 @@ from distill.train.run_log import (
     tensorboard_events,
 )
 from featurestore import Lake, mpp_name, open_lake
+from featurestore.storage import json_bytes, read_named, read_sealed, reading, sealed
 
 STATUS_S = 2.0
 HELD_OUT_TILES = 256
@@ -51,11 +52,13 @@ def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     lake, device = open_lake(run.lake, version=run.lake_version), get_device()
-    norms = read_norms(lake.read_bytes(run.norms_path))
+    settings = read_sealed(lake.store, run.config_path)
+    norms = read_norms(read_named(lake.store, run.norms_path, settings))
     task = make_task(lake, recipe, {key: norm.to(device) for key, norm in norms.items()})
     state = State.fresh(task.to(device), recipe.schedule)
     if lake.exists(run.checkpoint_path):
-        state.load(lake.read_bytes(run.checkpoint_path))
+        with reading(lake.store, f"{run.checkpoint_path} can't be read"):
+            state.load(lake.read_bytes(run.checkpoint_path))
     if recipe.schedule.compile:
         task.student.compile()
     streams = Feed(lake=lake, recipe=recipe, slide_ids=run.train).training(rank=rank, world=world)
@@ -149,16 +152,24 @@ class RunRecords:
         lines, run = self._recorder.lines, self._run
         if not lines:
             return
-        self._lake.write_bytes(run.path("metrics.jsonl"), json_lines(lines))
-        events = run.path("tensorboard/events.out.tfevents.slidelake")
-        self._lake.write_bytes(events, tensorboard_events(lines))
+        self._lake.write_bytes(run.lines_path, json_lines(lines))
+        self._lake.write_bytes(run.events_path, tensorboard_events(lines))
         title = f"{run.student}: {run.run}"
-        self._lake.write_bytes(run.path("curve.png"), curve_picture(lines, title=title))
+        self._lake.write_bytes(run.curve_path, curve_picture(lines, title=title))
+
+    def _seal(self) -> None:
+        """Write the checksums of the run's files, which change no more, into its settings."""
+        lake, run = self._lake, self._run
+        kept = [run.norms_path, run.checkpoint_path]
+        kept += [run.lines_path, run.events_path, run.curve_path] if self._recorder.lines else []
+        files = {run.name_of(path): lake.read_bytes(path) for path in kept}
+        lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), files)))
 
     def end(self) -> None:
         """Measure all held-out tiles and write the student; its report is written last."""
         state, run = self._loop.state, self._run
         self._write_checkpoint()
+        self._seal()
         state.finish()
         fidelity = measure(self._task, self._all_held, device=self._loop.device)
         report = {

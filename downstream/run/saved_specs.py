@@ -1,11 +1,11 @@
 """The settings of a run in its folder (`config.json`), for another run to start from."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from downstream.run.spec_json import JsonSettings
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import StudySpec
+from featurestore.storage import json_bytes, read_sealed, sealed
 
 if TYPE_CHECKING:
     from featurestore import Lake
@@ -15,7 +15,8 @@ def save_spec(lake: "Lake", run: str, spec: JsonSettings) -> None:
     """Write the settings of a run to its folder, unless the folder has settings already."""
     path = f"runs/{run}/config.json"
     if not lake.exists(path):
-        lake.write_json(path, {"lake_version": lake.version, "spec": spec.to_json()})
+        fields = {"lake_version": lake.version, "spec": spec.to_json()}
+        lake.write_bytes(path, json_bytes(sealed(fields, {})))
 
 
 def saved_settings(lake: "Lake", run: str) -> dict[str, Any]:
@@ -23,9 +24,10 @@ def saved_settings(lake: "Lake", run: str) -> dict[str, Any]:
 
     Raises:
         StudyError: There are no saved settings: the run does not exist, or predates saving.
+        DamageError: The file is not what was written.
     """
     path = f"runs/{run}/config.json"
-    content = json.loads(lake.read_bytes(path)) if lake.exists(path) else {}
+    content = read_sealed(lake.store, path) if lake.exists(path) else {}
     if "spec" not in content:
         msg = (
             f"{path} in {lake.uri} holds no settings of a study; name a run of `slidelake runs` "

@@ -4,7 +4,7 @@ from featurestore.storage import bucket_clients
 from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
 from featurestore.storage.full_disk import DiskFullError, disk_full_error
 from featurestore.storage.lock import writer_lease
-from featurestore.storage.read_errors import LakeUri, is_of_lance, meaning_of
+from featurestore.storage.read_errors import LakeUri, is_of_lance, meaning_of, reading
 from featurestore.storage.sealed_json import (
     CHECKSUMS,
     checksum_of,
@@ -14,6 +14,7 @@ from featurestore.storage.sealed_json import (
     resealed,
     sealed,
 )
+from featurestore.storage.zip_files import check_zip
 
 __all__ = [
     "CHECKSUMS",
@@ -22,6 +23,7 @@ __all__ = [
     "LakeUri",
     "bucket_clients",
     "causes",
+    "check_zip",
     "checksum_of",
     "codes",
     "disk_full_error",
@@ -31,6 +33,7 @@ __all__ = [
     "meaning_of",
     "read_named",
     "read_sealed",
+    "reading",
     "resealed",
     "sealed",
     "writer_lease",

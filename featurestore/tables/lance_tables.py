@@ -14,9 +14,7 @@ MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind ou
 
 
 def create_table(store: Store, rel: str, schema: pa.Schema, properties: dict[str, str]) -> None:
-    """Create an empty table; an existing table stays as it is."""
-    if store.exists(rel):
-        return
+    """Create an empty table where there is none."""
     lance.write_dataset(
         schema.empty_table(),
         store.url(rel),

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from examples.demo import QUICK
-from featurestore import free_old_versions, open_lake
+from featurestore import free_old_versions, open_lake, verify
 from ingest import CARDS
 from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT
@@ -298,6 +298,23 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
         "weighting": "static",
     }
     assert {name: recipe[name] for name in expected} == expected
+
+
+def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -> None:
+    folder = Path(str(places["bags"]), "runs", run(DISTILL).value["run"])
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "status.json"]
+    assert {path.name for path in files} >= {
+        "config.json", "norms.safetensors", "checkpoint.pt", "metrics.jsonl", "curve.png"
+    }  # fmt: skip
+    lake = open_lake(str(places["bags"]))
+    for path in files:
+        written = path.read_bytes()
+        at = len(written) // 2
+        path.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
+        named = {part.path for part in verify(lake).damage}
+        path.write_bytes(written)
+        assert str(path.relative_to(folder.parent.parent)) in named
+    assert not verify(lake).damage
 
 
 def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:

@@ -21,7 +21,7 @@ from examples.demo import DemoSettings, run_demo
 
 if __name__ == "__main__":
     settings = DemoSettings(
-        patients=8, slides=9, width_px=1280, height_px=1024, epochs=3, folds=2
+        patients=8, slides=9, width_px=1024, height_px=768, mpps=(0.5,), epochs=2, folds=2
     )
     run_demo(Path(sys.argv[1]), settings)
 """

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,17 @@ from featurestore import (
     fit_stats,
     holdout_patients,
     open_lake,
+    opening,
     query,
     read_stats,
     settings_for,
     tile_ids,
     tile_parts,
+    verify,
 )
 from featurestore.shards.shard_index import tar_header
 from featurestore.stats.moments import merge
-from tests.worlds.small_lake import JPEG, column, cut
+from tests.worlds.small_lake import JPEG, add_slides, column, cut
 
 MPPS = (0.5, 2.0)
 
@@ -145,6 +148,59 @@ def test_settings_of_a_lake_are_fixed(tmp_path: Path) -> None:
     assert create_lake(tmp_path, LakeConfig(tile_px=256)).version == 2
     with pytest.raises(LakeError, match="tile_px=256, but 224 was given"):
         create_lake(tmp_path, LakeConfig(tile_px=224))
+
+
+class _CutShort(Exception):  # noqa: N818 - it stands for a kill
+    """Raised where a creation is cut short."""
+
+
+@pytest.mark.parametrize("mpps", [MPPS, (0.25, 0.5)])
+def test_a_creation_cut_short_after_any_step_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mpps: tuple[float, ...]
+) -> None:
+    def cut_short(step: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object, **options: object) -> None:
+            step(*args, **options)
+            steps.append(step.__name__)
+            if len(steps) == stop:
+                raise _CutShort
+
+        return call
+
+    for stop in range(1, 8):  # three tables and catalog, two indexes, lake.json, roots.json
+        steps: list[str] = []
+        uri = tmp_path / str(stop)
+        with monkeypatch.context() as patch:
+            for name in ("create_table", "make_index", "record_roots"):
+                patch.setattr(opening, name, cut_short(getattr(opening, name)))
+            with pytest.raises(_CutShort):
+                create_lake(uri, LakeConfig(mpps=MPPS, tile_px=128))
+        config = LakeConfig(mpps=mpps, tile_px=64)
+        if stop == 7:  # it is a lake by now: its settings are fixed
+            config = LakeConfig(mpps=MPPS, tile_px=128)
+        lake = create_lake(uri, config)
+        assert verify(lake).ok
+        assert lake.version == 2
+        assert lake.config == config
+    assert steps[-1] == "record_roots"
+
+
+def test_a_table_without_a_version_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "slides.lance/data").mkdir(parents=True)
+    (tmp_path / "slides.lance/data/1.lance").write_bytes(b"cut sh")
+    assert verify(create_lake(tmp_path, LakeConfig())).ok
+
+
+def test_tables_with_rows_are_never_made_anew(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path, LakeConfig())
+    add_slides(lake, {"a": 3})
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("lake.json", "roots.json", "commit.lock"):
+        (tmp_path / name).unlink()
+        del files[tmp_path / name]
+    with pytest.raises(LakeError, match="has no lake"):
+        create_lake(tmp_path, LakeConfig())
+    assert {path: path.read_bytes() for path in files} == files
 
 
 def test_settings_not_given_are_those_of_the_lake(tmp_path: Path) -> None:

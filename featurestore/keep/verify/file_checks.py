@@ -9,6 +9,7 @@ from featurestore.keep.verify.lance_annotation_check import verify_annotations
 from featurestore.keep.verify.root_files import add_checksums, unchecked_files
 from featurestore.keep.verify.sealings import (
     Sealing,
+    checkpoint_damage,
     sealings_of_runs,
     sealings_of_stats,
     sealings_of_students,
@@ -81,6 +82,22 @@ def _sealed_check(name: str, sealings: Callable[[Store], Iterator[Sealing]]) -> 
 
 STATS = _sealed_check("files of statistics", sealings_of_stats)
 STUDENTS = _sealed_check("files of students", sealings_of_students)
-RUNS = _sealed_check("files of studies", sealings_of_runs)
+RUNS = _sealed_check("files of runs", sealings_of_runs)
 
-FILE_CHECKS: tuple[FileCheck, ...] = (ROOTS, ANNOTATIONS, SHARD_INDEXES, STATS, STUDENTS, RUNS)
+#: They change all the time, so the checksums are in them: each is a zip archive.
+CHECKPOINTS = FileCheck(
+    name="checkpoints",
+    damage=lambda lake: checkpoint_damage(lake.store),
+    missing=lambda _: 0,
+    add=lambda _: 0,
+)
+
+FILE_CHECKS: tuple[FileCheck, ...] = (
+    ROOTS,
+    ANNOTATIONS,
+    SHARD_INDEXES,
+    STATS,
+    STUDENTS,
+    RUNS,
+    CHECKPOINTS,
+)

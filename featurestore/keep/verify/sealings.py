@@ -1,4 +1,4 @@
-"""The sealed JSON files of statistics, students and studies: damage, and missing checksums."""
+"""The sealed JSON files of statistics, students and runs: damage, and missing checksums."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from featurestore.storage.sealed_json import (
     resealed,
 )
 from featurestore.storage.store import Store
+from featurestore.storage.zip_files import check_zip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,21 @@ def sealings_of_students(store: Store) -> Iterator[Sealing]:
 
 
 def sealings_of_runs(store: Store) -> Iterator[Sealing]:
-    """Yield the cells of studies, and the results of finished studies with their tables."""
+    """Yield the settings of runs, the cells of studies, and the results of what is finished.
+
+    A training's settings name its norms, and all files of its folder once they change no more.
+    """
     for run in store.names("runs"):
+        names = set(store.names(f"runs/{run}"))
+        if "config.json" in names:
+            files = tuple(f"runs/{run}/{name}" for name in names & {"norms.safetensors"})
+            yield Sealing(path=f"runs/{run}/config.json", files=files)
+        if "report.json" in names:
+            yield Sealing(path=f"runs/{run}/report.json", files=())
         for cell in store.names(f"runs/{run}/cells"):
             if cell.endswith(".json") and not cell.startswith("."):
                 yield Sealing(path=f"runs/{run}/cells/{cell}", files=())
-        if store.exists(f"runs/{run}/result.json"):
+        if "result.json" in names:
             tables = [
                 f"runs/{run}/{folder}{name}"
                 for folder in ("", "attention/")
@@ -106,6 +116,17 @@ def sealings_of_runs(store: Store) -> Iterator[Sealing]:
                 if name.endswith(".parquet") and not name.startswith(".")
             ]
             yield Sealing(path=f"runs/{run}/result.json", files=tuple(tables))
+
+
+def checkpoint_damage(store: Store) -> Iterator[Damage]:
+    """Yield the checkpoints of trainings, finished or not, that are not what was written."""
+    for run in store.names("runs"):
+        path = f"runs/{run}/checkpoint.pt"
+        if store.exists(path):
+            try:
+                check_zip(store, path)
+            except DamageError as error:
+                yield Damage(description=str(error), part=FILE, path=path)
 
 
 def _of_folder(store: Store, folder: str, seal: str) -> Sealing:

@@ -9,6 +9,7 @@ from pathlib import Path
 import lance
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
 from distill.students.saved_student import kept_hash
@@ -193,6 +194,49 @@ def test_early_students_are_counted_and_can_be_given_checksums(small: Lake) -> N
     model.write_bytes(model.read_bytes()[:-1] + b"?")
     with pytest.raises(DamageError, match=r"students/s/model.safetensors is not what was written"):
         loaded(small)
+
+
+# ---------------------------------------------------------------------- trainings
+
+
+def torch_opens(path: Path) -> bool:
+    """Whether PyTorch reads the file; its reader of zip archives refuses more than Python's."""
+    try:
+        torch.load(path, weights_only=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_a_damaged_checkpoint_is_named_or_gives_what_was_written(small: Lake) -> None:
+    """An unfinished training has no checksum beside its checkpoint: the file holds its own."""
+    path = Path(small.store.path("runs/distill-x/checkpoint.pt"))
+    path.parent.mkdir(parents=True)
+    tensors = {"a": torch.arange(400.0), "b": torch.ones(3, 5)}
+    torch.save(tensors, path)
+    written, refused = path.read_bytes(), 0
+    assert not verify(small).damage
+    for file_bytes in flips_of(path):
+        path.write_bytes(file_bytes)
+        named = damaged(small)
+        assert named in ([], [(FILE, "runs/distill-x/checkpoint.pt")])
+        refused += len(named)
+        if not named and torch_opens(path):
+            torch.testing.assert_close(torch.load(path, weights_only=True), tensors)
+    assert refused > 20
+    path.write_bytes(written)
+    assert not verify(small).damage
+
+
+def test_norms_of_an_early_training_can_be_given_checksums(small: Lake) -> None:
+    small.write_json("runs/distill-x/config.json", {"student": "x"})
+    norms = Path(small.store.path("runs/distill-x/norms.safetensors"))
+    norms.write_bytes(save({"mean": np.ones(3)}))
+    assert add_all(small)["files of runs"] == 2  # the settings have one for themselves
+    assert not damaged(small)
+    for file_bytes in flips_of(norms):
+        norms.write_bytes(file_bytes)
+        assert damaged(small) == [(FILE, "runs/distill-x/norms.safetensors")]
 
 
 # ---------------------------------------------------------------------- indexes of shards
