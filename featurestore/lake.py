@@ -17,6 +17,8 @@ from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
 from featurestore.messages import did_you_mean
+from featurestore.notebook.lake_card import lake_line, lake_page
+from featurestore.notebook.thumbnail import decoded_thumbnail
 from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
 from featurestore.query.lance_scan import as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
@@ -50,14 +52,25 @@ from featurestore.tables.schema import (
 )
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+    from PIL import Image
+
+    from featurestore.read.slide_means import MeanType
     from featurestore.read.stream import Stream
     from featurestore.read.stream_tiles import Pixels
     from featurestore.read.torch_bags import Bags, By
+    from featurestore.read.webdataset_tiles import TilePipeline, TilePixels
 
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 PICTURES = ("thumbnail", "tissue_mask")
 BULKY = (*PICTURES, "icc_profile")
+#: Names that the packages of slidelake use; `dir(lake)`, which notebooks complete by, hides them.
+PLUMBING = {
+    *("check_teacher", "committer", "exists", "features_of", "first_reads", "is_pinned"),
+    *("known_mpp", "read_bytes", "read_json", "row_reader", "store", "table", "tiles_of"),
+    *("version_of", "write_bytes", "write_json"),
+}
 
 
 class Lake:
@@ -102,6 +115,15 @@ class Lake:
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:
         return Lake, (self.store, self.config, self.version, self.first_reads.check)
+
+    def __repr__(self) -> str:
+        return lake_line(self)
+
+    def _repr_html_(self) -> str:
+        return lake_page(self)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in PLUMBING]
 
     @property
     def uri(self) -> str:
@@ -504,6 +526,104 @@ class Lake:
 
         return Bags(self, names_of(teachers), mpp=mpp, slide_ids=slide_ids, by=by)
 
+    def slide_means(
+        self,
+        column: str,
+        *,
+        mpp: float | None = None,
+        slide_ids: Sequence[str] | None = None,
+        dtype: "MeanType" = "float32",
+    ) -> pl.DataFrame:
+        """Return one vector per slide: the mean of a teacher's features over the slide's tiles.
+
+        Slides are read in parts, with little memory, and compared with their checksums at their
+        first read, as bags are. Sums are in float64. Tiles that the teacher was not run on
+        (`extract --where`, `--share`) don't count.
+
+        Args:
+            column: name of a teacher's column.
+            mpp: microns per pixel of the tiles; None for the only mpp of the lake.
+            slide_ids: names of the slides; None for all slides that have tiles.
+            dtype: type of the means: "float32" or "float64".
+
+        Returns:
+            Columns slide_id, tiles (number of tiles in the mean), and the mean [D] under the
+            column's name, as a Polars array; null for a slide without a tile in it.
+
+        Raises:
+            LakeError: no such column or slide, a slide without its features, or several mpps.
+            DamageError: the stored features differ from the written features.
+
+        >>> means = lake.slide_means("efficientnet_lite0", mpp=0.5)
+        >>> means["efficientnet_lite0"].to_numpy().shape
+        (3, 8)
+        """
+        from featurestore.read.slide_means import slide_means
+
+        return slide_means(self, column, mpp=self._only_mpp(mpp), slide_ids=slide_ids, dtype=dtype)
+
+    # Ten keywords, and a line for each: the public call for those who train with webdataset.
+    def webdataset(
+        self,
+        teachers: str | Sequence[str],
+        *,
+        mpp: float | None = None,
+        slide_ids: Sequence[str] | None = None,
+        where: pl.Expr | None = None,
+        pixels: "TilePixels" = "jpeg",
+        shuffle: bool = True,
+        buffer_tiles: int = 4096,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> "TilePipeline":
+        """Return tiles with cached features by key, as a pipeline of the `webdataset` package.
+
+        Each tile is a dict: `__key__` (tile_id in 19 digits, as in the shard), `__url__` of the
+        shard, `jpg` (see `pixels`), a float16 array [D] per teacher under its name, and tile_id,
+        slide_id, x, y (level-0 pixels). All tiles that have features of all teachers come once an
+        epoch, split by slide over ranks and the workers of a DataLoader, which must be spawned;
+        slides without features or pixels are left out with a warning. Ranks have different numbers
+        of tiles: `.repeat()` and `.with_epoch()` of webdataset make them even.
+
+        Args:
+            teachers: teachers of the tiles' features; may be empty.
+            mpp: microns per pixel of the tiles; None for the only mpp of the lake.
+            slide_ids: names of the tiles' slides; None for all.
+            where: only tiles for which this holds, of the columns of `lake.tiles`.
+            pixels: "jpeg" for the stored bytes (`.decode("rgb8")` decodes them), "uint8" for RGB
+                [H, W, 3], "none" for features alone.
+            shuffle: false for tiles slide by slide, sorted by (y, x); true mixes tiles of eight
+                slides at a time.
+            buffer_tiles: tiles in memory that are mixed, in each worker.
+            seed: seed of the order; `set_epoch` of the pipeline gives each epoch another.
+            rank: rank of this process; None for that of torch.distributed, or `RANK`.
+            world: number of processes; None likewise, or `WORLD_SIZE`.
+
+        Raises:
+            LakeError: a slide is unknown, no tile is left, there are fewer slides than ranks, or a
+                setting is not allowed.
+            DamageError: while it is read: a table or a shard is not as it was written.
+
+        >>> tiles = lake.webdataset("efficientnet_lite0", mpp=0.5, shuffle=False)
+        >>> first = next(iter(tiles))
+        >>> first["slide_id"], type(first["jpg"]), first["efficientnet_lite0"].shape
+        ('P000-1', <class 'bytes'>, (8,))
+        """
+        from featurestore.read.webdataset_tiles import ShardPlan, TilePipeline
+
+        plan = ShardPlan(
+            self,
+            names_of(teachers) if teachers else [],
+            mpp=self._only_mpp(mpp),
+            slide_ids=slide_ids,
+            where=where,
+            pixels=pixels,
+        )
+        return TilePipeline(
+            plan, shuffle=shuffle, buffer_tiles=buffer_tiles, seed=seed, rank=rank, world=world
+        )
+
     # Fifteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
     def stream(
         self,
@@ -590,6 +710,75 @@ class Lake:
             raise LakeError(msg)
         pictures: dict[str, bytes | None] = table.to_pylist()[0]
         return pictures
+
+    def thumbnail(self, slide_id: str) -> "Image.Image":
+        """Return the small picture of a whole slide that ingest kept, as a Pillow image in RGB.
+
+        A tile at level-0 pixel `x` lies at `x * thumbnail.width / width_px` of it; `width_px` is a
+        column of `slides`.
+
+        Raises:
+            LakeError: the slide is unknown, or has no thumbnail: it failed, is pending, or was
+                imported from another tool's features.
+            DamageError: the stored picture can't be decoded.
+
+        >>> lake.thumbnail("P000-1").mode
+        'RGB'
+        """
+        jpeg = self.pictures(slide_id)["thumbnail"]
+        if jpeg is None:
+            msg = (
+                f"slide '{slide_id}' has no thumbnail in {self.uri}: ingest keeps one of each "
+                "slide that it cuts; failed, pending and imported slides have none"
+            )
+            raise LakeError(msg)
+        return decoded_thumbnail(jpeg, slide_id)
+
+    def to_anndata(
+        self,
+        slide_id: str,
+        columns: str | Sequence[str] | None = None,
+        *,
+        mpp: float | None = None,
+    ) -> "AnnData":
+        """Return the tiles of a slide as an AnnData: a row per tile with features of all columns.
+
+        Args:
+            slide_id: name of the slide.
+            columns: names of teachers' columns; None for all of which the slide has features.
+            mpp: microns per pixel of the tiles; None for the only mpp of the lake.
+
+        Returns:
+            `X` float32 [N, D] of the first column, `obsm["X_<name>"]` of each further one;
+            `obs` with tile_id (also the index), slide_id, x, y, scores and annotations of tiles;
+            `obsm["spatial"]` float64 [N, 2], the tiles' centres in level-0 pixels; in `uns` what
+            squidpy (`spatial`: thumbnail and scale), wsidata and lazyslide (`tile_spec`,
+            `slide_properties`) and SpatialData (`spatialdata_attrs`) look for, and `slidelake`.
+
+        Raises:
+            InteropError: anndata is not installed (extra `[anndata]`), or the slide has no tiles.
+            LakeError: there is no such column, the slide lacks it, or the lake has several mpps.
+            DamageError: the stored rows differ from the written rows.
+
+        >>> lake.to_anndata("P000-1", "efficientnet_lite0", mpp=0.5).shape
+        (12, 8)
+        """
+        from featurestore.interop.slide_anndata import slide_anndata
+
+        return slide_anndata(self, slide_id, columns, self._only_mpp(mpp))
+
+    def _only_mpp(self, mpp: float | None) -> float:
+        """Return an mpp of the lake: the given one, or the only one.
+
+        Raises:
+            LakeError: there are several, or no tiles at the given one.
+        """
+        if mpp is not None:
+            return self.known_mpp(mpp)
+        if len(self.config.mpps) > 1:
+            msg = f"{self.uri} has tiles at several mpps, {list(self.config.mpps)}; give mpp="
+            raise LakeError(msg)
+        return self.config.mpps[0]
 
     # ------------------------------------------------------------------ files beside the tables
 

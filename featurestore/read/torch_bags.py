@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
+from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import place_of
 from featurestore.read.held_out_patients import patient_of
 from featurestore.read.lake_view import LakeView
@@ -24,8 +25,8 @@ from featurestore.tables.lance_rows import RowReader, Rows
 By = Literal["slide", "patient"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TorchBag:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TorchBag(Shown):
     """The tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
 
     Attributes:

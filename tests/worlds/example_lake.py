@@ -1,0 +1,42 @@
+"""The lake of the examples in docstrings: three slides with pictures, made without Ray."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from featurestore import Lake, create_lake, open_lake
+from tests.worlds.training_lake import CONFIG, add_features, cut, register, row_of_cells
+
+SLIDES = {"P000-1": 12, "P000-2": 5, "P001-1": 20}
+TEACHERS = {"efficientnet_lite0": 8, "efficientnet_lite1": 6}
+SIDE_PX = 4096
+
+
+def thumbnail(number: int) -> bytes:
+    """Return a small picture that is other for each slide."""
+    pixels = np.full((48, 64, 3), 40 * number, np.uint8)
+    pixels[:24, :32, 0] = 200
+    jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB")
+    return jpeg
+
+
+def make_example(folder: Path) -> Lake:
+    """Return a lake of three slides of two patients with two teachers at 0.5 mpp."""
+    lake = create_lake(folder, CONFIG)
+    numbers = register(lake, list(SLIDES))
+    cuts = []
+    for number, (name, tiles) in enumerate(SLIDES.items()):
+        one = cut(
+            lake,
+            numbers[name],
+            name,
+            {0.5: row_of_cells(tiles), 1.0: row_of_cells(tiles // 2)},
+            patient=name.partition("-")[0],
+        )
+        facts = {"width_px": SIDE_PX, "height_px": SIDE_PX * 3 // 4, "mpp": 0.5}
+        cuts.append(replace(one, row={**one.row, **facts, "thumbnail": thumbnail(number)}))
+    lake.committer.commit_slides(cuts)
+    add_features(lake, TEACHERS)
+    return open_lake(folder)
