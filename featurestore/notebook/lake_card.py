@@ -52,8 +52,8 @@ class ShownLake(Protocol):
 
 def lake_line(lake: ShownLake) -> str:
     """Return a lake as one line: URI, version, and counts."""
-    place = f"Lake('{lake.uri}', version {lake.version}"
-    return never_failing(lambda: f"{place}: {_counts(lake)})", f"{place})")
+    place = never_failing(lambda: f"'{lake.uri}', version {lake.version}", "?")
+    return never_failing(lambda: f"Lake({place}: {_counts(lake)})", f"Lake({place})")
 
 
 def _counts(lake: ShownLake) -> str:
@@ -80,7 +80,8 @@ def lake_page(lake: ShownLake) -> str:
     texts = [
         never_failing_html(functools.partial(part, lake), name) for name, part in parts.items()
     ]
-    return page(f"{lake.uri} · version {lake.version}", *texts)
+    title = never_failing(lambda: f"{lake.uri} · version {lake.version}", "a lake")
+    return page(title, *texts)
 
 
 def _states(lake: ShownLake) -> str:

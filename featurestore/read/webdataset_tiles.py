@@ -109,7 +109,7 @@ class ShardPlan:
             warnings.warn(
                 f"{others.height} of {rows.height} slides ({tiles:,} tiles) have {why} at mpp "
                 f"{mpp_name(rows['mpp'][0])} and are left out: {names}",
-                stacklevel=6,
+                stacklevel=5,
             )
         return kept
 
