@@ -19,11 +19,13 @@ class LakeView(Protocol):
     Attributes:
         store: the lake's files.
         config: settings of the lake.
+        version: number of the version.
         first_reads: compares each slide with its checksums where it is first read.
     """
 
     store: Store
     config: LakeConfig
+    version: int
     first_reads: FirstReads
 
     @property

@@ -254,17 +254,25 @@ class TileReader(Unforked):
             pixels = self._pixels(source, slide, rows.tile_id)
             yield [self._sample(rows, row, slide, url, pixels) for row in range(len(rows.tile_id))]
 
-    def _pixels(self, source: TileSource, slide: int, tile_id: Int64Array) -> Sequence[Any]:
+    def _pixels(
+        self, source: TileSource, slide: int, tile_id: Int64Array
+    ) -> list[bytes] | npt.NDArray[np.uint8]:
         """Return the JPEGs of some tiles, or their pixels; nothing if none are read."""
         if self._plan.pixels == "none" or not len(tile_id):
-            return ()
+            return []
         jpegs = source.jpegs(slide, tile_id)
         if self._plan.pixels == "uint8":
-            pixels: Sequence[Any] = source.decoded(jpegs, tile_id)
-            return pixels
+            return source.decoded(jpegs, tile_id)
         return [bytes(jpeg) for jpeg in jpegs]
 
-    def _sample(self, rows: Rows, row: int, slide: int, url: str, pixels: Sequence[Any]) -> Sample:
+    def _sample(
+        self,
+        rows: Rows,
+        row: int,
+        slide: int,
+        url: str,
+        pixels: list[bytes] | npt.NDArray[np.uint8],
+    ) -> Sample:
         key = int(rows.tile_id[row])
         sample: Sample = {"__key__": member_name(key).partition(".")[0], "__url__": url}
         if len(pixels):

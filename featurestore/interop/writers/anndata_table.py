@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from featurestore.interop.foreign_slide import Int64Array, InteropError, SlideTiles
@@ -109,6 +110,6 @@ def tile_spec(tiles: SlideTiles) -> dict[str, Any]:
     }
 
 
-def centres(tiles: SlideTiles) -> np.ndarray[Any, np.dtype[np.float64]]:
+def centres(tiles: SlideTiles) -> npt.NDArray[np.float64]:
     """Return the tiles' centres in level-0 pixels, float64 [N, 2] as (x, y)."""
-    return tiles.xy + tiles.tile_px_level0 / 2
+    return (tiles.xy + tiles.tile_px_level0 / 2).astype(np.float64)

@@ -64,7 +64,7 @@ def test_tiles_that_the_teacher_left_out(tmp_path: Path) -> None:
                 frame = lake.tiles(mpp=0.5).filter(pl.col("slide") == row["slide"])
                 keys = frame.collect()["tile_id"].sort().to_numpy()
                 count = 2 if row["slide_id"] == "a" else 0
-                writer.add(row["slide"], keys[:count], np.arange(3 * count).reshape(count, 3))
+                writer.add(row["slide"], keys[:count], np.arange(3.0 * count).reshape(count, 3))
                 writer.absent(row["slide"], len(keys) - count)
             writer.skip(fragment.physical_rows - writer.rows)
             files.append(writer.finish())
