@@ -131,7 +131,11 @@ class Lake:
         return self.store.uri
 
     def refreshed(self) -> "Lake":
-        """Return the same lake at its newest version."""
+        """Return the same lake at its newest version.
+
+        >>> lake.refreshed().version >= lake.version
+        True
+        """
         return Lake(self.store, self.config, check=self.first_reads.check)
 
     def snapshots(self) -> dict[str, int]:
@@ -139,6 +143,9 @@ class Lake:
 
         Raises:
             DamageError: the file of a snapshot is gone or damaged.
+
+        >>> "no-such-name" in lake.snapshots()
+        False
         """
         return read_snapshots(self.store)
 
@@ -148,6 +155,10 @@ class Lake:
         Raises:
             LakeError: the name is taken by another version, or has other characters than letters,
                 digits and `_ . -`.
+
+        >>> lake.snapshot("paper-v1")
+        >>> lake.snapshots()["paper-v1"] == lake.version
+        True
         """
         taken = self.snapshots().get(name)
         if taken == self.version:
@@ -183,13 +194,21 @@ class Lake:
         return self._tables[rel]
 
     def slides(self) -> pl.LazyFrame:
-        """Return one row per slide: identity, geometry, state, reason of failure; no pictures."""
+        """Return one row per slide: identity, geometry, state, reason of failure; no pictures.
+
+        >>> lake.slides().select("slide_id", "patient_id").collect().rows()
+        [('P000-1', 'P000'), ('P000-2', 'P000'), ('P001-1', 'P001')]
+        """
         names = [name for name in self._names(SLIDES, SLIDES_SCHEMA) if name not in BULKY]
         rows = scan(functools.partial(self.table, SLIDES), names)
         return rows.filter(pl.col("state") != DROPPED)
 
     def catalog(self) -> pl.LazyFrame:
-        """Return the rows of the catalog: the places of tiles and features, and their checksums."""
+        """Return the rows of the catalog: the places of tiles and features, and their checksums.
+
+        >>> lake.catalog().filter(pl.col("teacher").is_null()).collect().columns[:3]
+        ['slide', 'slide_id', 'mpp']
+        """
         names = self._names(CATALOG, CATALOG_SCHEMA)
         return scan(functools.partial(self.table, CATALOG), names)
 
@@ -208,6 +227,9 @@ class Lake:
 
         Raises:
             LakeError: another dtype.
+
+        >>> lake.tiles(mpp=0.5).filter(pl.col("x") > 0).select("slide_id", "x").collect().shape
+        (32, 2)
         """
         rel = features_table(self.known_mpp(mpp))
         frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
@@ -223,6 +245,10 @@ class Lake:
 
         Raises:
             LakeError: the teacher has no column at this mpp, or another dtype.
+
+        >>> frame = lake.features("efficientnet_lite0", mpp=0.5).head(5).collect()
+        >>> frame["efficientnet_lite0"].to_numpy().shape
+        (5, 8)
         """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
@@ -230,7 +256,11 @@ class Lake:
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def annotations(self) -> dict[str, Annotation]:
-        """Return users' own columns of tiles, slides and patients, by name."""
+        """Return users' own columns of tiles, slides and patients, by name.
+
+        >>> list(lake.annotations())
+        ['clinical']
+        """
         annotations = registry.tables_of(self.table(SLIDES))
         for mpp in self.config.mpps:
             schema = self.table(features_table(mpp)).schema
@@ -246,6 +276,9 @@ class Lake:
 
         Raises:
             LakeError: there is no annotation of this name.
+
+        >>> lake.annotation("clinical").collect().rows()
+        [('P000', 3), ('P001', 1)]
         """
         annotations = self.annotations()
         if name not in annotations:
@@ -284,12 +317,20 @@ class Lake:
         raise LakeError(msg)
 
     def teachers(self, *, mpp: float) -> dict[str, int]:
-        """Return the teachers with a column at an mpp, and their dimensions."""
+        """Return the teachers with a column at an mpp, and their dimensions.
+
+        >>> lake.teachers(mpp=0.5)
+        {'efficientnet_lite0': 8, 'efficientnet_lite1': 6}
+        """
         schema = self.table(features_table(self.known_mpp(mpp))).schema
         return {field.name: field.type.list_size for field in schema if is_teacher(field)}
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
-        """Return all settings that decide the numbers of a teacher's column, as kept with it."""
+        """Return all settings that decide the numbers of a teacher's column, as kept with it.
+
+        >>> lake.identity("efficientnet_lite0", mpp=0.5)
+        {'weights': 'efficientnet_lite0'}
+        """
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
@@ -345,7 +386,11 @@ class Lake:
         return numbers
 
     def info(self) -> dict[str, Any]:
-        """Return a summary of the lake: format, version, slides, tiles, features."""
+        """Return a summary of the lake: format, version, slides, tiles, features.
+
+        >>> lake.info()["tiles"]
+        {'0.5': 37, '1.0': 18}
+        """
         with reading(self.store, f"table {self.store.url(SLIDES)}"):
             states = count_states(self.table(SLIDES))
         with reading(self.store, f"table {self.store.url(CATALOG)}"):
@@ -415,6 +460,10 @@ class Lake:
         Raises:
             LakeError: the slide or a teacher's features of it are not in the lake.
             DamageError: the stored rows differ from the catalog's.
+
+        >>> bag = lake.bag("P000-1", ["efficientnet_lite0", "efficientnet_lite1"], mpp=0.5)
+        >>> bag.features.shape, bag.features.dtype, bag.x.shape
+        ((12, 14), dtype('float16'), (12,))
         """
         names = names_of(teachers)
         for name in names:
@@ -483,6 +532,10 @@ class Lake:
             LakeError: the teacher has no column at this mpp, a slide is unknown, or the query has
                 another width.
             DamageError: the index or the table can't be read.
+
+        >>> vector = lake.bag("P000-1", "efficientnet_lite0", mpp=0.5).features[3]
+        >>> lake.nearest(vector, "efficientnet_lite0", mpp=0.5, k=1)["slide_id"].to_list()
+        ['P000-1']
         """
         self.check_teacher(teacher, mpp=mpp)
         if k < 1:
@@ -520,7 +573,12 @@ class Lake:
         slide_ids: Sequence[str] | None = None,
         by: "By" = "slide",
     ) -> "Bags":
-        """Return a torch data set of all bags of some slides or patients: see `Bags`."""
+        """Return a torch data set of all bags of some slides or patients: see `Bags`.
+
+        >>> bags = lake.bags("efficientnet_lite0", mpp=0.5, by="patient")
+        >>> [(bag.bag_id, tuple(bag.features.shape)) for bag in (bags[0], bags[1])]
+        [('P000', (17, 8)), ('P001', (20, 8))]
+        """
         # torch takes seconds to import, and few who open a lake train on it.
         from featurestore.read.torch_bags import Bags
 
@@ -665,6 +723,10 @@ class Lake:
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
                 number is not allowed.
+
+        >>> stream = lake.stream("efficientnet_lite0", mpp=0.5, batch_tiles=16, pixels="uint8")
+        >>> [batch.pixels.shape for batch in stream]
+        [(16, 32, 32, 3), (16, 32, 32, 3), (5, 32, 32, 3)]
         """
         from featurestore.read.stream import Stream
 
@@ -697,11 +759,20 @@ class Lake:
 
         Raises:
             LakeError: the mpps or the slide's grids do not nest, or there are no such bags.
+
+        >>> pairs = lake.pairs("P001-1", coarse=1.0, fine=0.5, teachers="efficientnet_lite0")
+        >>> pairs.children.shape
+        (10, 2, 2)
         """
         return read_pairs(self, slide_id, coarse=coarse, fine=fine, teachers=names_of(teachers))
 
     def pictures(self, slide_id: str) -> dict[str, bytes | None]:
-        """Return a slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size)."""
+        """Return a slide's `thumbnail` (JPEG) and `tissue_mask` (PNG of the same size).
+
+        >>> pictures = lake.pictures("P000-1")
+        >>> pictures["thumbnail"][:2] == bytes([255, 216]), pictures["tissue_mask"]
+        (True, None)
+        """
         with reading(self.store, f"pictures of slide {slide_id} can't be read"):
             where = among_names([slide_id])
             table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)

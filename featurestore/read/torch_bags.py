@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
+from featurestore.ids import mpp_name
 from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import place_of
 from featurestore.read.held_out_patients import patient_of
@@ -92,6 +93,10 @@ class Bags(Dataset[TorchBag], Unforked):
         groups = _groups(lake, self._selection, by)
         self.ids = list(groups)
         self._slides = list(groups.values())
+
+    def __repr__(self) -> str:
+        place = f"{self._teachers} at mpp {mpp_name(self._selection.mpp)}"
+        return f"Bags({len(self.ids):,} bags, {self._selection.tiles:,} tiles of {place})"
 
     def __len__(self) -> int:
         return len(self.ids)

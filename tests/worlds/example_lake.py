@@ -4,13 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import simplejpeg
 
-from featurestore import Lake, create_lake, open_lake
+from featurestore import Lake, annotate, create_lake, open_lake
 from tests.worlds.training_lake import CONFIG, add_features, cut, register, row_of_cells
 
 SLIDES = {"P000-1": 12, "P000-2": 5, "P001-1": 20}
 TEACHERS = {"efficientnet_lite0": 8, "efficientnet_lite1": 6}
+FIRST, SECOND = TEACHERS
 SIDE_PX = 4096
 
 
@@ -23,7 +25,10 @@ def thumbnail(number: int) -> bytes:
 
 
 def make_example(folder: Path) -> Lake:
-    """Return a lake of three slides of two patients with two teachers at 0.5 mpp."""
+    """Return a lake of three slides of two patients with two teachers and a grade per patient.
+
+    The first teacher has a column at 1.0 mpp, too.
+    """
     lake = create_lake(folder, CONFIG)
     numbers = register(lake, list(SLIDES))
     cuts = []
@@ -39,4 +44,7 @@ def make_example(folder: Path) -> Lake:
         cuts.append(replace(one, row={**one.row, **facts, "thumbnail": thumbnail(number)}))
     lake.committer.commit_slides(cuts)
     add_features(lake, TEACHERS)
+    add_features(lake, {FIRST: TEACHERS[FIRST]}, mpp=1.0)
+    grades = pl.DataFrame({"patient_id": ["P000", "P001"], "grade": [3, 1]})
+    annotate(lake.refreshed(), grades, "clinical")
     return open_lake(folder)
