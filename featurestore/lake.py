@@ -229,7 +229,7 @@ class Lake:
             LakeError: another dtype.
 
         >>> lake.tiles(mpp=0.5).filter(pl.col("x") > 0).select("slide_id", "x").collect().shape
-        (32, 2)
+        (31, 2)
         """
         rel = features_table(self.known_mpp(mpp))
         frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
