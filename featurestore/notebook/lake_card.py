@@ -97,11 +97,11 @@ def _grids(lake: ShownLake) -> str:
 
 
 def _columns(lake: ShownLake) -> str:
-    rows = [
-        (name, dim, mpp_name(mpp))
-        for mpp in lake.config.mpps
-        for name, dim in lake.teachers(mpp=mpp).items()
-    ]
+    mpps: dict[tuple[str, int], list[str]] = {}
+    for mpp in lake.config.mpps:
+        for column in lake.teachers(mpp=mpp).items():
+            mpps.setdefault(column, []).append(mpp_name(mpp))
+    rows = [(name, dim, ", ".join(at)) for (name, dim), at in mpps.items()]
     rest = len(rows) - MOST_COLUMNS
     more = paragraph(f"and {rest} more columns" if rest > 0 else "")
     return table(("column", "dim", "mpp"), rows[:MOST_COLUMNS]) + more

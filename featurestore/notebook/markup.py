@@ -15,7 +15,8 @@ MOST_ENTRIES = 12
 
 STYLE = """<style>
 .slidelake {font-size: 13px; line-height: 1.4; max-width: 72em; color: inherit}
-.slidelake table {border-collapse: collapse; margin: .4em 0; color: inherit}
+.slidelake table {border-collapse: collapse; margin: .4em 0; color: inherit;
+  font-size: inherit}
 .slidelake th, .slidelake td {border-bottom: 1px solid rgba(128, 128, 128, .35);
   padding: 2px 10px 2px 0; text-align: left; vertical-align: top; background: transparent}
 .slidelake .pictures {display: flex; flex-wrap: wrap; gap: 8px; margin: .5em 0}
@@ -69,9 +70,15 @@ def value_html(value: object) -> str:
         some = [f"{escaped(key)}: {escaped(summary(one))}" for key, one in _first(value.items())]
         return _with_rest(some, len(value))
     if isinstance(value, list | tuple):
-        some = [escaped(one if isinstance(one, str) else summary(one)) for one in _first(value)]
-        return _with_rest(some, len(value))
+        return _with_rest([escaped(_entry(one)) for one in _first(value)], len(value))
     return escaped(value if isinstance(value, str) else summary(value))
+
+
+def _entry(one: object) -> str:
+    """Return an entry of a list as text: a mapping, as a failed slide is, without its brackets."""
+    if isinstance(one, Mapping):
+        return ", ".join(f"{key}: {cut(str(value), 100)}" for key, value in _first(one.items()))
+    return one if isinstance(one, str) else summary(one)
 
 
 def _first(values: Iterable[Any]) -> list[Any]:

@@ -170,6 +170,7 @@ def test_bags_and_results_in_one_line(lake: Lake) -> None:
     result = IngestResult(ready=7, failed=failed, tiles={"0.5": 1234}, seconds=3.14159)
     assert repr(result).startswith("IngestResult(ready=7, failed=[40 entries], tiles={'0.5': 1234}")
     assert "and 28 more" in page(result).text
+    assert f"slide: {EVIL}, reason: {EVIL}" in page(result).text
     assert "script" not in page(result).tags
     assert repr(ExtractResult(ready=2)).startswith("ExtractResult(teachers={}, failed=[0 entries]")
     verdict = verify(lake)
