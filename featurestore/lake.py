@@ -642,7 +642,7 @@ class Lake:
         slide_id, x, y (level-0 pixels). All tiles that have features of all teachers come once an
         epoch, split by slide over ranks and the workers of a DataLoader, which must be spawned;
         slides without features or pixels are left out with a warning. Ranks have different numbers
-        of tiles: `.repeat()` and `.with_epoch()` of webdataset make them even.
+        of tiles: webdataset's `.batched(b).with_epoch(n)` gives each of them n batches.
 
         Args:
             teachers: teachers of the tiles' features; may be empty.

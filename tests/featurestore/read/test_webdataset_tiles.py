@@ -219,6 +219,11 @@ def test_a_user_may_add_stages_and_cut_epochs(lake: Lake) -> None:
     tiles = lake.webdataset("packed", mpp=0.5)
     pairs = tiles.select(lambda one: one["slide_id"] == "a").to_tuple("packed", "slide_id")
     assert {name for _, name in pairs} == {"a"}
+    even = [
+        list(lake.webdataset("packed", mpp=0.5, rank=rank, world=2).batched(16).with_epoch(20))
+        for rank in range(2)
+    ]
+    assert [len(batches) for batches in even] == [20, 20]
     assert len(list(tiles.repeat(2))) == 2 * TILES
     assert str(tiles).endswith(f"at mpp 0.5: 6 shards, {TILES} tiles)")
     assert str(open_lake(lake.uri).uri) in repr(tiles)
