@@ -27,13 +27,13 @@ STYLE = """<style>
 </style>"""
 
 
-def escaped(value: object, most: int = MOST_CHARACTERS) -> str:
+def escaped(content: object, most: int = MOST_CHARACTERS) -> str:
     """Return a value as text for HTML, cut to a number of characters.
 
     >>> escaped("<script>"), escaped("abcdef", most=4)
     ('&lt;script&gt;', 'abc…')
     """
-    return html.escape(cut(str(value), most))
+    return html.escape(cut(str(content), most))
 
 
 def cut(text: str, most: int = MOST_CHARACTERS) -> str:
@@ -56,7 +56,7 @@ def paragraph(text: str, *, soft: bool = False) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return rows of values as a table; nothing if there are none."""
-    cells = ["".join(f"<td>{value_html(value)}</td>" for value in row) for row in rows]
+    cells = ["".join(f"<td>{value_html(content)}</td>" for content in row) for row in rows]
     if not cells:
         return ""
     names = "".join(f"<th>{escaped(name)}</th>" for name in head)
@@ -64,20 +64,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table>{header}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
-def value_html(value: object) -> str:
+def value_html(content: object) -> str:
     """Return a value as HTML: lists and mappings with their first entries, others as text."""
-    if isinstance(value, Mapping):
-        some = [f"{escaped(key)}: {escaped(summary(one))}" for key, one in _first(value.items())]
-        return _with_rest(some, len(value))
-    if isinstance(value, list | tuple):
-        return _with_rest([escaped(_entry(one)) for one in _first(value)], len(value))
-    return escaped(value if isinstance(value, str) else summary(value))
+    if isinstance(content, Mapping):
+        some = [f"{escaped(key)}: {escaped(summary(one))}" for key, one in _first(content.items())]
+        return _with_rest(some, len(content))
+    if isinstance(content, list | tuple):
+        return _with_rest([escaped(_entry(one)) for one in _first(content)], len(content))
+    return escaped(content if isinstance(content, str) else summary(content))
 
 
 def _entry(one: object) -> str:
     """Return an entry of a list as text: a mapping, as a failed slide is, without its brackets."""
     if isinstance(one, Mapping):
-        return ", ".join(f"{key}: {cut(str(value), 100)}" for key, value in _first(one.items()))
+        return ", ".join(f"{key}: {cut(str(content), 100)}" for key, content in _first(one.items()))
     return one if isinstance(one, str) else summary(one)
 
 
@@ -90,25 +90,25 @@ def _with_rest(some: list[str], count: int) -> str:
     return "<br>".join([*some, *rest]) or "none"
 
 
-def summary(value: object) -> str:
+def summary(content: object) -> str:
     """Return a value as short text: arrays as type and shape, long collections as their size.
 
     >>> summary([1, 2, 3]), summary({"0.5": 12}), summary(0.123456), summary("mil")
     ('[3 entries]', "{'0.5': 12}", '0.1235', "'mil'")
     """
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    shape, dtype = getattr(content, "shape", None), getattr(content, "dtype", None)
     if shape is not None:
-        kind = type(value).__name__ if dtype is None else str(dtype).removeprefix("torch.")
+        kind = type(content).__name__ if dtype is None else str(dtype).removeprefix("torch.")
         return f"{kind} [{', '.join(map(str, shape))}]"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        some = {key: summary(one) for key, one in _first(value.items())}
+    if isinstance(content, float):
+        return f"{content:.4g}"
+    if isinstance(content, Mapping):
+        some = {key: summary(one) for key, one in _first(content.items())}
         text = "{" + ", ".join(f"{key!r}: {one}" for key, one in some.items()) + "}"
-        return text if len(value) <= 4 and len(text) <= 100 else f"{{{_entries(len(value))}}}"
-    if isinstance(value, list | tuple | set | frozenset):
-        return f"[{_entries(len(value))}]"
-    return cut(repr(value), 100)
+        return text if len(content) <= 4 and len(text) <= 100 else f"{{{_entries(len(content))}}}"
+    if isinstance(content, list | tuple | set | frozenset):
+        return f"[{_entries(len(content))}]"
+    return cut(repr(content), 100)
 
 
 def _entries(count: int) -> str:

@@ -59,11 +59,11 @@ class Shown:
         return never_failing_html(lambda: page(name, table((), _facts(self))), name)
 
 
-def _facts(result: object) -> Iterator[tuple[str, Any]]:
+def _facts(shown: object) -> Iterator[tuple[str, Any]]:
     """Yield the names and values of a dataclass's fields."""
-    if is_dataclass(result):
-        for field in fields(result):
-            yield field.name, getattr(result, field.name)
+    if is_dataclass(shown):
+        for field in fields(shown):
+            yield field.name, getattr(shown, field.name)
 
 
 def one_line(name: str, facts: Mapping[str, Any]) -> str:
@@ -73,9 +73,9 @@ def one_line(name: str, facts: Mapping[str, Any]) -> str:
     'Result(ready=7, failed=[0 entries])'
     """
     some = [
-        f"{key}={summary(value)}"
-        for key, value in facts.items()
-        if value is not None and not (isinstance(value, str) and not value)
+        f"{key}={summary(fact)}"
+        for key, fact in facts.items()
+        if fact is not None and not (isinstance(fact, str) and not fact)
     ]
     return f"{name}({cut(', '.join(some))})"
 

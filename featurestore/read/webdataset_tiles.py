@@ -251,19 +251,14 @@ class TileReader(Unforked):
         step = PART_ROWS if self._seed is None else BLOCK_ROWS
         for start in range(0, tiles, step):
             rows = plan.rows(source, slide, np.arange(start, min(start + step, tiles)))
-            pixels = self._pixels(source, slide, rows.tile_id)
-            yield [self._sample(rows, row, slide, url, pixels) for row in range(len(rows.tile_id))]
+            jpegs = self._jpegs(source, slide, rows.tile_id)
+            yield [self._sample(rows, row, slide, url, jpegs) for row in range(len(rows.tile_id))]
 
-    def _pixels(
-        self, source: TileSource, slide: int, tile_id: Int64Array
-    ) -> list[bytes] | npt.NDArray[np.uint8]:
-        """Return the JPEGs of some tiles, or their pixels; nothing if none are read."""
+    def _jpegs(self, source: TileSource, slide: int, tile_id: Int64Array) -> list[bytes]:
+        """Return the stored JPEGs of some tiles; nothing if none are read."""
         if self._plan.pixels == "none" or not len(tile_id):
             return []
-        jpegs = source.jpegs(slide, tile_id)
-        if self._plan.pixels == "uint8":
-            return source.decoded(jpegs, tile_id)
-        return [bytes(jpeg) for jpeg in jpegs]
+        return [bytes(jpeg) for jpeg in source.jpegs(slide, tile_id)]
 
     def _sample(
         self,
@@ -271,17 +266,40 @@ class TileReader(Unforked):
         row: int,
         slide: int,
         url: str,
-        pixels: list[bytes] | npt.NDArray[np.uint8],
+        jpegs: list[bytes],
     ) -> Sample:
         key = int(rows.tile_id[row])
         sample: Sample = {"__key__": member_name(key).partition(".")[0], "__url__": url}
-        if len(pixels):
-            sample[JPEG] = pixels[row]
+        if jpegs:
+            sample[JPEG] = jpegs[row]
         # copies: a view would keep all rows that were read with it, as long as it is shuffled
         features = {name: array[row].copy() for name, array in rows.by_teacher.items()}
         slide_id = self._plan.selection.slide_ids[slide]
         place = {"slide_id": slide_id, "x": int(rows.x[row]), "y": int(rows.y[row])}
         return {**sample, **features, "tile_id": key, **place}
+
+
+class TileDecoder:
+    """The stage that decodes the JPEGs of samples, after the shuffle, which holds small bytes.
+
+    Args:
+        plan: the slides.
+    """
+
+    def __init__(self, plan: ShardPlan) -> None:
+        self._plan = plan
+
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yield the samples with uint8 RGB [H, W, 3] under `jpg`.
+
+        Raises:
+            DamageError: a tile is no JPEG of the lake's size; it is named.
+        """
+        source = self._plan.source()
+        for sample in samples:
+            keys = np.array([sample["tile_id"]])
+            pixels_1HWC = source.decoded([memoryview(sample[JPEG])], keys)
+            yield {**sample, JPEG: pixels_1HWC[0]}
 
 
 def in_turns(parts: Iterator[Iterator[list[Sample]]], rng: random.Random) -> Iterator[Sample]:
@@ -339,6 +357,7 @@ class TilePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc] 
             wds.detshuffle(shards, shards, order_seed) if shuffle else None,
             TileReader(plan, turn_seed),
             wds.detshuffle(buffer_tiles, buffer_tiles, tile_seed) if shuffle else None,
+            TileDecoder(plan) if plan.pixels == "uint8" else None,
         )
         self.plan = plan
 
