@@ -1,4 +1,4 @@
-"""The examples in docstrings run in a folder of their own, where there is a small lake."""
+"""What examples in docstrings find: `sl`, `pl`, a folder with a lake, and in lake.py `lake`."""
 
 import doctest
 import os
@@ -11,20 +11,39 @@ import polars as pl
 import pytest
 
 import slidelake
+from tests.worlds.example_lake import make_example
+
+READERS = ("featurestore/lake.py",)
+
+
+@pytest.fixture(scope="session")
+def example_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small lake without Ray. Not to be changed."""
+    folder = tmp_path_factory.mktemp("example") / "lake"
+    make_example(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def _folder_of_examples(
+def lake_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
+    """Give the examples of modules that read a lake the name `lake`."""
+    is_reader = request.path.as_posix().endswith(READERS)
+    if _example_of(request) and is_reader:
+        doctest_namespace["lake"] = slidelake.open_lake(request.getfixturevalue("example_lake"))
+
+
+@pytest.fixture(autouse=True)
+def folder_of_examples(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     doctest_namespace: dict[str, Any],
 ) -> Iterator[None]:
-    """Let examples say `sl` and `pl`, and work in a fresh copy of the folder if they name a lake.
+    """Let examples use `sl` and `pl`, and work in a fresh copy of the folder if they name a lake.
 
-    `tests/worlds/examples_folder.py` tells what is there: `my-lake`, `labels.csv`, `regions.csv`.
+    `tests/worlds/examples_folder.py` lists its files: `my-lake`, `labels.csv`, `regions.csv`.
     """
-    test = getattr(request.node, "dtest", None)
-    if not isinstance(test, doctest.DocTest):
+    test = _example_of(request)
+    if test is None:
         yield
         return
     doctest_namespace.update(sl=slidelake, pl=pl)
@@ -36,9 +55,8 @@ def _folder_of_examples(
     from tests.worlds.examples_folder import make_folder, without_ray
 
     folder, before = tmp_path_factory.mktemp("example"), Path.cwd()
-    shutil.copytree(
-        made_once(tmp_path_factory, "examples", make_folder), folder, dirs_exist_ok=True
-    )
+    whole = made_once(tmp_path_factory, "examples", make_folder)
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
     os.chdir(folder)
     try:
         with without_ray():
@@ -46,3 +64,9 @@ def _folder_of_examples(
     finally:
         os.chdir(before)
         shutil.rmtree(folder)
+
+
+def _example_of(request: pytest.FixtureRequest) -> doctest.DocTest | None:
+    """Return the examples of a docstring, if that is what is tested."""
+    test = getattr(request.node, "dtest", None)
+    return test if isinstance(test, doctest.DocTest) else None

@@ -17,6 +17,7 @@ from cluster import progress, ray_session, schedulable
 from featurestore import (
     Lake,
     LakeConfig,
+    Shown,
     SlideCut,
     Store,
     Vacuumed,
@@ -43,8 +44,8 @@ SLIDE_TIMEOUT_S = 600.0
 SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
 
-@dataclass(kw_only=True)
-class IngestResult:
+@dataclass(kw_only=True, repr=False)
+class IngestResult(Shown):
     """The outcome of an ingest.
 
     Attributes:

@@ -20,7 +20,7 @@ from distill.recipes.recipe_columns import check
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
-from featurestore import Lake, LakeError, open_lake, tile_parts
+from featurestore import Lake, LakeError, ResultDict, open_lake, tile_parts
 from featurestore.storage import (
     check_zip,
     json_bytes,
@@ -83,7 +83,7 @@ def distill(
     if lake.exists(run.report_path):
         report = read_sealed(lake.store, run.report_path)
         if report["run"] == run.run:
-            return report
+            return ResultDict(report, name=f"student {name}", uri=lake.uri)
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
     start = time.perf_counter()
@@ -94,7 +94,7 @@ def distill(
     report["seconds"] = round(time.perf_counter() - start, 3)
     report = resealed(report)
     lake.write_json(run.report_path, report)
-    return report
+    return ResultDict(report, name=f"student {name}", uri=lake.uri)
 
 
 def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:

@@ -19,6 +19,7 @@ from featurestore.edits.lance_edits import dropped_id
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
 from featurestore.messages import did_you_mean
+from featurestore.notebook.shown import Shown
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
 from featurestore.tables.annotation import TILE, check_name
@@ -29,8 +30,8 @@ FOLDERS = ("runs", "stats", "students")
 PIECE_BYTES = 1 << 24  # of a JSON file, read at once
 
 
-@dataclass(frozen=True, kw_only=True)
-class Edited:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Edited(Shown):
     """Result of dropping or renaming.
 
     Attributes:

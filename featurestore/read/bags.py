@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import LakeError
+from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import FirstReads, place_of
 from featurestore.read.selection import Selection
 from featurestore.storage.read_errors import reading
@@ -18,8 +19,8 @@ from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import RowReader
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bag:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bag(Shown):
     """The tiles of a slide at one mpp that have features of all teachers, sorted by (y, x).
 
     Attributes:

@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from featurestore.errors import LakeError
 from featurestore.ids import MAX_GRID, mpp_code, mpp_name, tile_parts
+from featurestore.notebook.shown import Shown
 from featurestore.read.bags import Bag
 from featurestore.read.lake_view import LakeView
 
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pairs(Shown):
     """A slide at two mpps, of which the coarse is `r` times the fine.
 
     Attributes:

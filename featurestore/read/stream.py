@@ -91,6 +91,10 @@ class Stream(IterableDataset[TileBatch], Unforked):
             )
             raise LakeError(msg)
 
+    def __repr__(self) -> str:
+        place = f"{self._teachers} at mpp {mpp_name(self.mpp)}"
+        return f"Stream({self.tiles:,} tiles of {place}, {self.steps:,} batches an epoch)"
+
     @property
     def tiles(self) -> int:
         """Return the number of tiles of all slides.

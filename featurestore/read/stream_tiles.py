@@ -13,6 +13,7 @@ import simplejpeg
 
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
+from featurestore.notebook.shown import Shown
 from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
@@ -28,8 +29,8 @@ Pixels = Literal["none", "jpeg", "uint8"]
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileBatch:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TileBatch(Shown):
     """Tiles of one mpp, in a shuffled order.
 
     Attributes:
@@ -148,9 +149,16 @@ class TileSource:
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
         jpegs: list[memoryview] = []
         for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
-            keys = tile_id[len(jpegs) : len(jpegs) + count]
-            jpegs += self._shard(slide).jpegs(keys)
+            jpegs += self.jpegs(slide, tile_id[len(jpegs) : len(jpegs) + count])
         return jpegs
+
+    def jpegs(self, slide: int, tile_id: Int64Array) -> list[memoryview]:
+        """Return the stored JPEGs of some tiles of a slide of the selection, by their keys.
+
+        Raises:
+            DamageError: the shard is not as it was written; slide and tile are named.
+        """
+        return self._shard(slide).jpegs(tile_id)
 
     def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:
         """Return a batch from (buffer, start, stop) ranges of one buffer or more."""

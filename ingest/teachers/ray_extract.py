@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster import progress, ray_session, schedulable
-from featurestore import ColumnFile, Lake, Store, Vacuumed, free_old_versions, open_lake
+from featurestore import ColumnFile, Lake, Shown, Store, Vacuumed, free_old_versions, open_lake
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY
 from ingest.teachers.cards.card import Engine, Precision
@@ -29,8 +29,8 @@ COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
 
 
-@dataclass(kw_only=True)
-class ExtractResult:
+@dataclass(kw_only=True, repr=False)
+class ExtractResult(Shown):
     """The outcome of an extract.
 
     Attributes:

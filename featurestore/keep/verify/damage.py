@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from featurestore.notebook.shown import Shown
+
 #: A table as a whole: with one of them damaged nothing else can be judged.
 TABLE = "table"
 #: Small files that all else is read by, and of which there is a copy.
@@ -56,8 +58,8 @@ class Damage:
         }
 
 
-@dataclass(kw_only=True)
-class Verdict:
+@dataclass(kw_only=True, repr=False)
+class Verdict(Shown):
     """The parts of a lake that were checked, and the damage among them.
 
     Attributes:
