@@ -1,12 +1,15 @@
 """The front door: the `slidelake` command and the public Python API. It has no logic of its own.
 
-    >>> from slidelake import open_lake, ingest, extract
+Nothing heavy is imported before it is used, so that `--help` and `import slidelake` take no time.
 
-Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+Examples:
+    >>> import slidelake as sl
+    >>> lake = sl.open_lake("my-lake")
+    >>> lake.bag("s01a", "uni2_h", mpp=0.5).features.shape
+    (24, 1536)
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -18,16 +21,48 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
+    from cluster import ClusterError
+    from distill import DistillError, Recipe
     from distill.recipes.recipe_table import make_recipe
     from distill.students.feature_students import extract
     from distill.targets.missing_stats import stats
     from distill.train.ray_train import distill
-    from downstream import run_mil, run_survival, write_report
+    from downstream import (
+        BagError,
+        CohortError,
+        LeakageError,
+        MilSettings,
+        Plan,
+        ProbeError,
+        ProbeOptions,
+        SplitError,
+        StudyError,
+        SurvivalError,
+        SurvivalSettings,
+        run_mil,
+        run_survival,
+        write_report,
+    )
     from downstream.probes.tile_probe import run_probe
     from downstream.retrieval.search import run_search
+    from downstream.retrieval.search_query import RetrievalError
+    from downstream.run.fit_settings import SettingsError
+    from examples.sample_slide import sample_slide
     from featurestore import (
+        AccessError,
+        Annotation,
+        Bag,
+        BucketError,
+        DamageError,
+        FormatError,
+        IdentityError,
         Lake,
         LakeConfig,
+        LakeError,
+        LakeMissingError,
+        Pairs,
+        TileBatch,
+        Verdict,
         annotate,
         compact,
         copy_lake,
@@ -41,19 +76,64 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
-    from ingest import Card
-    from ingest.ray_ingest import ingest
+    from featurestore.errors import InUseError
+    from featurestore.read.stream import Stream
+    from featurestore.read.torch_bags import Bags
+    from featurestore.storage import DiskFullError
+    from featurestore.tables.annotation import AnnotationError
+    from ingest import InputError, SlideError, TeacherError
+    from ingest.ray_ingest import IngestResult, ingest
+    from ingest.teachers.cards.card import Card
     from ingest.teachers.find_teacher import list_teachers
+    from ingest.teachers.ray_extract import ExtractResult
     from ingest.tissue.own_segmenter import Segmenter
 
 PACKAGES = ("cluster", "commands", "distill", "downstream", "examples", "featurestore", "ingest")
 
 #: The Python API: where each public name lives.
 PUBLIC = {
+    "AccessError": "featurestore",
+    "Annotation": "featurestore",
+    "AnnotationError": "featurestore.tables.annotation",
+    "Bag": "featurestore",
+    "BagError": "downstream",
+    "Bags": "featurestore.read.torch_bags",
+    "BucketError": "featurestore",
     "Card": "ingest.teachers.cards.card",
+    "ClusterError": "cluster",
+    "CohortError": "downstream",
+    "DamageError": "featurestore",
+    "DiskFullError": "featurestore.storage",
+    "DistillError": "distill",
+    "ExtractResult": "ingest.teachers.ray_extract",
+    "FormatError": "featurestore",
+    "IdentityError": "featurestore",
+    "InUseError": "featurestore.errors",
+    "IngestResult": "ingest.ray_ingest",
+    "InputError": "ingest",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
+    "LakeError": "featurestore",
+    "LakeMissingError": "featurestore",
+    "LeakageError": "downstream",
+    "MilSettings": "downstream",
+    "Pairs": "featurestore",
+    "Plan": "downstream",
+    "ProbeError": "downstream",
+    "ProbeOptions": "downstream",
+    "Recipe": "distill",
+    "RetrievalError": "downstream.retrieval.search_query",
     "Segmenter": "ingest.tissue.own_segmenter",
+    "SettingsError": "downstream.run.fit_settings",
+    "SlideError": "ingest",
+    "SplitError": "downstream",
+    "Stream": "featurestore.read.stream",
+    "StudyError": "downstream",
+    "SurvivalError": "downstream",
+    "SurvivalSettings": "downstream",
+    "TeacherError": "ingest",
+    "TileBatch": "featurestore",
+    "Verdict": "featurestore",
     "annotate": "featurestore",
     "compact": "featurestore",
     "copy_lake": "featurestore",
@@ -73,6 +153,7 @@ PUBLIC = {
     "run_probe": "downstream.probes.tile_probe",
     "run_search": "downstream.retrieval.search",
     "run_survival": "downstream",
+    "sample_slide": "examples.sample_slide",
     "stats": "distill.targets.missing_stats",
     "vacuum": "featurestore",
     "verify": "featurestore",
@@ -80,10 +161,48 @@ PUBLIC = {
 }
 
 __all__ = [
+    "AccessError",
+    "Annotation",
+    "AnnotationError",
+    "Bag",
+    "BagError",
+    "Bags",
+    "BucketError",
     "Card",
+    "ClusterError",
+    "CohortError",
+    "DamageError",
+    "DiskFullError",
+    "DistillError",
+    "ExtractResult",
+    "FormatError",
+    "IdentityError",
+    "InUseError",
+    "IngestResult",
+    "InputError",
     "Lake",
     "LakeConfig",
+    "LakeError",
+    "LakeMissingError",
+    "LeakageError",
+    "MilSettings",
+    "Pairs",
+    "Plan",
+    "ProbeError",
+    "ProbeOptions",
+    "Recipe",
+    "RetrievalError",
     "Segmenter",
+    "SettingsError",
+    "SlideError",
+    "SplitError",
+    "Stream",
+    "StudyError",
+    "SurvivalError",
+    "SurvivalSettings",
+    "TeacherError",
+    "TileBatch",
+    "Verdict",
     "annotate",
     "compact",
     "copy_lake",
@@ -103,6 +222,7 @@ __all__ = [
     "run_probe",
     "run_search",
     "run_survival",
+    "sample_slide",
     "stats",
     "vacuum",
     "verify",
@@ -114,8 +234,13 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
     """Import a public name when it is first used."""
     if name not in PUBLIC:
         msg = f"module 'slidelake' has no attribute '{name}'"
-        raise AttributeError(msg)
+        raise AttributeError(msg, name=name, obj=sys.modules[__name__])  # Python adds a similar one
     return getattr(importlib.import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which completion offers; none of them is imported for it."""
+    return list(__all__)
 
 
 def check_packages(root: Path) -> None:
@@ -178,6 +303,8 @@ def _replacement_advice(name: str, origin: Path) -> str:
 
 def _owners(origin: Path) -> list[str]:
     """Return the distributions that have installed a file."""
+    import importlib.metadata  # needed for this alone, and slow to import
+
     return sorted(
         {
             distribution.name

@@ -6,4 +6,9 @@ command needs one type to catch and one line to print.
 
 
 class ClusterError(RuntimeError):
-    """Raised when a Ray cluster can't be started, reached or used; the message has the remedy."""
+    """Raised when a Ray cluster can't be started, reached or used; the message has the remedy.
+
+    Examples:
+        >>> issubclass(sl.ClusterError, RuntimeError)
+        True
+    """

@@ -2,4 +2,11 @@
 
 
 class DistillError(ValueError):
-    """A recipe, a student or the data it needs is not as it must be."""
+    """A recipe, a student or the data it needs is not as it must be.
+
+    Examples:
+        >>> sl.make_recipe("agglomerates", ("uni2_h",))
+        Traceback (most recent call last):
+            ...
+        distill.errors.DistillError: ...
+    """

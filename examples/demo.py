@@ -22,10 +22,10 @@ from distill import distill, extract, make_recipe, stats
 from downstream import Plan, run_mil, run_survival, write_report
 from downstream.survival import has_scikit_survival
 from examples.cohort import make_cohort
+from examples.sample_slide import REAL_SLIDE
 from featurestore import LakeConfig
 from ingest import ingest
 
-REAL_SLIDE = Path(__file__).parent / "data" / "CMU-1-Small-Region.svs"
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
 STUDENT = "student"
 

@@ -34,6 +34,7 @@ from featurestore.keep.verify.damage import Damage, Verdict
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.lake import Lake
 from featurestore.messages import listing
+from featurestore.notebook.shown import ResultDict, Shown
 from featurestore.opening import create_lake, open_lake, settings_for
 from featurestore.query.lance_index import IndexState, build_index, index_state
 from featurestore.query.sql import query, tables
@@ -77,9 +78,11 @@ __all__ = [
     "PhiS",
     "Repaired",
     "Restored",
+    "ResultDict",
     "Shard",
     "ShardReader",
     "ShardWriter",
+    "Shown",
     "SlideCut",
     "Store",
     "TileBatch",

@@ -25,6 +25,11 @@ class LakeConfig:
         passthrough: mpps whose tiles are the slides' own JPEGs, copied as they are.
         mix_codecs: whether a slide without such JPEGs is encoded at these mpps, or fails.
         format: version of the layout on disk.
+
+    Examples:
+        >>> config = sl.LakeConfig(tile_px=224, mpps=(0.5, 2.0))
+        >>> config.ratio(2.0), config.step_px
+        (4, 224)
     """
 
     tile_px: int = 256
@@ -68,15 +73,30 @@ class LakeConfig:
 
     @property
     def step_px(self) -> int:
-        """Return the number of pixels from one tile to the next."""
+        """Return the number of pixels from one tile to the next.
+
+        Examples:
+            >>> sl.LakeConfig(tile_px=224, stride_px=112).step_px
+            112
+        """
         return self.tile_px if self.stride_px is None else self.stride_px
 
     def ratio(self, mpp: float) -> int:
-        """Return the number of finest-grid tiles side by side in one tile of `mpp`."""
+        """Return the number of finest-grid tiles side by side in one tile of `mpp`.
+
+        Examples:
+            >>> sl.LakeConfig(mpps=(0.5, 2.0)).ratio(2.0)
+            4
+        """
         return mpp_code(mpp) // mpp_code(self.mpps[0])
 
     def to_json(self) -> bytes:
-        """Return the bytes of `lake.json`."""
+        """Return the bytes of `lake.json`.
+
+        Examples:
+            >>> sl.LakeConfig().to_json().splitlines()[1]
+            b'  "tile_px": 256,'
+        """
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
@@ -86,6 +106,11 @@ class LakeConfig:
         Raises:
             NewerFormatError: the format is newer than this version reads.
             FormatError: the content is not a lake's settings.
+
+        Examples:
+            >>> config = sl.LakeConfig(mpps=(0.25, 1.0))
+            >>> sl.LakeConfig.from_json(config.to_json(), uri="my-lake") == config
+            True
         """
         try:
             fields = json.loads(content)

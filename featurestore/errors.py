@@ -2,27 +2,64 @@
 
 
 class LakeError(ValueError):
-    """Raised for an invalid lake or table, or for an invalid request to a lake."""
+    """Raised for an invalid lake or table, or for an invalid request to a lake.
+
+    Examples:
+        >>> try:
+        ...     sl.open_lake("my-lake").features("uni2", mpp=0.5)
+        ... except sl.LakeError as error:
+        ...     print(error)
+        no features of 'uni2' at mpp 0.5 in .../my-lake; there are: uni2_h, virchow2, student; ...
+    """
 
 
 class LakeMissingError(LakeError):
-    """Raised when there is no lake at the given place."""
+    """Raised when there is no lake at the given place.
+
+    Examples:
+        >>> try:
+        ...     lake = sl.open_lake("new-lake")
+        ... except sl.LakeMissingError:
+        ...     lake = sl.create_lake("new-lake", sl.LakeConfig())
+    """
 
 
 class AccessError(LakeError):
-    """Raised where a file can't be read or written now; what is stored may be whole."""
+    """Raised where a file can't be read or written now; what is stored may be whole.
+
+    Examples:
+        >>> issubclass(sl.AccessError, sl.LakeError), issubclass(sl.AccessError, sl.DamageError)
+        (True, False)
+    """
 
 
 class InUseError(LakeError):
-    """Raised where another process uses the lake for longer than the allowed wait."""
+    """Raised where another process uses the lake for longer than the allowed wait.
+
+    Examples:
+        >>> issubclass(sl.InUseError, sl.LakeError)  # wait for the other job, then try again
+        True
+    """
 
 
 class BucketError(AccessError):
-    """Raised when a bucket fails; this is no evidence of damage to the stored files."""
+    """Raised when a bucket fails; this is no evidence of damage to the stored files.
+
+    Examples:
+        >>> issubclass(sl.BucketError, sl.AccessError)  # the bucket may answer later
+        True
+    """
 
 
 class FormatError(LakeError):
-    """Raised for a lake of a format that this version does not read."""
+    """Raised for a lake of a format that this version does not read.
+
+    Examples:
+        >>> sl.LakeConfig.from_json(b"{}", uri="my-lake")
+        Traceback (most recent call last):
+            ...
+        featurestore.errors.FormatError: my-lake/lake.json is not a lake's description: 'format'
+    """
 
 
 class NewerFormatError(FormatError):
@@ -30,8 +67,22 @@ class NewerFormatError(FormatError):
 
 
 class IdentityError(LakeError):
-    """Raised where a teacher's name is taken by other weights, pooling or preprocessing."""
+    """Raised where a teacher's name is taken by other weights, pooling or preprocessing.
+
+    Examples:
+        >>> issubclass(sl.IdentityError, sl.LakeError)  # use another name, or drop the column
+        True
+    """
 
 
 class DamageError(LakeError):
-    """Raised when a stored file differs from the committed one: missing, short or changed."""
+    """Raised when a stored file differs from the committed one: missing, short or changed.
+
+    Examples:
+        >>> import pathlib
+        >>> size = pathlib.Path("my-lake/lake.json").write_text("{}")
+        >>> sl.open_lake("my-lake")
+        Traceback (most recent call last):
+            ...
+        featurestore.errors.DamageError: .../my-lake/lake.json is not what was written; ...
+    """

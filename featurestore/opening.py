@@ -52,6 +52,11 @@ def open_lake(
         LakeMissingError: there is none.
         FormatError: the lake was written by a newer slidelake.
         LakeError: the lake has no such version or snapshot, or `check` has another value.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> sl.open_lake("my-lake", version=lake.version - 1).version == lake.version - 1
+        True
     """
     check = known_check(check)
     store = Store(uri)
@@ -129,6 +134,11 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
     Raises:
         LakeError: a lake with other settings is there, or tables with rows whose `lake.json`
             is gone.
+
+    Examples:
+        >>> lake = sl.create_lake("new-lake", sl.LakeConfig(mpps=(0.5, 2.0)))
+        >>> lake.info()["slides"]
+        {'ready': 0, 'failed': 0}
     """
     store = Store(uri)
     if not is_lake(store):

@@ -9,6 +9,10 @@ class SlideError(ValueError):
     Args:
         text: reason of the failure, in one line.
         facts: columns of the slide's row that were known before the slide failed.
+
+    Examples:
+        >>> str(sl.SlideError("the scan holds no mpp"))
+        'the scan holds no mpp'
     """
 
     def __init__(self, text: str, facts: dict[str, Any] | None = None) -> None:
@@ -17,8 +21,22 @@ class SlideError(ValueError):
 
 
 class InputError(ValueError):
-    """Arguments of a command that can't be used."""
+    """Arguments of a command that can't be used.
+
+    Examples:
+        >>> sl.ingest("new-lake", ["scans/*.svs"], sl.LakeConfig())
+        Traceback (most recent call last):
+            ...
+        ingest.errors.InputError: no slides found in scans/*.svs; ...
+    """
 
 
 class TeacherError(ValueError):
-    """A teacher that is not known, or whose weights are not on this machine."""
+    """A teacher that is not known, or whose weights are not on this machine.
+
+    Examples:
+        >>> sl.extract("my-lake", ["uni3_h"])
+        Traceback (most recent call last):
+            ...
+        ingest.errors.TeacherError: no teacher 'uni3_h': did you mean uni2_h or uni? ...
+    """

@@ -17,6 +17,7 @@ from cluster import progress, ray_session, schedulable
 from featurestore import (
     Lake,
     LakeConfig,
+    Shown,
     SlideCut,
     Store,
     Vacuumed,
@@ -43,8 +44,8 @@ SLIDE_TIMEOUT_S = 600.0
 SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
 
-@dataclass(kw_only=True)
-class IngestResult:
+@dataclass(kw_only=True, repr=False)
+class IngestResult(Shown):
     """The outcome of an ingest.
 
     Attributes:
@@ -62,6 +63,12 @@ class IngestResult:
         scores: number of tiles that got a score which the lake keeps, by score.
         sheet: path of a page that shows all slides.
         freed: the versions and files that an automatic vacuum removed.
+
+    Examples:
+        >>> slides = [sl.sample_slide(), "labels.svs"]
+        >>> outcome = sl.ingest("new-lake", slides, sl.LakeConfig(mpps=(1.0,)))
+        >>> outcome.ready, outcome.tiles, [slide["slide"] for slide in outcome.failed]
+        (1, {'1.0': 17}, ['labels'])
     """
 
     ready: int = 0
@@ -79,6 +86,7 @@ class IngestResult:
     freed: Vacuumed | None = None
 
 
+# Long for its documentation: the public function of a whole stage.
 def ingest(
     lake_uri: str,
     inputs: Sequence[str],
@@ -106,6 +114,14 @@ def ingest(
     Raises:
         LakeError: the lake exists with other settings.
         InputError: the inputs name no slide at all, or not those of `only`.
+
+    Examples:
+        >>> outcome = sl.ingest("new-lake", [sl.sample_slide()], sl.LakeConfig(mpps=(0.5, 2.0)))
+        >>> outcome.ready, outcome.failed, outcome.tiles
+        (1, [], {'0.5': 53, '2.0': 6})
+        >>> again = sl.ingest("new-lake", [sl.sample_slide()], sl.LakeConfig(mpps=(0.5, 2.0)))
+        >>> again.ready, again.new
+        (1, 0)
     """
     start = time.perf_counter()
     named = find_named_slides(inputs, options)

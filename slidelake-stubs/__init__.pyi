@@ -4,17 +4,46 @@ import pathlib
 
 import typer
 
+from cluster import ClusterError as ClusterError
+from distill import DistillError as DistillError
+from distill import Recipe as Recipe
 from distill.recipes.recipe_table import make_recipe as make_recipe
 from distill.students.feature_students import extract as extract
 from distill.targets.missing_stats import stats as stats
 from distill.train.ray_train import distill as distill
+from downstream import BagError as BagError
+from downstream import CohortError as CohortError
+from downstream import LeakageError as LeakageError
+from downstream import MilSettings as MilSettings
+from downstream import Plan as Plan
+from downstream import ProbeError as ProbeError
+from downstream import ProbeOptions as ProbeOptions
+from downstream import SplitError as SplitError
+from downstream import StudyError as StudyError
+from downstream import SurvivalError as SurvivalError
+from downstream import SurvivalSettings as SurvivalSettings
 from downstream import run_mil as run_mil
 from downstream import run_survival as run_survival
 from downstream import write_report as write_report
 from downstream.probes.tile_probe import run_probe as run_probe
 from downstream.retrieval.search import run_search as run_search
+from downstream.retrieval.search_query import RetrievalError as RetrievalError
+from downstream.run.fit_settings import SettingsError as SettingsError
+from examples.sample_slide import sample_slide as sample_slide
+from featurestore import AccessError as AccessError
+from featurestore import Annotation as Annotation
+from featurestore import Bag as Bag
+from featurestore import BucketError as BucketError
+from featurestore import DamageError as DamageError
+from featurestore import FormatError as FormatError
+from featurestore import IdentityError as IdentityError
 from featurestore import Lake as Lake
 from featurestore import LakeConfig as LakeConfig
+from featurestore import LakeError as LakeError
+from featurestore import LakeMissingError as LakeMissingError
+from featurestore import Pairs as Pairs
+from featurestore import TileBatch as TileBatch
+from featurestore import Verdict as Verdict
 from featurestore import annotate as annotate
 from featurestore import compact as compact
 from featurestore import copy_lake as copy_lake
@@ -27,9 +56,19 @@ from featurestore import repair as repair
 from featurestore import restore as restore
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
-from ingest import Card as Card
+from featurestore.errors import InUseError as InUseError
+from featurestore.read.stream import Stream as Stream
+from featurestore.read.torch_bags import Bags as Bags
+from featurestore.storage import DiskFullError as DiskFullError
+from featurestore.tables.annotation import AnnotationError as AnnotationError
+from ingest import InputError as InputError
+from ingest import SlideError as SlideError
+from ingest import TeacherError as TeacherError
+from ingest.ray_ingest import IngestResult as IngestResult
 from ingest.ray_ingest import ingest as ingest
+from ingest.teachers.cards.card import Card as Card
 from ingest.teachers.find_teacher import list_teachers as list_teachers
+from ingest.teachers.ray_extract import ExtractResult as ExtractResult
 from ingest.tissue.own_segmenter import Segmenter as Segmenter
 
 PACKAGES: tuple[str, ...]
@@ -38,12 +77,51 @@ app: typer.Typer
 
 def check_packages(root: pathlib.Path) -> None: ...
 def main() -> None: ...
+def __dir__() -> list[str]: ...
 
 __all__ = [
+    "AccessError",
+    "Annotation",
+    "AnnotationError",
+    "Bag",
+    "BagError",
+    "Bags",
+    "BucketError",
     "Card",
+    "ClusterError",
+    "CohortError",
+    "DamageError",
+    "DiskFullError",
+    "DistillError",
+    "ExtractResult",
+    "FormatError",
+    "IdentityError",
+    "InUseError",
+    "IngestResult",
+    "InputError",
     "Lake",
     "LakeConfig",
+    "LakeError",
+    "LakeMissingError",
+    "LeakageError",
+    "MilSettings",
+    "Pairs",
+    "Plan",
+    "ProbeError",
+    "ProbeOptions",
+    "Recipe",
+    "RetrievalError",
     "Segmenter",
+    "SettingsError",
+    "SlideError",
+    "SplitError",
+    "Stream",
+    "StudyError",
+    "SurvivalError",
+    "SurvivalSettings",
+    "TeacherError",
+    "TileBatch",
+    "Verdict",
     "annotate",
     "compact",
     "copy_lake",
@@ -63,6 +141,7 @@ __all__ = [
     "run_probe",
     "run_search",
     "run_survival",
+    "sample_slide",
     "stats",
     "vacuum",
     "verify",

@@ -40,7 +40,7 @@ class AnnotateOptions:
     json: JsonOpt = False
 
 
-@command(app, "annotate")
+@command(app, "annotate", without_pandas=True)
 def annotate_command(options: AnnotateOptions) -> None:
     """Add your own columns of tiles, slides or patients to a lake.
 

@@ -29,7 +29,7 @@ class DropOptions:
     json: JsonOpt = False
 
 
-@command(app, "drop")
+@command(app, "drop", without_pandas=True)
 def drop_command(options: DropOptions) -> None:
     """Remove slides, teachers or annotations from a lake, in one commit.
 

@@ -29,7 +29,7 @@ class RenameOptions:
     json: JsonOpt = False
 
 
-@command(app, "rename")
+@command(app, "rename", without_pandas=True)
 def rename_command(options: RenameOptions) -> None:
     """Rename a slide, a teacher or an annotation, in one commit.
 

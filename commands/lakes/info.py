@@ -21,7 +21,7 @@ class InfoOptions:
     json: JsonOpt = False
 
 
-@command(app, "info")
+@command(app, "info", without_pandas=True)
 def info_command(options: InfoOptions) -> None:
     """Print the contents of a lake: slides, tiles, teachers, version, snapshots."""
     from featurestore import open_lake

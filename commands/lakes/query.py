@@ -34,7 +34,7 @@ class QueryOptions:
     json: JsonOpt = False
 
 
-@command(app, "query")
+@command(app, "query", without_pandas=True)
 def query_command(options: QueryOptions) -> None:
     """Query a lake in SQL; annotations of slides and patients are tables by their names.
 

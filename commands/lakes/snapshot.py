@@ -26,7 +26,7 @@ class SnapshotOptions:
     json: JsonOpt = False
 
 
-@command(app, "snapshot")
+@command(app, "snapshot", without_pandas=True)
 def snapshot_command(options: SnapshotOptions) -> None:
     """Name a version of a lake: --at NAME opens it, and vacuum never removes it.
 

@@ -19,18 +19,27 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from commands.options.field_docs import field_docs
 from commands.options.field_options import FieldOptions
+from commands.options.quick_start import starting_without_pandas
 from commands.options.typer_types import annotated, typer_type
 
 Options = TypeVar("Options")
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Command], Command]:  # noqa: ANN401
+def command(
+    app: typer.Typer,
+    name: str,
+    *,
+    without_pandas: bool = False,
+    **settings: Any,  # noqa: ANN401
+) -> Callable[[Command], Command]:
     """Register a function of an options dataclass as a command.
 
     Args:
         app: the group that gets the command.
         name: the command's name.
+        without_pandas: whether the command starts without pandas, which halves its start: for
+            commands that read a few tables and call nothing that uses pandas.
         **settings: further arguments of `typer.Typer.command`.
 
     Returns:
@@ -38,7 +47,8 @@ def command(app: typer.Typer, name: str, **settings: Any) -> Callable[[Command],
     """
 
     def register(function: Command) -> Command:
-        app.command(name, **settings)(as_callback(function))
+        started = starting_without_pandas(function) if without_pandas else function
+        app.command(name, **settings)(as_callback(started))
         return function
 
     return register

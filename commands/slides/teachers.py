@@ -25,14 +25,14 @@ class TeachersOptions:
     json: JsonOpt = False
 
 
-@command(app, "teachers")
+@command(app, "teachers", without_pandas=True)
 def teachers_command(options: TeachersOptions) -> None:
     """List the teachers that can be run, and whether their weights are on this machine."""
     from featurestore import open_lake
     from ingest.teachers.find_teacher import list_teachers
 
-    store = open_lake(options.lake).store if options.lake else None
-    rows = list_teachers(store, folder=options.weights)
+    lake = open_lake(options.lake) if options.lake else None
+    rows = list_teachers(lake, folder=options.weights)
     lines = [
         f"{row['teacher']:20} {row['dim']:>5} dims  {row['mpp'] or '-':>5} mpp  "
         f"{_weights_word(row):8}"

@@ -25,7 +25,7 @@ class RunsOptions:
     json: JsonOpt = False
 
 
-@command(app, "runs")
+@command(app, "runs", without_pandas=True)
 def runs_command(options: RunsOptions) -> None:
     """List every measure of every finished run, one row each, with lake version and seeds."""
     from downstream.run.run_table import run_table

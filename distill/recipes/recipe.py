@@ -108,6 +108,11 @@ class Recipe:
         holdout: share of the patients that no part is fitted on.
         split_seed: seed of the choice of held-out patients.
         seed: seed of the initial weights, the order of tiles and the views.
+
+    Examples:
+        >>> recipe = sl.make_recipe("agglomerate", ("uni2_h", "virchow2"), epochs=5)
+        >>> recipe.teachers, recipe.schedule.epochs, recipe.targets
+        (('uni2_h', 'virchow2'), 5, 'phi-s')
     """
 
     name: str
@@ -138,7 +143,12 @@ class Recipe:
 
     @property
     def pixels(self) -> bool:
-        """Whether the student reads pixels."""
+        """Whether the student reads pixels.
+
+        Examples:
+            >>> sl.make_recipe("agglomerate", ("uni2_h",)).pixels
+            True
+        """
         return self.student.sees_pixels
 
     def student_as(self, kind: type[Settings]) -> Settings:

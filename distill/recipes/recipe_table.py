@@ -164,6 +164,11 @@ def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noq
 
     Raises:
         DistillError: the recipe is not known, or has no such field.
+
+    Examples:
+        >>> recipe = sl.make_recipe("agglomerate", ("uni2_h", "virchow2"), epochs=5, head_width=256)
+        >>> recipe.schedule.epochs, recipe.head_width
+        (5, 256)
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)

@@ -8,7 +8,15 @@ import polars as pl
 
 from cluster import progress
 from distill.errors import DistillError
-from featurestore import Lake, fit_stats, holdout_patients, mpp_name, open_lake, patient_of
+from featurestore import (
+    Lake,
+    ResultDict,
+    fit_stats,
+    holdout_patients,
+    mpp_name,
+    open_lake,
+    patient_of,
+)
 from featurestore.stats import read_card
 
 
@@ -74,6 +82,11 @@ def stats(
 
     Raises:
         LakeError: a training slide lacks features of a teacher; the message names the slide.
+
+    Examples:
+        >>> fitted = sl.stats("my-lake", ["student"], mpps=[0.5])
+        >>> fitted["fitted"], fitted["held_out_slides"]
+        (1, ['s02a', 's03a', 's10a'])
     """
     start = time.perf_counter()
     lake = open_lake(lake_uri, version=version)
@@ -81,7 +94,7 @@ def stats(
     pairs = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
     missing = fit_missing(lake, pairs, train)
     cards = {pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train) for pair in pairs}
-    return {
+    counts = {
         "teachers": list(teachers),
         "slides": len(train),
         "held_out_slides": held,
@@ -90,6 +103,7 @@ def stats(
         "lake_version": lake.version,
         "seconds": round(time.perf_counter() - start, 3),
     }
+    return ResultDict(counts, name="stats", uri=lake.uri)
 
 
 def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[float]:

@@ -20,7 +20,7 @@ from distill.recipes.recipe_columns import check
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
-from featurestore import Lake, LakeError, open_lake, tile_parts
+from featurestore import Lake, LakeError, ResultDict, open_lake, tile_parts
 from featurestore.storage import (
     check_zip,
     json_bytes,
@@ -69,6 +69,13 @@ def distill(
         ClusterError: the cluster does not hold all workers at once.
         DistillError: features are missing, another student has this name, a slide is not in the
             lake, or the loss is not finite.
+
+    Examples:
+        >>> recipe = sl.make_recipe("agglomerate", ("uni2_h", "gigapath"), epochs=5)
+        >>> sl.distill("my-lake", recipe, name="small")
+        Traceback (most recent call last):
+            ...
+        distill.errors.DistillError: recipe 'agglomerate' needs features of 'gigapath' ...
     """
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)
@@ -77,7 +84,7 @@ def distill(
     if lake.exists(run.report_path):
         report = read_sealed(lake.store, run.report_path)
         if report["run"] == run.run:
-            return report
+            return ResultDict(report, name=f"student {name}", uri=lake.uri)
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
     start = time.perf_counter()
@@ -88,7 +95,7 @@ def distill(
     report["seconds"] = round(time.perf_counter() - start, 3)
     report = resealed(report)
     lake.write_json(run.report_path, report)
-    return report
+    return ResultDict(report, name=f"student {name}", uri=lake.uri)
 
 
 def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:

@@ -7,7 +7,14 @@ _SHOWN = 10
 
 
 class CohortError(ValueError):
-    """An error for labels that cannot be read, are contradictory, or do not match the lake."""
+    """An error for labels that cannot be read, are contradictory, or do not match the lake.
+
+    Examples:
+        >>> sl.run_mil("my-lake", "labels.csv", "grades", ["student"], mpps=[0.5])
+        Traceback (most recent call last):
+            ...
+        downstream.cohorts.cohort_errors.CohortError: the labels have no column 'grades'; ...
+    """
 
 
 def listing(ids: Sequence[str]) -> str:

@@ -11,7 +11,14 @@ MOST_TILES = 20_000
 
 
 class ProbeError(ValueError):
-    """An error for features, labels or settings that no probe can be fitted with."""
+    """An error for features, labels or settings that no probe can be fitted with.
+
+    Examples:
+        >>> sl.ProbeOptions(models=("forest",))
+        Traceback (most recent call last):
+            ...
+        downstream.probes.probe_spec.ProbeError: models ['forest'], ...; models are linear, knn, ...
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,10 @@ class ProbeOptions:
 
     Raises:
         ProbeError: A number below 1, or an unknown model.
+
+    Examples:
+        >>> sl.ProbeOptions(shots=16, draws=5).models
+        ('linear', 'knn')
     """
 
     models: tuple[str, ...] = tuple(PROBES)
@@ -50,7 +61,12 @@ class ProbeOptions:
 
     @property
     def rounds(self) -> int:
-        """Return how often a probe is fitted in a fold: once, or once a draw."""
+        """Return how often a probe is fitted in a fold: once, or once a draw.
+
+        Examples:
+            >>> sl.ProbeOptions(shots=16, draws=5).rounds
+            5
+        """
         return 1 if self.shots is None else self.draws
 
 

@@ -66,7 +66,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
         BagError: A slide lacks the features of a teacher.
         LakeError: No lake there, or none with this mpp or teacher.
     """
-    from featurestore import open_lake
+    from featurestore import ResultDict, open_lake
 
     began = time.monotonic()
     (target,), (mpp,), options = spec.labels.target, spec.features.mpps, spec.probe
@@ -93,7 +93,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
         )
     if not lake.exists(f"runs/{run}/report.html"):
         write_run_page(lake, run)
-    return probe_result
+    return ResultDict(probe_result, name="probe", uri=lake.uri)
 
 
 def run_probe(
@@ -128,6 +128,11 @@ def run_probe(
 
     Raises:
         ValueError: See `run_tile_probe`.
+
+    Examples:
+        >>> report = sl.run_probe("my-lake", "regions.csv", "tissue", ["student"], mpp=0.5)
+        >>> sorted(report["arms"])
+        ['student / knn', 'student / linear']
     """
     spec = ProbeSpec(
         labels=LabelOptions(table=fspath(labels), target=(target,), **label_id_options(ids)),

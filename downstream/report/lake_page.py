@@ -52,8 +52,13 @@ def write_report(
 
     Raises:
         LakeError: There is no lake.
+
+    Examples:
+        >>> report = sl.write_report("my-lake")
+        >>> report["lake"]["tiles"]
+        {'0.5': 312, '2.0': 13}
     """
-    from featurestore import open_lake
+    from featurestore import ResultDict, open_lake
 
     lake = open_lake(lake_uri, version=version)
     holding = read_holding(lake)
@@ -63,7 +68,7 @@ def write_report(
     report = _report(lake, holding, stages, about)
     lake.write_bytes("report.html", _page(lake, holding, report).encode())
     lake.write_json("report.json", report)
-    return report
+    return ResultDict(report, name="report", uri=lake.uri)
 
 
 def _report(lake: "Lake", holding: "Holding", stages: "Json", about: "Json") -> "Json":

@@ -47,7 +47,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
         LakeError: There is no such lake or teacher, or the index can't be built.
         RetrievalError: The slide is unknown, no tile covers the place, or a number is not allowed.
     """
-    from featurestore import open_lake
+    from featurestore import ResultDict, open_lake
 
     check_k(options.k)
     if out is not None:
@@ -77,7 +77,7 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
     }
     if out is not None:
         answer["picture"] = str(write_picture(lake, answer, out))
-    return answer
+    return ResultDict(answer, name="search", uri=lake.uri)
 
 
 # With many parameters: the public function names every setting that users change.
@@ -115,6 +115,12 @@ def run_search(
 
     Raises:
         ValueError: See `search_lake`.
+
+    Examples:
+        >>> answer = sl.run_search("my-lake", "s01a:256,0", "student", k=2,
+        ...                        other_patients_only=True)
+        >>> [(hit["slide_id"], hit["x"], hit["y"]) for hit in answer["results"]]
+        [('s06a', 512, 768), ('s08a', 256, 768)]
     """
     options = SearchOptions(
         like=like,

@@ -22,7 +22,14 @@ _READERS = 4
 
 
 class RetrievalError(ValueError):
-    """An error for a query without an answer: an unknown slide, a place without a tile."""
+    """An error for a query without an answer: an unknown slide, a place without a tile.
+
+    Examples:
+        >>> sl.run_search("my-lake", "s99a", "student")
+        Traceback (most recent call last):
+            ...
+        downstream.retrieval.search_query.RetrievalError: slide 's99a' is not among the 13 of ...
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

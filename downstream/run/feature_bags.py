@@ -30,7 +30,12 @@ _JOIN = re.compile(r"\+(?!mean(?:[@+]|$))")
 
 
 class BagError(ValueError):
-    """An error for missing features, or for teachers without features of the same tiles."""
+    """An error for missing features, or for teachers without features of the same tiles.
+
+    Examples:
+        >>> issubclass(sl.BagError, ValueError)  # run extract for the slides
+        True
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,14 @@ _AT_LEAST_ONE = (
 
 
 class SettingsError(ValueError):
-    """An error for settings that no model can be trained with."""
+    """An error for settings that no model can be trained with.
+
+    Examples:
+        >>> sl.MilSettings(epochs=0)
+        Traceback (most recent call last):
+            ...
+        downstream.run.fit_settings.SettingsError: epochs=0, ...; counts are at least 1, ...
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,10 @@ class MilSettings:
 
     Raises:
         SettingsError: An unknown word, or a number out of range.
+
+    Examples:
+        >>> sl.MilSettings(hidden=128, epochs=10).max_tiles
+        4096
     """
 
     hidden: int = 256
@@ -109,6 +120,10 @@ class SurvivalSettings:
         depth: `boosting`: depth of a tree; 1 has no interactions.
         learning_rate: `boosting`: weight of a tree.
         subsample: `boosting`: share of the patients that a tree is fitted on.
+
+    Examples:
+        >>> sl.SurvivalSettings(components=8).alpha
+        0.1
     """
 
     components: int = 16

@@ -73,6 +73,8 @@ def run_study(
         SurvivalError: A training fold that no model can be fitted on, or the extra `survival` is
             not installed.
     """
+    from featurestore import ResultDict
+
     if spec.kind == "survival":
         require_scikit_survival()
     check_features(spec.features.names)
@@ -80,7 +82,8 @@ def run_study(
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
     study = _study(spec, lake, cohort, sha256)
     save_spec(lake, study.run, spec)
-    return execute(lake, study, cohort, on_ray(resources or Resources()))
+    result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
+    return ResultDict(result_json, name=spec.kind, uri=lake.uri)
 
 
 # Long and with many parameters: the public function names every setting that users change.
@@ -138,6 +141,13 @@ def run_mil(
 
     Raises:
         ValueError: See `run_study`.
+
+    Examples:
+        >>> quick = sl.MilSettings(epochs=1)
+        >>> report = sl.run_mil("my-lake", "labels.csv", "grade", ["student"], mpps=[0.5],
+        ...                     plan=sl.Plan(folds=2), settings=quick)
+        >>> report["metrics"]["student"]["metric"], report["task"]
+        ('auroc', 'binary')
     """
     columns = (target,) if isinstance(target, str) else tuple(target)
     spec = StudySpec(
@@ -221,6 +231,12 @@ def run_survival(
 
     Raises:
         ValueError: See `run_study`.
+
+    Examples:
+        >>> report = sl.run_survival("my-lake", "labels.csv", "months", "dead", ["student"],
+        ...                          mpps=[0.5], plan=sl.Plan(folds=3))
+        >>> report["metrics"]["student"]["metric"]
+        'harrell_c'
     """
     spec = StudySpec(
         kind="survival",

@@ -17,6 +17,10 @@ class Plan:
         file: A split file or folder, see `split_files.read_splits`; it replaces all other settings
             of this group but `shots`.
         shots: Training patients of each class (few-shot); None for all.
+
+    Examples:
+        >>> sl.Plan(folds=5, repeats=3)
+        Plan(folds=5, inner=1, repeats=3, sites=None, file=None, shots=None)
     """
 
     folds: int = 5
@@ -28,5 +32,10 @@ class Plan:
 
     @property
     def columns(self) -> list[str]:
-        """Return the columns of the label table that the plan needs."""
+        """Return the columns of the label table that the plan needs.
+
+        Examples:
+            >>> sl.Plan(sites="hospital").columns
+            ['hospital']
+        """
         return [] if self.sites is None or self.sites == "tcga" else [self.sites]

@@ -15,11 +15,27 @@ _MIN_FOLDS = 2
 
 
 class SplitError(ValueError):
-    """An error for a split that cannot be made from these labels."""
+    """An error for a split that cannot be made from these labels.
+
+    Examples:
+        >>> plan = sl.Plan(folds=100)
+        >>> sl.run_mil("my-lake", "labels.csv", "grade", ["student"], mpps=[0.5], plan=plan)
+        Traceback (most recent call last):
+            ...
+        downstream.splits.split.SplitError: 100 folds with 6 patients in the rarest class; ...
+    """
 
 
 class LeakageError(ValueError):
-    """An error for groups that must be disjoint and share members."""
+    """An error for groups that must be disjoint and share members.
+
+    Examples:
+        >>> from downstream import assert_disjoint
+        >>> assert_disjoint({"train": ["p01", "p02"], "test": ["p02"]})
+        Traceback (most recent call last):
+            ...
+        downstream.splits.split.LeakageError: ...
+    """
 
 
 def assert_disjoint(groups: Mapping[str, Iterable[str]]) -> None:

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 
 class SurvivalError(ValueError):
-    """An error for patients on whom a survival model cannot be fitted."""
+    """An error for patients on whom a survival model cannot be fitted.
+
+    Examples:
+        >>> issubclass(sl.SurvivalError, ValueError)  # ask for fewer folds, or add events
+        True
+    """
 
 
 def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:

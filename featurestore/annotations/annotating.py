@@ -17,6 +17,7 @@ from featurestore.edits import lance_edits as edits
 from featurestore.edits.lance_edits import NewColumn, add_columns, drop_columns
 from featurestore.lake import Lake
 from featurestore.messages import listing
+from featurestore.notebook.shown import Shown
 from featurestore.storage.lock import writer_lease
 from featurestore.tables import lance_annotations as registry
 from featurestore.tables.annotation import PATIENT, TILE, Annotation, AnnotationError, check_name
@@ -29,8 +30,8 @@ TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-.*)?", re.IGNORECASE)
 ARROW = {pl.Int64: "int64", pl.Float64: "double", pl.Boolean: "bool", pl.String: "string"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Annotated:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Annotated(Shown):
     """Result of adding an annotation to a lake.
 
     Attributes:
@@ -71,6 +72,16 @@ def annotate(
 
     Raises:
         AnnotationError: the name is taken or can't be one, or the table can't be an annotation.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> regions = pl.read_csv("regions.csv")  # slide_id, x, y, tissue
+        >>> annotated = sl.annotate(lake, regions, "region", mpp=0.5)
+        >>> annotated.met, annotated.unmet
+        (312, [])
+        >>> tiles = lake.refreshed().annotation("region")
+        >>> tiles.group_by("tissue").len().sort("tissue").collect().rows()
+        [('stroma', 156), ('tumour', 156)]
     """
     check_name(name)
     checked = user_table(table)

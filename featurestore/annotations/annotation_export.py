@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from featurestore.errors import DamageError
-from featurestore.lake import Lake
+from featurestore.read.lake_view import LakeView
 from featurestore.tables.annotation import PATIENT, SLIDE, TILE, Annotation
 from featurestore.tables.schema import features_table
 
@@ -39,7 +39,7 @@ class AnnotationsOut:
         mpp: microns per pixel of the tiles; None for an export without tiles.
     """
 
-    def __init__(self, lake: Lake, mpp: float | None) -> None:
+    def __init__(self, lake: LakeView, mpp: float | None) -> None:
         self.lake, self.annotations = lake, lake.annotations()
         self.columns = [
             column
@@ -76,13 +76,13 @@ class AnnotationsOut:
             yield name, self.lake.annotation(name).collect()
 
 
-def _by_key(lake: Lake, annotation: Annotation) -> dict[str, dict[str, Any]]:
+def _by_key(lake: LakeView, annotation: Annotation) -> dict[str, dict[str, Any]]:
     rows = lake.annotation(annotation.name).collect().iter_rows(named=True)
     return {str(row.pop(annotation.key)): row for row in rows}
 
 
 def tile_columns(
-    lake: Lake, catalog: Mapping[str, Any] | None, columns: Sequence[str]
+    lake: LakeView, catalog: Mapping[str, Any] | None, columns: Sequence[str]
 ) -> pl.DataFrame:
     """Return columns of a slide's tiles, in the order of their keys.
 
@@ -91,6 +91,15 @@ def tile_columns(
     """
     if catalog is None or not catalog["tiles"] or not columns:
         return pl.DataFrame()
+    return tile_rows(lake, catalog, columns).drop("tile_id")
+
+
+def tile_rows(lake: LakeView, catalog: Mapping[str, Any], columns: Sequence[str]) -> pl.DataFrame:
+    """Return `tile_id` and columns of a slide's tiles, in the order of their keys.
+
+    Raises:
+        DamageError: the stored tiles differ from the catalog's.
+    """
     fragment = lake.table(features_table(catalog["mpp"])).get_fragment(catalog["fragment"])
     names, where = ["tile_id", *columns], f"slide = {catalog['slide']}"
     table = pl.DataFrame(fragment.to_table(columns=names, filter=where))
@@ -98,4 +107,4 @@ def tile_columns(
         msg = f"slide {catalog['slide_id']}: {table.height} tiles are there, the catalog has "
         msg += f"{catalog['tiles']}; run slidelake verify"
         raise DamageError(msg)
-    return table.sort("tile_id").drop("tile_id")
+    return table.sort("tile_id")

@@ -19,6 +19,7 @@ from featurestore.edits.lance_edits import dropped_id
 from featurestore.errors import LakeError
 from featurestore.lake import Lake
 from featurestore.messages import did_you_mean
+from featurestore.notebook.shown import Shown
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
 from featurestore.tables.annotation import TILE, check_name
@@ -29,8 +30,8 @@ FOLDERS = ("runs", "stats", "students")
 PIECE_BYTES = 1 << 24  # of a JSON file, read at once
 
 
-@dataclass(frozen=True, kw_only=True)
-class Edited:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Edited(Shown):
     """Result of dropping or renaming.
 
     Attributes:
@@ -60,6 +61,11 @@ def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
 
     Raises:
         LakeError: the lake has nothing of a name and never had, or a job is writing to the lake.
+
+    Examples:
+        >>> edit = sl.drop(sl.open_lake("my-lake"), "slide", ["s03a"])
+        >>> sl.open_lake("my-lake").info()["slides"]["ready"]
+        12
     """
     unique, committer = list(dict.fromkeys(names)), lake.committer
     with no_writers(lake.store), committer.exclusive():
@@ -177,6 +183,11 @@ def rename(lake: Lake, old: str, new: str, *, what: What | None = None) -> Edite
     Raises:
         LakeError: nothing has the old name, or several things have it; the new name is taken or
             not allowed; or a job is writing to the lake.
+
+    Examples:
+        >>> edit = sl.rename(sl.open_lake("my-lake"), "student", "pupil")
+        >>> list(sl.open_lake("my-lake").teachers(mpp=0.5))
+        ['uni2_h', 'virchow2', 'pupil']
     """
     committer = lake.committer
     with no_writers(lake.store), committer.exclusive():

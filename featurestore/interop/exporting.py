@@ -22,6 +22,7 @@ from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
+from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
 from featurestore.tables.schema import READY, features_table, identity_of
 
@@ -31,8 +32,8 @@ SLIDE_COLUMNS = ("state", "patient_id", "reason", "mpp", "width_px", "height_px"
 Row = dict[str, Any]
 
 
-@dataclass(kw_only=True)
-class ExportResult:
+@dataclass(kw_only=True, repr=False)
+class ExportResult(Shown):
     """Counts of what an export wrote, and slides that were not exported.
 
     Attributes:

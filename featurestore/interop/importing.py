@@ -30,6 +30,7 @@ from featurestore.interop.imported_columns import TeacherImport
 from featurestore.interop.incoming_tiles import config_for, grid_of, lake_mpp, slide_row
 from featurestore.interop.lake_tiles import slide_rows, tile_places
 from featurestore.lake import Lake
+from featurestore.notebook.shown import Shown
 from featurestore.opening import create_lake, open_lake
 from featurestore.storage.lock import writer_lease
 from featurestore.storage.store import Store
@@ -42,8 +43,8 @@ LOOKED_UP = 1000  # slides in one look-up
 Row = dict[str, Any]
 
 
-@dataclass(kw_only=True)
-class ImportResult:
+@dataclass(kw_only=True, repr=False)
+class ImportResult(Shown):
     """Counts of imported slides, tiles and features, and the files that were not imported.
 
     Attributes:

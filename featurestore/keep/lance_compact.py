@@ -14,13 +14,14 @@ from featurestore.commits.cuts import ROWS_PER_FRAGMENT, Row
 from featurestore.commits.lance_commit import Committer
 from featurestore.commits.lance_features import field_ids, replace_fragments
 from featurestore.lake import Lake
+from featurestore.notebook.shown import Shown
 from featurestore.storage.lock import no_writers
 from featurestore.tables.lance_tables import open_table, write_fragment
 from featurestore.tables.schema import TILE_COLUMNS, features_table, is_teacher
 
 
-@dataclass(kw_only=True)
-class Compacted:
+@dataclass(kw_only=True, repr=False)
+class Compacted(Shown):
     """Numbers of the merged fragments and of the resulting fragments."""
 
     before: int = 0
@@ -42,6 +43,11 @@ def compact(
 
     Raises:
         LakeError: a job is writing to the lake: it would lose its work on merged fragments.
+
+    Examples:
+        >>> merged = sl.compact(sl.open_lake("my-lake"))
+        >>> merged.before >= merged.after
+        True
     """
     done = Compacted()
     with no_writers(lake.store):

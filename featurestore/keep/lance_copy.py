@@ -20,6 +20,7 @@ from featurestore.keep.copied_files import copy_files, missing_files
 from featurestore.keep.lance_kept_annotations import named_tables
 from featurestore.keep.lance_vacuum import kept_versions, named_shards
 from featurestore.lake import Lake
+from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
 from featurestore.roots.lance_roots import record_roots, table_files
 from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
@@ -35,8 +36,8 @@ LEFT_OUT = (LOCK_FILE, LAKE_FILE, ROOTS_FILE, MARK)
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copied:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Copied(Shown):
     """Result of copying a lake.
 
     Attributes:
@@ -79,6 +80,11 @@ def copy_lake(
     Raises:
         LakeError: something else is at the target, or it is the lake or inside it.
         DamageError: a file that the version names is not there.
+
+    Examples:
+        >>> copied = sl.copy_lake("my-lake", "new-lake")
+        >>> sl.open_lake("new-lake").version == copied.version
+        True
     """
     lake, to = open_lake(source, version=version), Store(target)
     if lake.store.uri == to.uri:

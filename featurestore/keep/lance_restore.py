@@ -19,6 +19,7 @@ from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
 from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
+from featurestore.notebook.shown import Shown
 from featurestore.roots.lake_settings import settings_or_copy
 from featurestore.roots.lance_roots import (
     WHOLE_TABLES,
@@ -38,8 +39,8 @@ from featurestore.tables.schema import CATALOG, INDEX_COLUMNS
 ASIDE = "damaged"
 
 
-@dataclass(kw_only=True)
-class Restored:
+@dataclass(kw_only=True, repr=False)
+class Restored(Shown):
     """Result of a restore.
 
     Attributes:
@@ -69,6 +70,13 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
 
     Raises:
         LakeError: the version is not there or not whole, or a job is writing.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> edit = sl.drop(lake, "slide", ["s03a"])
+        >>> restored = sl.restore("my-lake", lake.version)
+        >>> sl.open_lake("my-lake").info()["slides"]["ready"]
+        13
     """
     store = Store(uri)
     config = settings_or_copy(store)

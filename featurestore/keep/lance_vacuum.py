@@ -20,6 +20,7 @@ from featurestore.errors import InUseError, LakeError
 from featurestore.keep.lance_kept_annotations import stray_files
 from featurestore.keep.verify.last_verified import last_verified
 from featurestore.lake import Lake
+from featurestore.notebook.shown import Shown
 from featurestore.shards.shard_index import index_path
 from featurestore.storage.full_disk import is_disk_full
 from featurestore.storage.lock import no_writers
@@ -36,8 +37,8 @@ AUTO_LEAST = 20
 log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class Vacuumed:
+@dataclass(kw_only=True, repr=False)
+class Vacuumed(Shown):
     """Files that were (or in a dry run would be) removed, and lake versions that stay."""
 
     kept: list[int]
@@ -56,6 +57,11 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
 
     Raises:
         LakeError: a job is writing to the lake.
+
+    Examples:
+        >>> freed = sl.vacuum(sl.open_lake("my-lake"), keep=1, dry_run=True)
+        >>> freed.kept == [sl.open_lake("my-lake").version]
+        True
     """
     with _exclusive_access(lake):
         catalog = open_table(lake.store, CATALOG)

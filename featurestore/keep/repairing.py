@@ -33,6 +33,7 @@ from featurestore.keep.verify.damage import (
     Verdict,
 )
 from featurestore.lake import Lake
+from featurestore.notebook.shown import Shown
 from featurestore.shards.shard_index import rebuild_index
 from featurestore.tables.schema import CATALOG, SLIDES
 
@@ -79,8 +80,8 @@ class RepairPlan:
         return self.share > FREELY
 
 
-@dataclass(kw_only=True)
-class Repaired:
+@dataclass(kw_only=True, repr=False)
+class Repaired(Shown):
     """Slides and columns that a repair removed, to be ingested or extracted again.
 
     Attributes:
@@ -244,6 +245,12 @@ def repair(
 
     Raises:
         LakeError: more would be dropped, and `yes` is False.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> repaired = sl.repair(lake, sl.verify(lake))
+        >>> repaired.slides, repaired.left
+        ([], [])
     """
     plan = plan or plan_repair(lake, verdict)
     if plan.is_large and not yes:

@@ -66,6 +66,12 @@ def query(lake: Lake, sql: str, *, own: Mapping[str, pl.DataFrame] | None = None
     Raises:
         LakeError: the text is not SQL or no question, reads files, or names a table or a column
             that is not there; or the name of a table is taken.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> sql = "SELECT slide_id, count(*) AS tiles FROM tiles_mpp0_5 GROUP BY slide_id"
+        >>> sl.query(lake, sql).sort("slide_id").head(2).rows()
+        [('s00a', 24), ('s01a', 24)]
     """
     frames = tables(lake, own)
     _check(sql, frames)

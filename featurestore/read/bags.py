@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import LakeError
+from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import FirstReads, place_of
 from featurestore.read.selection import Selection
 from featurestore.storage.read_errors import reading
@@ -18,8 +19,8 @@ from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import RowReader
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bag:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bag(Shown):
     """The tiles of a slide at one mpp that have features of all teachers, sorted by (y, x).
 
     Attributes:
@@ -28,6 +29,13 @@ class Bag:
         x: level-0 pixels of the tiles' left edges [N].
         y: level-0 pixels of the tiles' top edges [N].
         by_teacher: float16 [N, D] per teacher, in the order of the request.
+
+    Examples:
+        >>> bag = sl.open_lake("my-lake").bag("s01a", "uni2_h", mpp=0.5)
+        >>> bag.slide_id, bag.features.shape, bag.features.dtype
+        ('s01a', (24, 1536), dtype('float16'))
+        >>> bag.x[:3], bag.y[:3]
+        (array([  0, 256, 512], dtype=int32), array([0, 0, 0], dtype=int32))
     """
 
     slide_id: str
@@ -38,7 +46,12 @@ class Bag:
 
     @functools.cached_property
     def features(self) -> Float16Array:
-        """Return the features of all teachers side by side [N, sum of D]."""
+        """Return the features of all teachers side by side [N, sum of D].
+
+        Examples:
+            >>> sl.open_lake("my-lake").bag("s01a", ["uni2_h", "student"], mpp=0.5).features.shape
+            (24, 1600)
+        """
         arrays = list(self.by_teacher.values())
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 

@@ -106,6 +106,20 @@ class FirstReads:
         for teacher, array in features.items():
             self._compare_sum(selection, slide, teacher, partial(features_crc32, array))
 
+    def is_compared(self, selection: Selection, slide: int, teacher: str) -> bool:
+        """Whether a teacher's features of a slide need no comparison (any more)."""
+        key = (selection.mpp, teacher)
+        return self.check is None or selection.number(slide) in self._compared.get(key, ())
+
+    def compare_crc32(self, selection: Selection, slide: int, teacher: str, crc32: int) -> None:
+        """Compare the checksum of a slide's features, taken by a reader of all of them.
+
+        Raises:
+            DamageError: it is not the committed one; slide, teacher and mpp are named.
+        """
+        if self.check is not None:
+            self._compare_sum(selection, slide, teacher, lambda: crc32)
+
     def compare_shard(self, store: Store, selection: Selection, slide: int) -> None:
         """Compare the stored tiles of a slide of a local lake, all of them, with their checksum.
 

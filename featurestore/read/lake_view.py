@@ -1,7 +1,7 @@
 """The view of a lake that bags, pairs and streams use: one version and its row readers."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -9,6 +9,7 @@ from featurestore.config import LakeConfig
 from featurestore.read.bags import Bag
 from featurestore.read.first_reads import FirstReads
 from featurestore.storage.store import Store
+from featurestore.tables.annotation import Annotation
 from featurestore.tables.lance_rows import RowReader
 
 
@@ -18,11 +19,13 @@ class LakeView(Protocol):
     Attributes:
         store: the lake's files.
         config: settings of the lake.
+        version: number of the version.
         first_reads: compares each slide with its checksums where it is first read.
     """
 
     store: Store
     config: LakeConfig
+    version: int
     first_reads: FirstReads
 
     @property
@@ -35,8 +38,26 @@ class LakeView(Protocol):
     def teachers(self, *, mpp: float) -> dict[str, int]:
         """Return the teachers with a column at an mpp, and their dimensions."""
 
+    def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
+        """Return all settings that decide the numbers of a teacher's column."""
+
+    def table(self, rel: str) -> Any:  # noqa: ANN401 - a Lance table, untyped
+        """Return a table of this version."""
+
     def slides(self) -> pl.LazyFrame:
         """Return one row per slide, without pictures."""
+
+    def tiles(self, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
+        """Return one row per tile, with the columns of all teachers and annotations."""
+
+    def annotations(self) -> dict[str, Annotation]:
+        """Return users' own columns by name."""
+
+    def annotation(self, name: str) -> pl.LazyFrame:
+        """Return a user's table as the lake holds it."""
+
+    def pictures(self, slide_id: str) -> dict[str, bytes | None]:
+        """Return a slide's thumbnail and tissue mask."""
 
     def tiles_of(self, *, mpp: float, slide_ids: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the catalog rows of slides' tiles at one mpp, by slide number."""

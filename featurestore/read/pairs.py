@@ -13,14 +13,15 @@ import numpy.typing as npt
 
 from featurestore.errors import LakeError
 from featurestore.ids import MAX_GRID, mpp_code, mpp_name, tile_parts
+from featurestore.notebook.shown import Shown
 from featurestore.read.bags import Bag
 from featurestore.read.lake_view import LakeView
 
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pairs(Shown):
     """A slide at two mpps, of which the coarse is `r` times the fine.
 
     Attributes:
@@ -28,6 +29,12 @@ class Pairs:
         fine: tiles [M].
         children: rows of `fine` under each coarse tile, as (y, x) [N, r, r]; -1 where
             there is no tile, which is background.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> pairs = lake.pairs("s01a", coarse=2.0, fine=0.5, teachers="student")
+        >>> pairs.fine.features[pairs.children[0, 0]].shape  # four tiles under the first row
+        (4, 64)
     """
 
     coarse: Bag
@@ -36,7 +43,14 @@ class Pairs:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Return a mask of the places with a fine tile [N, r, r]."""
+        """Return a mask of the places with a fine tile [N, r, r].
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> pairs = lake.pairs("s01a", coarse=2.0, fine=0.5, teachers="student")
+            >>> int(pairs.mask.sum())
+            16
+        """
         return self.children >= 0
 
 

@@ -48,6 +48,11 @@ class Stream(IterableDataset[TileBatch], Unforked):
     Raises:
         LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
             setting is not allowed.
+
+    Examples:
+        >>> stream = sl.open_lake("my-lake").stream("student", mpp=0.5, batch_tiles=100)
+        >>> [len(batch.tile_id) for batch in stream]
+        [100, 100, 100, 12]
     """
 
     def __init__(
@@ -86,23 +91,52 @@ class Stream(IterableDataset[TileBatch], Unforked):
             )
             raise LakeError(msg)
 
+    def __repr__(self) -> str:
+        place = f"{self._teachers} at mpp {mpp_name(self.mpp)}"
+        return f"Stream({self.tiles:,} tiles of {place}, {self.steps:,} batches an epoch)"
+
     @property
     def tiles(self) -> int:
-        """Return the number of tiles of all slides."""
+        """Return the number of tiles of all slides.
+
+        Examples:
+            >>> sl.open_lake("my-lake").stream("student", mpp=0.5).tiles
+            312
+        """
         return self._selection.tiles
 
     @property
     def steps(self) -> int:
-        """Return the number of batches in an epoch of one rank."""
+        """Return the number of batches in an epoch of one rank.
+
+        Examples:
+            >>> sl.open_lake("my-lake").stream("student", mpp=0.5, batch_tiles=100).steps
+            4
+        """
         return self._order.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the next epoch; the epoch of a loaded state resumes at the state's position."""
+        """Set the next epoch; the epoch of a loaded state resumes at the state's position.
+
+        Examples:
+            >>> stream = sl.open_lake("my-lake").stream("student", mpp=0.5)
+            >>> stream.set_epoch(3)
+            >>> stream.epoch
+            3
+        """
         if epoch != self.epoch:
             self.epoch, self._batches_given, self._first = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the stream after its last yielded batch, as plain JSON."""
+        """Return the position of the stream after its last yielded batch, as plain JSON.
+
+        Examples:
+            >>> stream = sl.open_lake("my-lake").stream("student", mpp=0.5, batch_tiles=100)
+            >>> batches = iter(stream)
+            >>> first = next(batches)
+            >>> stream.state_dict()["given"]
+            1
+        """
         return {"epoch": self.epoch, "given": self._batches_given, "settings": self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -110,6 +144,15 @@ class Stream(IterableDataset[TileBatch], Unforked):
 
         Raises:
             LakeError: the state's stream had another order; the settings that differ are named.
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> stream = lake.stream("student", mpp=0.5, batch_tiles=100)
+            >>> first = next(iter(stream))
+            >>> resumed = lake.stream("student", mpp=0.5, batch_tiles=100)
+            >>> resumed.load_state_dict(stream.state_dict())
+            >>> len(list(resumed))  # of four batches
+            3
         """
         own_settings, state_settings = self._settings(), state["settings"]
         other = sorted(

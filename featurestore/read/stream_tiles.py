@@ -13,6 +13,7 @@ import simplejpeg
 
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
+from featurestore.notebook.shown import Shown
 from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
@@ -28,8 +29,8 @@ Pixels = Literal["none", "jpeg", "uint8"]
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileBatch:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TileBatch(Shown):
     """Tiles of one mpp, in a shuffled order.
 
     Attributes:
@@ -41,6 +42,13 @@ class TileBatch:
         jpeg: the stored JPEGs of the tiles [B], if the stream has pixels "jpeg".
         pixels: uint8 RGB [B, H, W, 3], if the stream has pixels "uint8".
         under: the finer tiles under each tile, by mpp, if the stream reads them.
+
+    Examples:
+        >>> lake = sl.open_lake("my-lake")
+        >>> stream = lake.stream("student", mpp=0.5, batch_tiles=64, shuffle=False)
+        >>> batch = next(iter(stream))
+        >>> batch.features["student"].shape, batch.x[:3]
+        ((64, 64), array([  0, 256, 512], dtype=int32))
     """
 
     mpp: float
@@ -54,7 +62,14 @@ class TileBatch:
 
     @property
     def slide(self) -> Int64Array:
-        """Return the numbers of the tiles' slides [B]."""
+        """Return the numbers of the tiles' slides [B].
+
+        Examples:
+            >>> lake = sl.open_lake("my-lake")
+            >>> stream = lake.stream("student", mpp=0.5, batch_tiles=64, shuffle=False)
+            >>> next(iter(stream)).slide[[0, 24, 48]]
+            array([0, 1, 2])
+        """
         return tile_parts(self.tile_id)[0]
 
 
@@ -134,9 +149,16 @@ class TileSource:
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
         jpegs: list[memoryview] = []
         for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
-            keys = tile_id[len(jpegs) : len(jpegs) + count]
-            jpegs += self._shard(slide).jpegs(keys)
+            jpegs += self.jpegs(slide, tile_id[len(jpegs) : len(jpegs) + count])
         return jpegs
+
+    def jpegs(self, slide: int, tile_id: Int64Array) -> list[memoryview]:
+        """Return the stored JPEGs of some tiles of a slide of the selection, by their keys.
+
+        Raises:
+            DamageError: the shard is not as it was written; slide and tile are named.
+        """
+        return self._shard(slide).jpegs(tile_id)
 
     def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:
         """Return a batch from (buffer, start, stop) ranges of one buffer or more."""

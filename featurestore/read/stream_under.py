@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.notebook.shown import Shown
 from featurestore.read.lake_view import LakeView
 from featurestore.read.pairs import (
     Nesting,
@@ -32,8 +33,8 @@ Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Under:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Under(Shown):
     """Cached features of the tiles of a finer mpp under each tile of a batch.
 
     A tile without features of one of the teachers counts as background.

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
+from featurestore.ids import mpp_name
+from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import place_of
 from featurestore.read.held_out_patients import patient_of
 from featurestore.read.lake_view import LakeView
@@ -24,8 +26,8 @@ from featurestore.tables.lance_rows import RowReader, Rows
 By = Literal["slide", "patient"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TorchBag:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TorchBag(Shown):
     """The tiles of a slide or a patient as tensors, slide after slide, each sorted by (y, x).
 
     Attributes:
@@ -71,6 +73,13 @@ class Bags(Dataset[TorchBag], Unforked):
 
     Raises:
         LakeError: a slide is unknown or lacks features; the first are named.
+
+    Examples:
+        >>> from torch.utils.data import DataLoader
+        >>> bags = sl.open_lake("my-lake").bags("student", mpp=0.5)
+        >>> bag = next(iter(DataLoader(bags, batch_size=None)))
+        >>> bag.bag_id, bag.features.shape
+        ('s00a', torch.Size([24, 64]))
     """
 
     def __init__(
@@ -91,6 +100,10 @@ class Bags(Dataset[TorchBag], Unforked):
         groups = _groups(lake, self._selection, by)
         self.ids = list(groups)
         self._slides = list(groups.values())
+
+    def __repr__(self) -> str:
+        place = f"{self._teachers} at mpp {mpp_name(self._selection.mpp)}"
+        return f"Bags({len(self.ids):,} bags, {self._selection.tiles:,} tiles of {place})"
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,7 +12,12 @@ TEXTS = ("No space left on device", "os error 28)", "Disk quota exceeded", "os e
 
 
 class DiskFullError(LakeError, OSError):
-    """Raised where a file can't be written for lack of space; what was committed stays."""
+    """Raised where a file can't be written for lack of space; what was committed stays.
+
+    Examples:
+        >>> issubclass(sl.DiskFullError, sl.LakeError), issubclass(sl.DiskFullError, OSError)
+        (True, True)
+    """
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -15,7 +15,15 @@ RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id"
 
 
 class AnnotationError(LakeError):
-    """Raised for a table or a name that can't become an annotation of a lake."""
+    """Raised for a table or a name that can't become an annotation of a lake.
+
+    Examples:
+        >>> stains = pl.DataFrame({"slide_id": ["s00a"], "stain": ["H&E"]})
+        >>> sl.annotate(sl.open_lake("my-lake"), stains, "my stains")
+        Traceback (most recent call last):
+            ...
+        featurestore.tables.annotation.AnnotationError: an annotation can't be called ...
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,12 @@ class Annotation:
         mark: mark that differs from an earlier annotation's of the same name.
         path: path of its table; None for columns of the features tables.
         crc32: CRC-32 of its table's row checksums; None for columns of the features tables.
+
+    Examples:
+        >>> stains = pl.DataFrame({"slide_id": ["s00a", "s01a"], "stain": ["H&E", "H&E"]})
+        >>> annotation = sl.annotate(sl.open_lake("my-lake"), stains, "stains").annotation
+        >>> annotation.level, annotation.types, annotation.rows
+        ('slide', {'stain': 'string'}, 2)
     """
 
     name: str
@@ -62,7 +76,13 @@ class Annotation:
 
     @property
     def key(self) -> str:
-        """Return the column that names a row: `tile_id`, `slide_id` or `patient_id`."""
+        """Return the column that names a row: `tile_id`, `slide_id` or `patient_id`.
+
+        Examples:
+            >>> stains = pl.DataFrame({"slide_id": ["s00a", "s01a"], "stain": ["H&E", "H&E"]})
+            >>> sl.annotate(sl.open_lake("my-lake"), stains, "stains").annotation.key
+            'slide_id'
+        """
         return f"{self.level}_id"
 
 

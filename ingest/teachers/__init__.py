@@ -7,13 +7,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ingest.teachers.cards.card import Engine, Precision
     from ingest.teachers.column_maker import MadeColumn
     from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
     from ingest.teachers.find_teacher import weights_of
     from ingest.teachers.networks import build
     from ingest.teachers.onnx_engine import export_onnx
     from ingest.teachers.outputs import Output, card_name, outputs_of
-    from ingest.teachers.ray_extract import extract
+    from ingest.teachers.ray_extract import ExtractResult, extract
     from ingest.teachers.student_files import WEIGHTS, student_file
     from ingest.teachers.weights.weight_keys import load_weights
     from ingest.teachers.weights.weights_files import find_weights
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 MODULES = {
     "WEIGHTS": "ingest.teachers.student_files",
     "Encoder": "ingest.teachers.encoder",
+    "Engine": "ingest.teachers.cards.card",
+    "ExtractResult": "ingest.teachers.ray_extract",
     "MadeColumn": "ingest.teachers.column_maker",
     "Output": "ingest.teachers.outputs",
+    "Precision": "ingest.teachers.cards.card",
     "build": "ingest.teachers.networks",
     "card_name": "ingest.teachers.outputs",
     "cropped": "ingest.teachers.encoder",
@@ -41,8 +45,11 @@ MODULES = {
 __all__ = [
     "WEIGHTS",
     "Encoder",
+    "Engine",
+    "ExtractResult",
     "MadeColumn",
     "Output",
+    "Precision",
     "build",
     "card_name",
     "cropped",

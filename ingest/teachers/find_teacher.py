@@ -24,7 +24,7 @@ from ingest.teachers.weights.weights_files import fetch_weights, find_weights
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from featurestore import Store
+    from featurestore import Lake, Store
     from ingest.teachers.encoder import Encoder
 
 HASH_BYTES = 1 << 24
@@ -229,16 +229,22 @@ def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterato
 
 
 def list_teachers(
-    store: "Store | None" = None, *, folder: str | None = None
+    lake: "Lake | Store | None" = None, *, folder: str | None = None
 ) -> list[dict[str, Any]]:
     """Return a row for each teacher, and for each finished student of a given lake.
 
     A student of features reads columns of the lake, so its row has no pooling, pixels or precision.
 
     Args:
-        store: the lake's files.
+        lake: a lake, or its files; None for teachers alone.
         folder: folder in which weights are looked for first.
+
+    Examples:
+        >>> teachers = {row["teacher"]: row for row in sl.list_teachers(sl.open_lake("my-lake"))}
+        >>> teachers["uni2_h"]["dim"], teachers["uni2_h"]["gated"]
+        (1536, True)
     """
+    store: Store | None = getattr(lake, "store", lake)
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:
         if store and sees_features(store, name):

@@ -26,7 +26,7 @@ from cluster import (
     ray_session,
     schedulable,
 )
-from featurestore import ColumnFile, Lake, Store, Vacuumed, free_old_versions, open_lake
+from featurestore import ColumnFile, Lake, Shown, Store, Vacuumed, free_old_versions, open_lake
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY
 from ingest.teachers.cards.card import Engine, Precision
@@ -39,8 +39,8 @@ COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
 
 
-@dataclass(kw_only=True)
-class ExtractResult:
+@dataclass(kw_only=True, repr=False)
+class ExtractResult(Shown):
     """The outcome of an extract.
 
     Attributes:
@@ -52,6 +52,11 @@ class ExtractResult:
         pending: number of slides that an ingest has not cut yet: they have no features.
         freed: the versions and files that an automatic vacuum removed.
         workers: the workers that ran the encoders; None if there was nothing to run.
+
+    Examples:
+        >>> outcome = sl.extract("my-lake", ["efficientnet_lite0"], mpps=[2.0])
+        >>> outcome.ready, outcome.failed, outcome.teachers["efficientnet_lite0"]["tiles"]
+        (13, [], 13)
     """
 
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -64,7 +69,12 @@ class ExtractResult:
 
     @property
     def did_nothing(self) -> bool:
-        """Whether no tile was computed while slides are pending, or no slide is ready."""
+        """Whether no tile was computed while slides are pending, or no slide is ready.
+
+        Examples:
+            >>> sl.ExtractResult(ready=3, pending=2).did_nothing
+            True
+        """
         return not any(counts["tiles"] for counts in self.teachers.values()) and (
             self.pending > 0 or not self.ready
         )

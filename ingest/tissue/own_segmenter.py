@@ -35,6 +35,10 @@ class Segmenter:
             the lake's least share.
         licence: licence of the segmenter's weights.
         source: where the segmenter comes from, in words.
+
+    Examples:
+        >>> sl.Segmenter(name="my_unet", mpp=8.0).isolated
+        False
     """
 
     name: str

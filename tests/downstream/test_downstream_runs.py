@@ -477,7 +477,9 @@ def test_a_run_keeps_the_settings_that_start_another(
 
     monkeypatch.setattr("downstream.run.run_study.execute", name)
     ids = {"patient_column": "patient_id"}
-    first = run_mil(lake.uri, labels, "tumour", ["good"], mpps=[MPP], ids=ids, tune=2)["run"]
+    trained = run_mil(lake.uri, labels, "tumour", ["good"], mpps=[MPP], ids=ids, tune=2)
+    first = trained["run"]
+    assert repr(trained) == f"mil(run='{first}')"
     spec = saved_spec(lake, first)
     assert (spec.labels.table, spec.labels.patient_column) == (str(labels), "patient_id")
     assert (spec.labels.target, spec.models.tune) == (("tumour",), 2)

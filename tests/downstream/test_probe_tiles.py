@@ -30,7 +30,7 @@ from downstream.report.views.views_classes import confusion_counts
 from downstream.run.study_errors import StudyError
 from downstream.splits.split import SplitError
 from downstream.splits.split_tables import from_table
-from featurestore import Lake, open_lake
+from featurestore import Lake, ResultDict, open_lake
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, WIDTH, Features, build, slide_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,6 +304,9 @@ def test_a_run_has_a_page_with_what_it_got_wrong(
     lake: Lake, table: Path, probe_result: dict[str, Any]
 ) -> None:
     page = lake.read_bytes(f"runs/{probe_result['run']}/report.html").decode()
+    assert isinstance(probe_result, ResultDict)
+    assert f"{lake.uri}/runs/{probe_result['run']}/report.html" in probe_result._repr_html_()
+    assert repr(probe_result).startswith(f"probe(run='{probe_result['run']}', target='tissue'")
     assert "192 labelled tiles" in page
     assert "tumour, predicted as another class" in page
     assert "Attention" not in page.partition("How to read it")[0]

@@ -81,6 +81,7 @@ def test_nearest_tiles_are_those_of_scikit_learn(
     frame, x = all_features(lake)
     bag = lake.bag(slide, TEACHER, mpp=0.5)
     answer = run_search(str(folder), place_of(lake, slide, row), TEACHER, k=9)
+    assert "results=[9 entries]" in repr(answer)
     assert answer["like"]["tile_id"] == bag.tile_id[row]
     near = NearestNeighbors(n_neighbors=220, metric="cosine", algorithm="brute").fit(x)
     distance, at = near.kneighbors(bag.features[row].astype(float)[None])

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from slidelake import PACKAGES, PUBLIC
 from tests.conftest import ROOT
 
 SHIPPED = {*PACKAGES, "slidelake.py", "slidelake-stubs"}
+USER_SCRIPT = ROOT / "tests" / "worlds" / "user_script.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,36 @@ def test_the_wheel_says_what_is_missing_and_what_is_in_the_way(
     assert f"{tmp_path / 'ingest.py'} has the name of slidelake's package 'ingest'" in text
 
 
+def run_mypy(*arguments: str, python: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run mypy on files outside of the checkout, with the packages of an environment."""
+    command = [sys.executable, "-m", "mypy", "--cache-dir", os.devnull]
+    return subprocess.run(
+        [*command, "--python-executable", str(python), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def check_with_pyright(folder: Path, python: Path, *, source: Path | None = None) -> None:
+    """Check `script.py` of a folder with pyright's own settings, as an editor does.
+
+    Args:
+        folder: folder of the script.
+        python: interpreter of the environment.
+        source: folder of a checkout that is read before the environment.
+    """
+    settings = {
+        "typeCheckingMode": "strict",
+        "include": ["script.py"],
+        "extraPaths": [] if source is None else [str(source)],
+    }
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", str(python)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_types_of_the_wheel_are_seen_by_a_type_checker(
@@ -172,14 +204,37 @@ def test_types_of_the_wheel_are_seen_by_a_type_checker(
     modules = [*PACKAGES, "slidelake"]
     (tmp_path / "use.py").write_text("".join(f"import {name}\n" for name in modules))
     # what is imported is looked for and not read, which would take minutes
-    check = ["--python-executable", str(environment.python), "--follow-imports=skip", "use.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", os.devnull, *check],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_mypy("--follow-imports=skip", "use.py", python=environment.python, folder=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_users_script_passes_type_checkers_and_has_the_sample_slide(
+    environment: Environment, tmp_path: Path
+) -> None:
+    shutil.copy(USER_SCRIPT, tmp_path / "script.py")
+    check_with_pyright(tmp_path, environment.python)
+    done = run_mypy("--strict", "script.py", python=environment.python, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    where = "import slidelake as sl; print(sl.sample_slide())"
+    slide = Path(environment.run("python", "-c", where, folder=tmp_path).strip())
+    assert slide.is_relative_to(environment.python.parent.parent)
+    assert slide.stat().st_size == 1_938_955
+
+
+def test_a_users_script_passes_pyright(tmp_path: Path) -> None:
+    shutil.copy(USER_SCRIPT, tmp_path / "script.py")
+    check_with_pyright(tmp_path, Path(sys.executable), source=ROOT)
+
+
+def test_pyright_sees_the_types_of_the_front_door(tmp_path: Path) -> None:
+    script = "import slidelake as sl\nsl.open_lake(3)\nsl.nothing\nsl.Bag.nothing\n"
+    (tmp_path / "script.py").write_text(script)
+    with pytest.raises(AssertionError) as error:
+        check_with_pyright(tmp_path, Path(sys.executable), source=ROOT)
+    for line in ("script.py:2:14 - error", "script.py:3:4 - error", "script.py:4:8 - error"):
+        assert line in str(error.value)
 
 
 # ---------------------------------------------------------------------- without GPL

@@ -5,23 +5,29 @@ AnnData per teacher with its features as X. Each AnnData opens by itself, too. O
 features of one slide are in memory at a time, as float32.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.interop.foreign_slide import InteropError, SlideTiles
+from featurestore.interop.foreign_slide import SlideTiles
+from featurestore.interop.writers.anndata_table import (
+    REGION,
+    TILES,
+    TISSUES,
+    check_packages,
+    lake_facts,
+    tile_obs,
+    tile_spec,
+)
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import MARK, SlideOut, mark_of
 from featurestore.interop.writers.wkb import geometry, squares, write_shapes
 
-TILES, TISSUES = "tiles", "tissues"
 VERSION = {"version": "0.2", "spatialdata_software_version": "0.7.3"}
 SHAPES_VERSION, TABLE_VERSION = "0.3", "0.2"
 
@@ -34,7 +40,7 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     Raises:
         InteropError: the packages for it are not installed.
     """
-    _check_packages()
+    check_packages("anndata", "zarr")
     rel, mark = f"{slide.tiles.slide_id}.zarr", _mark(slide)
     if _is_done(box.path(rel), slide, mark):
         return 0
@@ -46,15 +52,6 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
 def _mark(slide: SlideOut) -> str:
     mark = mark_of(slide, *sorted(slide.teachers))
     return f"{mark}-{slide.annotations.mark}" if slide.annotations.mark else mark
-
-
-def _check_packages() -> None:
-    try:
-        import anndata  # noqa: F401
-        import zarr  # noqa: F401
-    except ImportError as error:
-        msg = f"exporting AnnData needs '{error.name}': install slidelake with its extra [anndata]"
-        raise InteropError(msg) from error
 
 
 def _is_done(path: Path, slide: SlideOut, mark: str) -> bool:
@@ -86,7 +83,7 @@ def _write_anndata(path: Path, slide: SlideOut, mark: str) -> None:
     tiles = slide.tiles
     attrs = {
         "spatialdata_attrs": VERSION,
-        "tile_spec": {TILES: _tile_spec(tiles)},
+        "tile_spec": {TILES: tile_spec(tiles)},
         MARK: _root_mark(tiles, mark),
     }
     root = zarr.open_group(path, mode="w", zarr_format=3, attributes=attrs)
@@ -141,57 +138,27 @@ def _shapes_attrs() -> dict[str, Any]:
 
 def _write_table(tables: Any, slide: SlideOut, teacher: str) -> None:  # noqa: ANN401
     import anndata
-    import pandas as pd
     from anndata.io import write_elem
 
     tiles, name = slide.tiles, _table(teacher)
-    keys = {"region": TILES, "region_key": "library_id", "instance_key": "tile_id"}
-    index = np.arange(len(tiles))
-    obs = pd.DataFrame(
-        {
-            "tile_id": index,
-            "library_id": pd.Categorical([TILES] * len(tiles), categories=[TILES]),
-            "slide_id": pd.Categorical([tiles.slide_id] * len(tiles), [tiles.slide_id]),
-            "x": tiles.x,
-            "y": tiles.y,
-            **_annotation_columns(slide),
-        },
-        index=index.astype(str),
-    )
     made = anndata.AnnData(
         X=slide.features(teacher).astype(np.float32),
-        obs=obs,
+        obs=tile_obs(tiles, np.arange(len(tiles)), slide.annotations.tiles()),
         obsm={"spatial": tiles.xy},
         uns={
-            "spatialdata_attrs": keys,
-            "slidelake": {
-                "teacher": teacher,
-                "identity": json.dumps(slide.teachers[teacher].identity, sort_keys=True),
-                "mpp": tiles.mpp,
-                "tile_px": tiles.tile_px,
-                "tile_px_level0": tiles.tile_px_level0,
-                "annotations": json.dumps(slide.annotations.values),
-            },
+            "spatialdata_attrs": REGION,
+            "slidelake": lake_facts(
+                tiles,
+                {teacher: slide.teachers[teacher].identity},
+                slide.annotations.values,
+            ),
         },
     )
     # One chunk is one object; sharding them is left to a later format.
     with anndata.settings.override(auto_shard_zarr_v3=False):
         write_elem(tables, name, made)
     version = {"spatialdata-encoding-type": "ngff:regions_table", "version": TABLE_VERSION}
-    tables[name].attrs.update({**version, **keys})
-
-
-def _annotation_columns(slide: SlideOut) -> dict[str, Any]:
-    """Return annotations of tiles as columns of `obs`, in types that keep missing values."""
-    import pandas as pd
-
-    kinds = {pl.Int64: "Int64", pl.Boolean: "boolean", pl.Float64: "float64"}
-    return {
-        column.name: pd.Categorical(column.to_list())
-        if column.dtype == pl.String
-        else pd.array(column.to_list(), kinds[type(column.dtype)])
-        for column in slide.annotations.tiles()
-    }
+    tables[name].attrs.update({**version, **REGION})
 
 
 def _table(teacher: str) -> str:
@@ -205,18 +172,4 @@ def _root_mark(tiles: SlideTiles, mark: str) -> dict[str, Any]:
         "slide_id": tiles.slide_id,
         "mpp": tiles.mpp,
         "level0_mpp": tiles.level0_mpp,
-    }
-
-
-def _tile_spec(tiles: SlideTiles) -> dict[str, Any]:
-    shrink = tiles.tile_px_level0 / tiles.tile_px
-    side = tiles.tile_px
-    return {
-        **dict.fromkeys(("height", "width", "stride_height", "stride_width"), side),
-        "mpp": tiles.mpp,
-        "ops_level": 0,
-        "ops_downsample": shrink,
-        "base_level": 0,
-        "base_downsample": shrink,
-        "tissue_name": TISSUES,
     }

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from featurestore.notebook.shown import Shown
+
 #: A table as a whole: with one of them damaged nothing else can be judged.
 TABLE = "table"
 #: Small files that all else is read by, and of which there is a copy.
@@ -56,8 +58,8 @@ class Damage:
         }
 
 
-@dataclass(kw_only=True)
-class Verdict:
+@dataclass(kw_only=True, repr=False)
+class Verdict(Shown):
     """The parts of a lake that were checked, and the damage among them.
 
     Attributes:
@@ -67,6 +69,11 @@ class Verdict:
         unchecked: numbers of files without a checksum, by kind; `repair --checksums` adds them.
         whole: versions of the lake with undamaged tables, newest first; searched only
             if a table is damaged.
+
+    Examples:
+        >>> verdict = sl.verify(sl.open_lake("my-lake"))
+        >>> verdict.ok, verdict.checked["tiles"], verdict.damage
+        (True, 325, [])
     """
 
     version: int
@@ -79,16 +86,31 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """Whether nothing is damaged.
+
+        Examples:
+            >>> sl.verify(sl.open_lake("my-lake")).ok
+            True
+        """
         return not self.damage
 
     @property
     def broken_tables(self) -> list[Damage]:
-        """Return the damage of whole tables: while there is any, nothing else can be judged."""
+        """Return the damage of whole tables: while there is any, nothing else can be judged.
+
+        Examples:
+            >>> sl.verify(sl.open_lake("my-lake")).broken_tables
+            []
+        """
         return [one for one in self.damage if one.part == TABLE]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the verdict as `verify --json` prints it."""
+        """Return the verdict as `verify --json` prints it.
+
+        Examples:
+            >>> sl.verify(sl.open_lake("my-lake")).as_dict()["damage"]
+            []
+        """
         return {
             "ok": self.ok,
             "version": self.version,

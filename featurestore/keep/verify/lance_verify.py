@@ -76,6 +76,11 @@ def verify(
     Raises:
         AccessError: something, or the bucket, could not be read now. That is no damage, and
             there is no verdict.
+
+    Examples:
+        >>> verdict = sl.verify(sl.open_lake("my-lake"))
+        >>> verdict.ok, verdict.checked["slides"]
+        (True, 13)
     """
     verdict = Verdict(version=lake.version)
     if not lake.is_pinned:

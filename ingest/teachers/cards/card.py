@@ -50,6 +50,12 @@ class Card:
         references: source of each fact.
         unverified: facts that could not be verified.
         version: version of the card, raised when a correction changes the numbers.
+
+    Examples:
+        >>> from ingest import CARDS
+        >>> card = CARDS["uni2_h"]
+        >>> isinstance(card, sl.Card), card.dim, card.mpps, card.gated
+        (True, 1536, (0.5,), True)
     """
 
     name: str
@@ -82,18 +88,36 @@ class Card:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Return the number of patch tokens down and across; None without patch tokens."""
+        """Return the number of patch tokens down and across; None without patch tokens.
+
+        Examples:
+            >>> from ingest import CARDS
+            >>> CARDS["uni2_h"].grid
+            (16, 16)
+        """
         side = self.input_px // self.patch_px if self.patch_px else 0
         return (side, side) if side else None
 
     def pooled_dim(self, pooling: Pooling) -> int:
-        """Return the length of an embedding of a pooling."""
+        """Return the length of an embedding of a pooling.
+
+        Examples:
+            >>> from ingest import CARDS
+            >>> CARDS["virchow2"].pooled_dim("cls+mean")
+            2560
+        """
         if pooling == "own":
             return self.own_dim or self.dim
         return 2 * self.dim if pooling == "cls+mean" else self.dim
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the numbers, except the weights and the pooling of tokens."""
+        """Return all that decides the numbers, except the weights and the pooling of tokens.
+
+        Examples:
+            >>> from ingest import CARDS
+            >>> CARDS["uni2_h"].identity()["architecture"]
+            'vit_giant_patch14_224'
+        """
         names = ("architecture", "arguments", "input_px", "resize_px", "interpolation", "version")
         facts = {name: getattr(self, name) for name in names}
         return {**facts, "mean": list(self.mean), "std": list(self.std)}

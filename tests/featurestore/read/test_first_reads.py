@@ -98,6 +98,10 @@ READERS: dict[str, Callable[[Lake, str], object]] = {
     "statistics": lambda lake, t: fit_stats(lake, t, mpp=MPP, slide_ids=[OTHER, SLIDE]),
     "search": lambda lake, teacher: find_query(lake, SLIDE, teacher, mpp=MPP),
     "search of slides": lambda lake, t: pooled_features(lake, [OTHER, SLIDE], t, mpp=MPP),
+    "means of slides": lambda lake, teacher: lake.slide_means(teacher, mpp=MPP),
+    "anndata": lambda lake, teacher: lake.to_anndata(SLIDE, teacher, mpp=MPP),
+    "webdataset": lambda lake, teacher: list(lake.webdataset(teacher, mpp=MPP, shuffle=False)),
+    "webdataset, shuffled": lambda lake, teacher: list(lake.webdataset(teacher, mpp=MPP)),
 }
 
 

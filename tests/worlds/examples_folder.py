@@ -1,0 +1,98 @@
+"""The folder in which the examples of docstrings run: a small lake, labels, and no Ray.
+
+Examples call what users call. Where a job would spread its work over Ray, the same work is done
+here one piece after the other, in this process: a Ray takes ten seconds to start.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import polars as pl
+
+from downstream.run import run_study
+from downstream.run.study_spec import Resources
+from featurestore import LakeConfig, SlideCut, Store, open_lake
+from ingest import ray_ingest
+from ingest.cut import cut_or_reason
+from ingest.teachers import ray_extract
+from ingest.teachers.extractor import Extractor, Outcome, Unit
+from ingest.teachers.find_teacher import Teacher
+from tests.worlds.painted_lake import painted_lake
+from tests.worlds.small_lake import add_teacher
+
+PATIENTS = 12
+COLUMNS = {"uni2_h": 1536, "virchow2": 2560, "student": 64}
+
+
+def make_folder(folder: Path) -> None:
+    """Make a lake and the tables of a study.
+
+    `my-lake` has 13 slides of 12 patients, the second of whom has two, with 24 tiles each at 0.5
+    mpp and one at 2.0, and the columns of `COLUMNS`; `labels.csv` tells patients' grade and
+    survival, `regions.csv` the tissue of each tile.
+    """
+    lake = painted_lake(folder / "my-lake", patients=PATIENTS, mpps=(0.5, 2.0))
+    for name, dim in COLUMNS.items():
+        lake = add_teacher(lake, name, dim)
+    patients = np.arange(PATIENTS)
+    pl.DataFrame(
+        {
+            "patient_id": [f"p{n:02d}" for n in patients],
+            "grade": ["high" if n % 2 else "low" for n in patients],
+            "months": (patients * 7 % 60 + 3).astype(float),
+            "dead": (patients % 3 > 0).astype(int),
+        }
+    ).write_csv(folder / "labels.csv")
+    tiles = open_lake(folder / "my-lake").tiles(mpp=0.5).select("slide_id", "x", "y")
+    tiles.with_columns(
+        tissue=pl.when(pl.col("x") < 700).then(pl.lit("tumour")).otherwise(pl.lit("stroma"))
+    ).collect().write_csv(folder / "regions.csv")
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Do in this process what ingest, extract and studies do on Ray."""
+    with (
+        mock.patch.object(ray_ingest, "_outcomes", _cut_all),
+        mock.patch.object(ray_ingest, "ray_session", _no_session),
+        mock.patch.object(ray_extract, "_outcomes", _extract_all),
+        mock.patch.object(ray_extract, "ray_session", _no_session),
+        mock.patch.object(run_study, "on_ray", _run_all),
+    ):
+        yield
+
+
+def _no_session(**_: object) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _cut_all(
+    store: Store, config: LakeConfig, todo: Sequence[dict[str, Any]], slide_timeout_s: float
+) -> Iterator[SlideCut | dict[str, Any]]:
+    for row in todo:
+        yield cut_or_reason(store, config, row)
+
+
+def _extract_all(
+    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit]
+) -> Iterator[Outcome]:
+    extractor = Extractor()
+    settings = {"teachers": pickle.dumps(list(teachers)), "store": store.uri, "threads": 1}
+    for unit in units:
+        answer = extractor({"unit": pickle.dumps(unit), **settings, "gpu": False})
+        yield pickle.loads(answer["outcome"])
+
+
+def _run_all(resources: Resources) -> Callable[..., None]:
+    def run_tasks(
+        run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
+    ) -> None:
+        for task in tasks:
+            run(task)
+
+    return run_tasks
