@@ -4,7 +4,14 @@ This package imports none of the others. Importing it does not import ray, so th
 needs none starts at once; each function that needs ray imports it when called.
 """
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ExtensionError
+from cluster.extensions import (
+    Extension,
+    extend,
+    extension_sha256,
+    load_extensions,
+    loaded_extensions,
+)
 from cluster.progress import Progress, progress
 from cluster.ray_session import quiet_ray_data, ray_session, schedulable
 from cluster.ray_submit import submit
@@ -12,7 +19,13 @@ from cluster.ray_tasks import ray_map
 
 __all__ = [
     "ClusterError",
+    "Extension",
+    "ExtensionError",
     "Progress",
+    "extend",
+    "extension_sha256",
+    "load_extensions",
+    "loaded_extensions",
     "progress",
     "quiet_ray_data",
     "ray_map",

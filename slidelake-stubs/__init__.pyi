@@ -4,6 +4,7 @@ import pathlib
 
 import typer
 
+from cluster import extend as extend
 from distill.recipes.recipe_table import make_recipe as make_recipe
 from distill.students.feature_students import extract as extract
 from distill.targets.missing_stats import stats as stats
@@ -50,6 +51,7 @@ __all__ = [
     "create_lake",
     "distill",
     "drop",
+    "extend",
     "extract",
     "ingest",
     "list_teachers",

@@ -4,6 +4,7 @@ The loop itself is `distill.train.loop`, the worker around it `distill.train.ray
 name is a hash of all inputs that determine it, so the same command continues a killed run.
 """
 
+import pickle
 import tempfile
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from cluster import progress, ray_session
+from cluster import load_extensions, loaded_extensions, progress, ray_session
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
@@ -118,10 +119,15 @@ def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> N
     cpus = int(ray.cluster_resources().get("CPU", 1))
     _remove_old_status(lake, run)
     threads = max(1, cpus // workers)
+    # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.
+    settings = {"run": run, "threads": threads, "checkpoint_s": checkpoint_s}
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"run": run, "threads": threads, "checkpoint_s": checkpoint_s},
+            train_loop_config={
+                "extensions": loaded_extensions(),
+                "settings": pickle.dumps(settings),
+            },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
             # Checkpoints are files of the lake; Ray's own notes are of no use after the run.
             run_config=RunConfig(
@@ -142,7 +148,8 @@ def _work(config: dict[str, Any]) -> None:
     """Train as one worker of Ray."""
     from distill.train.ray_worker import work
 
-    work(**config)
+    load_extensions(config["extensions"])
+    work(**pickle.loads(config["settings"]))
 
 
 def _worker_error(error: Exception) -> Exception:
