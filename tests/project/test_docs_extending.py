@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lance
 import numpy as np
@@ -175,7 +175,8 @@ def test_aggregator(
     rows = [f"p{p:02d},{'high' if p % 2 else 'low'}" for p in range(PATIENTS)]
     table = "\n".join(["patient_id,label", *rows]) + "\n"
     (tmp_path / "demo-lake" / "cohort" / "cohort.csv").write_text(table)
-    monkeypatch.setitem(MilSettings.__init__.__kwdefaults__, "epochs", 4)
+    defaults = cast("dict[str, Any]", MilSettings.__init__.__kwdefaults__)
+    monkeypatch.setitem(defaults, "epochs", 4)
     [answer] = page("aggregator.md", tmp_path).answers
     run = answer.stdout.strip().splitlines()[-1]
     result = json.loads((tmp_path / "demo-lake" / run).with_name("result.json").read_text())

@@ -54,6 +54,8 @@ def run_page(
     folder: Path,
     run: Callable[[list[str]], Answer],
     replaced: Mapping[str, str] | None = None,
+    *,
+    scripts: bool = True,
 ) -> PageRun:
     """Run a page in a folder, which is the one that is worked in.
 
@@ -62,6 +64,7 @@ def run_page(
         folder: folder for the files of the page.
         run: function that runs the words after `slidelake`.
         replaced: texts of the page that stand for places of a test.
+        scripts: whether lines that start with `python` are run, in processes of their own.
     """
     names: dict[str, Any] = {"__name__": "__page__"}
     answers: list[Answer] = []
@@ -75,7 +78,10 @@ def run_page(
         elif block.kind == "sh":
             for line in block.code.splitlines():
                 program, *words = shlex.split(line, comments=True)
-                answers.append(run(words) if program == "slidelake" else script(words, folder))
+                if program == "slidelake":
+                    answers.append(run(words))
+                elif scripts:
+                    answers.append(script(words, folder))
     return PageRun(names=names, answers=answers)
 
 
