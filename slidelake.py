@@ -21,7 +21,7 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from cluster import ClusterError
+    from cluster import ClusterError, extend
     from distill import DistillError, Recipe
     from distill.recipes.recipe_table import make_recipe
     from distill.students.feature_students import extract
@@ -140,6 +140,7 @@ PUBLIC = {
     "create_lake": "featurestore",
     "distill": "distill.train.ray_train",
     "drop": "featurestore",
+    "extend": "cluster",
     "extract": "distill.students.feature_students",
     "ingest": "ingest.ray_ingest",
     "list_teachers": "ingest.teachers.find_teacher",
@@ -209,6 +210,7 @@ __all__ = [
     "create_lake",
     "distill",
     "drop",
+    "extend",
     "extract",
     "ingest",
     "list_teachers",
@@ -333,10 +335,23 @@ add_commands(app)
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    extensions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extend",
+            metavar="FILE",
+            help="Run a Python file of your own that adds readers, scores, aggregators, terms, "
+            "recipes or formats, here and in all workers. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Whole-slide images in once, every teacher run once, everything after that reads a lake."""
     if debug:
         os.environ["SLIDELAKE_DEBUG"] = "1"
+    if extensions:
+        from cluster import extend
+
+        extend(*extensions)
 
 
 def main() -> None:

@@ -4,7 +4,14 @@ This package imports none of the others. Importing it does not import ray, so th
 needs none starts at once; each function that needs ray imports it when called.
 """
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ExtensionError
+from cluster.extensions import (
+    Extension,
+    extend,
+    extension_sha256,
+    load_extensions,
+    loaded_extensions,
+)
 from cluster.placement import (
     Device,
     NodeShape,
@@ -24,13 +31,19 @@ from cluster.ray_tasks import ray_map
 __all__ = [
     "ClusterError",
     "Device",
+    "Extension",
+    "ExtensionError",
     "NodeShape",
     "Placement",
     "Progress",
     "WorkerSettings",
     "announced",
     "chosen_device",
+    "extend",
+    "extension_sha256",
     "joins_cluster",
+    "load_extensions",
+    "loaded_extensions",
     "machine_shapes",
     "node_shapes",
     "place",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from cluster.errors import ClusterError
+from cluster.extensions import Extension, load_extensions, loaded_extensions
 from cluster.placement import WorkerSettings, node_shapes, place, room
 
 T = TypeVar("T")
@@ -57,14 +58,14 @@ def ray_map(
     places = _places(num_cpus, num_gpus)
     threads = max(1, math.floor(num_cpus))
     task = ray.remote(_call).options(num_cpus=num_cpus, num_gpus=num_gpus)
-    fn_ref = ray.put(fn)
+    fn_ref, extensions = ray.put(fn), loaded_extensions()
     limit = max_in_flight or 2 * min(places, MOST_PLACES)
     queue = enumerate(items)
     flying: dict[Any, int] = {}
     try:
         while True:
             for index, argument in queue:
-                flying[task.remote(fn_ref, argument, threads)] = index
+                flying[task.remote(fn_ref, argument, threads, extensions)] = index
                 if len(flying) >= limit:
                     break
             if not flying:
@@ -102,12 +103,13 @@ def _places(num_cpus: float, num_gpus: float) -> int:
     return room(shapes, num_cpus, num_gpus)
 
 
-def _call(fn: Callable[[T], R], argument: T, threads: int) -> R:
+def _call(fn: Callable[[T], R], argument: T, threads: int, extensions: tuple[Extension, ...]) -> R:
     """Call a function in a worker, which may have run a task with another number of CPUs before."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
+    load_extensions(extensions)
     return fn(argument)
 
 

@@ -4,6 +4,7 @@ The loop itself is `distill.train.loop`, the worker around it `distill.train.ray
 name is a hash of all inputs that determine it, so the same command continues a killed run.
 """
 
+import pickle
 import tempfile
 import threading
 import time
@@ -13,7 +14,16 @@ from typing import Any
 
 import polars as pl
 
-from cluster import WorkerSettings, announced, node_shapes, place, progress, ray_session
+from cluster import (
+    WorkerSettings,
+    announced,
+    load_extensions,
+    loaded_extensions,
+    node_shapes,
+    place,
+    progress,
+    ray_session,
+)
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
@@ -140,13 +150,14 @@ def _fit(lake: Lake, run: DistillRun, *, workers: WorkerSettings, checkpoint_s: 
     placement = place(workers, node_shapes(), most=workers.workers or 1, together=True)
     each = {"CPU": placement.cpus, "GPU": placement.gpus}
     _remove_old_status(lake, run)
+    # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.
+    settings = {"run": run, "placement": placement, "checkpoint_s": checkpoint_s}
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder, announced(placement):
         trainer = TorchTrainer(
             _work,
             train_loop_config={
-                "run": run,
-                "placement": placement,
-                "checkpoint_s": checkpoint_s,
+                "extensions": loaded_extensions(),
+                "settings": pickle.dumps(settings),
             },
             scaling_config=ScalingConfig(
                 num_workers=placement.workers,
@@ -172,7 +183,8 @@ def _work(config: dict[str, Any]) -> None:
     """Train as one worker of Ray."""
     from distill.train.ray_worker import work
 
-    work(**config)
+    load_extensions(config["extensions"])
+    work(**pickle.loads(config["settings"]))
 
 
 def _worker_error(error: Exception) -> Exception:

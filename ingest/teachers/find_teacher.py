@@ -107,6 +107,8 @@ def find_teachers(
         TeacherError: a name is not known, has no such column, or its weights can't be fetched.
     """
     teachers: dict[str, Teacher] = {}
+    # Workers may work in another folder than this process.
+    folder = None if folder is None else str(Path(folder).expanduser().absolute())
     for name in names:
         teacher = _own(name) if name.endswith(SUFFIX) else _with_card(store, name, folder, teachers)
         earlier = teachers.get(teacher.card.name, replace(teacher, outputs=()))
