@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from distill.recipes.recipe_table import make_recipe
-    from distill.students.feature_students import extract
+    from distill.students.feature_students import build_lake, extract
     from distill.targets.missing_stats import stats
     from distill.train.ray_train import distill
     from downstream import run_mil, run_survival, write_report
@@ -55,6 +55,7 @@ PUBLIC = {
     "LakeConfig": "featurestore",
     "Segmenter": "ingest.tissue.own_segmenter",
     "annotate": "featurestore",
+    "build_lake": "distill.students.feature_students",
     "compact": "featurestore",
     "copy_lake": "featurestore",
     "create_lake": "featurestore",
@@ -85,6 +86,7 @@ __all__ = [
     "LakeConfig",
     "Segmenter",
     "annotate",
+    "build_lake",
     "compact",
     "copy_lake",
     "create_lake",
@@ -196,16 +198,32 @@ from commands.command_table import add_commands
 app = typer.Typer(
     help="Whole-slide images in once, every teacher run once, everything after that reads a lake.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 add_commands(app)
 
 
+def _print_version(is_given: bool) -> None:
+    """Print the version and end, if `--version` is given."""
+    if is_given:
+        try:
+            version = importlib.metadata.version("slidelake")
+        except importlib.metadata.PackageNotFoundError:
+            version = f"of {Path(__file__).resolve().parent}, which is not installed"
+        typer.echo(f"slidelake {version}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Whole-slide images in once, every teacher run once, everything after that reads a lake."""
     if debug:

@@ -5,18 +5,27 @@ needs none starts at once; each function that needs ray imports it when called.
 """
 
 from cluster.errors import ClusterError
-from cluster.progress import Progress, progress
-from cluster.ray_session import quiet_ray_data, ray_session, schedulable
+from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.ray_session import (
+    quiet_ray_data,
+    ray_session,
+    schedulable,
+    shared_ray_session,
+)
 from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
 
 __all__ = [
     "ClusterError",
     "Progress",
+    "is_quiet",
     "progress",
+    "progress_of_stages",
+    "quiet_progress",
     "quiet_ray_data",
     "ray_map",
     "ray_session",
     "schedulable",
+    "shared_ray_session",
     "submit",
 ]

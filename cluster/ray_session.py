@@ -13,15 +13,34 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
+from cluster.progress import is_quiet
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory, shm_free_bytes
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LOCAL = "local"
 _REACH_S = 10.0
+#: The stack that holds a Ray up beyond its own block, inside a block of `shared_ray_session`.
+_SHARED: ContextVar[ExitStack | None] = ContextVar("_SHARED", default=None)
+
+
+@contextmanager
+def shared_ray_session() -> Iterator[None]:
+    """Keep the Ray of the first `ray_session` inside the block up until the block ends.
+
+    Jobs that follow each other then share one Ray, as the ingest and the extract of
+    `slidelake build`; none is started as long as no job needs one.
+    """
+    with ExitStack() as stack:
+        outer = _SHARED.set(stack)
+        try:
+            yield
+        finally:
+            _SHARED.reset(outer)
 
 
 @contextmanager
@@ -62,7 +81,8 @@ def ray_session(
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    with ExitStack() as stack:
+    with ExitStack() as own:
+        stack = _SHARED.get() or own
         if target == _LOCAL:
             stack.enter_context(_started_here(num_cpus, worker_logs=worker_logs))
         else:
@@ -165,7 +185,9 @@ def _local_environ() -> dict[str, str | None]:
     """
     path = os.environ.get("PYTHONPATH")
     python_path = f"{_CHECKOUT}{os.pathsep}{path}" if path else str(_CHECKOUT)
-    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray's own notices on stderr are no errors of a command; its exceptions come back either way.
+    quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal"} if is_quiet() else {}
+    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0", **quiet}
 
 
 def _loopback_node_ip() -> str | None:
