@@ -204,9 +204,9 @@ app = typer.Typer(
 add_commands(app)
 
 
-def _print_version(is_given: bool) -> None:
+def _print_version(context: typer.Context, is_given: bool) -> None:
     """Print the version and end, if `--version` is given."""
-    if is_given:
+    if is_given and not context.resilient_parsing:
         try:
             version = importlib.metadata.version("slidelake")
         except importlib.metadata.PackageNotFoundError:

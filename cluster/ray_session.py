@@ -18,7 +18,6 @@ from pathlib import Path
 
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
-from cluster.progress import is_quiet
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory, shm_free_bytes
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -185,9 +184,7 @@ def _local_environ() -> dict[str, str | None]:
     """
     path = os.environ.get("PYTHONPATH")
     python_path = f"{_CHECKOUT}{os.pathsep}{path}" if path else str(_CHECKOUT)
-    # Ray's own notices on stderr are no errors of a command; its exceptions come back either way.
-    quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal"} if is_quiet() else {}
-    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0", **quiet}
+    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _loopback_node_ip() -> str | None:
