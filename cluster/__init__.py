@@ -23,8 +23,14 @@ from cluster.placement import (
     node_shapes,
     place,
 )
-from cluster.progress import Progress, progress
-from cluster.ray_session import joins_cluster, quiet_ray_data, ray_session, schedulable
+from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.ray_session import (
+    joins_cluster,
+    quiet_ray_data,
+    ray_session,
+    schedulable,
+    shared_ray_session,
+)
 from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
 
@@ -41,6 +47,7 @@ __all__ = [
     "chosen_device",
     "extend",
     "extension_sha256",
+    "is_quiet",
     "joins_cluster",
     "load_extensions",
     "loaded_extensions",
@@ -48,9 +55,12 @@ __all__ = [
     "node_shapes",
     "place",
     "progress",
+    "progress_of_stages",
+    "quiet_progress",
     "quiet_ray_data",
     "ray_map",
     "ray_session",
     "schedulable",
+    "shared_ray_session",
     "submit",
 ]

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from cluster.environment import patched_environ
@@ -22,6 +23,23 @@ from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory, sh
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LOCAL = "local"
 _REACH_S = 10.0
+#: The stack that holds a Ray up beyond its own block, inside a block of `shared_ray_session`.
+_SHARED: ContextVar[ExitStack | None] = ContextVar("_SHARED", default=None)
+
+
+@contextmanager
+def shared_ray_session() -> Iterator[None]:
+    """Keep the Ray of the first `ray_session` inside the block up until the block ends.
+
+    Jobs that follow each other then share one Ray, as the ingest and the extract of
+    `slidelake build`; none is started as long as no job needs one.
+    """
+    with ExitStack() as stack:
+        outer = _SHARED.set(stack)
+        try:
+            yield
+        finally:
+            _SHARED.reset(outer)
 
 
 @contextmanager
@@ -62,7 +80,8 @@ def ray_session(
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    with ExitStack() as stack:
+    with ExitStack() as own:
+        stack = _SHARED.get() or own
         if target == _LOCAL:
             stack.enter_context(_started_here(num_cpus, worker_logs=worker_logs))
         else:

@@ -239,7 +239,19 @@ def _outcomes(
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    before = context.max_errored_blocks
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
+    try:
+        yield from _cut_by_ray(store, config, todo, slide_timeout_s)
+    finally:  # a job after this one in the same process must not lose blocks in silence
+        context.max_errored_blocks = before
+
+
+def _cut_by_ray(
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+) -> Iterator[SlideCut | Row]:
+    import ray.data
+
     task_rows = [
         {
             "number": number,

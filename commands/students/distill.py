@@ -17,6 +17,7 @@ from commands.options.shared_options import (
     LakeArg,
     LikeOpt,
     MppsOpt,
+    QuietOpt,
     SetOpt,
     TeachersOpt,
 )
@@ -108,6 +109,7 @@ class DistillOptions:
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

@@ -98,6 +98,36 @@ def plan(
     return sorted(units, key=lambda unit: -unit.tiles)
 
 
+def check_columns(
+    lake: Lake,
+    teachers: Sequence[Teacher],
+    *,
+    choice: Choice,
+    precision: Precision | None = None,
+    engine: Engine | None = None,
+) -> None:
+    """Check that the columns which a lake has are of these teachers, before they are extended.
+
+    Raises:
+        IdentityError: a column of that name holds another encoder's features.
+    """
+    for mpp in lake.config.mpps:
+        schema = open_table(lake.store, features_table(mpp)).schema
+        for teacher in teachers:
+            for output in teacher.outputs:
+                name = output.column
+                if name in schema.names:
+                    kept = identity_of(schema.field(name))
+                    identity = teacher.identity(
+                        output,
+                        precision or kept.get("precision") or "float32",
+                        engine or kept.get("engine", "torch"),
+                    )
+                    identity |= choice.identity()
+                    # of a column that is there it compares the identity, and changes nothing
+                    lake.committer.add_teacher(mpp, name, output.dim, identity)
+
+
 def _faster_engine(teacher: Teacher, tiles: int) -> Engine:
     """Return the faster engine on a CPU; for transformers neither is clearly faster (measured)."""
     convolutional = teacher.card.grid is None or teacher.card.maps
