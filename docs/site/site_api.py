@@ -28,7 +28,10 @@ AREA_OF_MODULE = {
     "downstream": "downstream",
     "commands": "ingest",
     "examples": "ingest",
+    "cluster": "extending",
 }
+#: Public classes that functions return, and that have a place of their own.
+NO_RESULTS = {"Lake", "Recipe"}
 
 #: Names that are not on the front door, but given to or returned by those that are.
 MORE = {
@@ -133,13 +136,16 @@ def entries_by_area() -> dict[str, list[Entry]]:
             areas[area].append(Entry(name=name, value=value))
 
     public = {name: getattr(slidelake, name) for name in slidelake.PUBLIC}
+    results = [result for result in map(result_of, public.values()) if result]
+    results = [result for result in results if result.__name__ not in NO_RESULTS]
     for name, value in public.items():
-        add(area_of(value), f"slidelake.{name}", value)
+        area = "results" if value in results else area_of(value)
+        add(area, f"slidelake.{name}", value)
     for area, names in MORE.items():
         for name in names:
             module, _, attribute = name.rpartition(".")
             add(area, name, getattr(importlib.import_module(module), attribute))
-    for value in filter(None, map(result_of, public.values())):
+    for value in results:
         add("results", f"{value.__module__}.{value.__name__}", value)
     for door in ERRORS:
         module = importlib.import_module(door)
