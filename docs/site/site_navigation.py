@@ -21,9 +21,13 @@ FOLDERS = ("docs",)
 #: Headings of the navigation and their pages; `folder/` stands for its pages by name, below
 #: its index where it has one.
 NAVIGATION = {
-    "Start": ("docs/installing", "docs/tutorial", "docs/concepts"),
-    "How to": ("docs/howto/",),
-    "Coming from another tool": ("docs/coming-from/",),
+    "Start": (
+        "docs/installing",
+        "docs/tutorial",
+        "docs/concepts",
+        "docs/howto/",
+        "docs/coming-from/",
+    ),
     "Slides and teachers": (
         "docs/ingest",
         "docs/tissue",
@@ -42,8 +46,7 @@ NAVIGATION = {
     ),
     "Reading a lake": ("docs/reading", "docs/recipes", "docs/questions", "docs/interop"),
     "Keeping a lake": ("docs/keeping", "docs/damage", "docs/buckets", "docs/format"),
-    "Python API": ("docs/api/",),
-    "Extending": ("docs/extending/",),
+    "Python": ("docs/api/", "docs/extending/"),
     "Help": (
         "docs/troubleshooting",
         "docs/faq",
