@@ -110,7 +110,7 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
         with _without_notices(), _clear_timeout():
             ray.init(
                 address=_LOCAL,
-                num_cpus=num_cpus,
+                num_cpus=_own_cores() if num_cpus is None else num_cpus,
                 include_dashboard=False,
                 object_store_memory=object_store_bytes(
                     ram_bytes=ram_bytes(), shm_free_bytes=shm_free_bytes()
@@ -121,6 +121,18 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
                 _temp_dir=str(directory),
             )
         yield
+
+
+def _own_cores() -> int | None:
+    """Return how many cores this process may use, or None where it may use all of the machine.
+
+    Ray counts the machine's cores, or a container's quota. A batch system such as SLURM binds a job
+    to some of the cores, which Ray overlooks.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = len(os.sched_getaffinity(0))
+    return cores if cores < (os.cpu_count() or 1) else None
 
 
 @contextmanager

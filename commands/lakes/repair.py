@@ -57,7 +57,8 @@ def repair_command(options: RepairOptions) -> None:
     for line in () if is_quiet() else _plan_lines(plan):
         typer.echo(line, err=True)
     if options.dry_run:
-        _print_repair(Repaired(left=plan.left), [], {}, options.json)
+        lines = ["nothing was changed (--dry-run)"] if plan.steps or plan.left else []
+        _print_repair(Repaired(left=plan.left), lines, {}, options.json)
     repaired = repair(lake, verdict, plan=plan, yes=options.yes)
     added = _add_checksums(options.lake, verdict) if options.checksums else {}
     _print_repair(repaired, _repaired_lines(repaired, added), added, options.json)

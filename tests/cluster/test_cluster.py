@@ -15,7 +15,7 @@ import cluster
 from cluster import is_quiet, progress, progress_of_stages, quiet_progress
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
-from cluster.ray_session import _check_reachable
+from cluster.ray_session import _check_reachable, ray_session
 from cluster.ray_submit import _entrypoint, _resolve_address, submit
 from cluster.ray_token import auth_headers, check_address
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory
@@ -380,3 +380,20 @@ def test_ray_version_is_the_same_in_every_file() -> None:
     spec = yaml.safe_load((CLUSTER / "kuberay" / "raycluster.yaml").read_text())["spec"]
     floor = (CLUSTER.parent / "pyproject.toml").read_text().split("ray[data,default,train]>=")[1]
     assert spec["rayVersion"].startswith(floor.split('"')[0])
+
+
+@pytest.mark.parametrize(("bound", "cores"), [({0, 3}, 2), (set(range(8)), None)])
+def test_a_private_ray_takes_the_cores_that_the_process_is_bound_to(
+    monkeypatch: pytest.MonkeyPatch, bound: set[int], cores: int | None
+) -> None:
+    """As SLURM binds a job to some cores of a node; Ray itself would count all eight."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: bound)
+    starts: list[dict[str, object]] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: starts.append(options))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session(ray_data=False):
+        pass
+    assert [start["num_cpus"] for start in starts] == [cores]
