@@ -190,7 +190,7 @@ def main(
         lines = measure(lake, names, rounds, threads, device)
     for line in lines:
         typer.echo(line.text())
-    settings = {"rounds": rounds, "threads": threads, "device": device}
+    settings: dict[str, str | int] = {"rounds": rounds, "threads": threads, "device": device}
     if device == "cuda":
         settings["gpu"] = torch.cuda.get_device_name()
     typer.echo(f"-> {write_report(out, lines, settings, name=f'extract-{device}')}")

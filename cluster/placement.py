@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cluster.errors import ClusterError
 
@@ -90,35 +90,25 @@ class Placement:
     Attributes:
         device: "cuda" or "cpu".
         workers: number of workers.
-        cpus: CPUs of each worker.
-        gpus: GPUs of each worker.
+        cpus_per_worker: CPUs that each worker reserves.
+        gpus_per_worker: GPUs that each worker reserves.
     """
 
     device: Literal["cuda", "cpu"]
     workers: int
-    cpus: float
-    gpus: float
+    cpus_per_worker: float
+    gpus_per_worker: float
 
     @property
     def threads(self) -> int:
         """Return the number of CPU threads of each worker, at least 1."""
-        return max(1, math.floor(self.cpus))
+        return max(1, math.floor(self.cpus_per_worker))
 
     def __str__(self) -> str:
         kind = "worker" if self.workers == 1 else "workers"
-        gpus = f" and {_amount(self.gpus, 'GPU')}" if self.gpus else ""
-        return (
-            f"{self.workers} {kind} with {_amount(self.cpus, 'CPU')}{gpus} each, on {self.device}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the placement as JSON, for the record of a run."""
-        return {
-            "device": self.device,
-            "workers": self.workers,
-            "cpus_per_worker": self.cpus,
-            "gpus_per_worker": self.gpus,
-        }
+        gpus = f" and {_amount(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
+        cpus = _amount(self.cpus_per_worker, "CPU")
+        return f"{self.workers} {kind} with {cpus}{gpus} each, on {self.device}"
 
 
 def _amount(number: float, unit: str) -> str:
@@ -149,7 +139,12 @@ def place(
     usable = [shape for shape in shapes if shape.holds(1e-9, gpus)]
     workers = settings.workers or _chosen_workers(settings, usable, gpus, most)
     cpus = settings.cpus_per_worker or _chosen_cpus(usable, gpus, workers)
-    placement = Placement(device="cuda" if gpus else "cpu", workers=workers, cpus=cpus, gpus=gpus)
+    placement = Placement(
+        device="cuda" if gpus else "cpu",
+        workers=workers,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
+    )
     places = room(usable, cpus, gpus)
     if not places or (together and places < workers):
         raise _no_room(placement, shapes, places)
@@ -193,15 +188,15 @@ def room(shapes: Sequence[NodeShape], cpus: float, gpus: float) -> int:
 
 def _no_room(placement: Placement, shapes: Sequence[NodeShape], places: int) -> ClusterError:
     nodes = ", ".join(map(str, shapes)) or "none with CPUs"
-    gpus = f" and {_amount(placement.gpus, 'GPU')}" if placement.gpus else ""
-    size = f"{_amount(placement.cpus, 'CPU')}{gpus}"
+    gpus = f" and {_amount(placement.gpus_per_worker, 'GPU')}" if placement.gpus_per_worker else ""
+    size = f"{_amount(placement.cpus_per_worker, 'CPU')}{gpus}"
     if places:
         fault = f"{placement.workers} workers of {size} have to run at once, and {places} fit"
         advice = "give fewer --workers, or a smaller --cpus-per-worker"
     else:
         fault = f"a worker of {size} fits on no node"
         advice = "give a smaller --cpus-per-worker or --gpus-per-worker"
-        if placement.gpus and not any(shape.gpus for shape in shapes):
+        if placement.gpus_per_worker and not any(shape.gpus for shape in shapes):
             advice = "give --device cpu, or a cluster with GPUs"
     return ClusterError(f"{fault} (nodes of this cluster, up or to be added: {nodes}); {advice}")
 
@@ -267,7 +262,7 @@ def announced(placement: Placement) -> Iterator[None]:
         return
     from ray.autoscaler.sdk import request_resources
 
-    bundle = {"CPU": placement.cpus, "GPU": placement.gpus}
+    bundle = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
     bundles = [{name: number for name, number in bundle.items() if number}] * placement.workers
     request_resources(bundles=bundles)
     try:

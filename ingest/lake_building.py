@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack, cast
 
-from cluster import progress_of_stages, shared_ray_session
+from cluster import WorkerSettings, progress_of_stages, shared_ray_session
 from featurestore import LakeConfig, Store, create_lake, open_lake
 from ingest.errors import InputError
 from ingest.pages.contact_sheet import write_contact_sheet
@@ -42,6 +42,7 @@ class BuildOptions(IngestOptions, total=False):
         slide_timeout_s: seconds, plus one for each MB, after which a slide is given up.
         commit_slides: number of slides in one commit of the ingest.
         address: a Ray cluster; a local Ray is started if None.
+        workers: device and size of the workers that run teachers; chosen to fit if left out.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
     """
 
@@ -53,6 +54,7 @@ class BuildOptions(IngestOptions, total=False):
     slide_timeout_s: float
     commit_slides: int
     address: str | None
+    workers: WorkerSettings
     auto_vacuum: bool
 
 
@@ -129,6 +131,7 @@ def build_lake(
             where=options.get("where"),
             share=options.get("share"),
             address=address,
+            workers=options.get("workers", WorkerSettings()),
             auto_vacuum=options.get("auto_vacuum", False),
             column_makers=column_makers,
         )

@@ -16,6 +16,7 @@ from commands.options.shared_options import (
     QuietOpt,
     TeachersOpt,
 )
+from commands.options.worker_options import WorkerOptions
 from commands.slides.extract import RunOptions, extract_lines, failed_fragments
 from commands.slides.slide_options import (
     GridOptions,
@@ -54,6 +55,7 @@ class BuildCommandOptions:
     reading: ReadingOptions
     selection: SelectionOptions
     run: RunOptions
+    workers: WorkerOptions
     dry_run: bool = False
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
@@ -74,6 +76,7 @@ def build_command(options: BuildCommandOptions) -> None:
     every slide with its tissue and tiles, and the columns of features.
     """
     from distill import build_lake
+    from ingest.ray_ingest import COMMIT_SLIDES
 
     choices = ingest_choices(options.reading, options.selection)
     config = lake_config(options.lake, options.slides, options.grid, choices)
@@ -86,8 +89,10 @@ def build_command(options: BuildCommandOptions) -> None:
         "engine": options.run.engine,
         "where": options.run.where,
         "share": options.run.share,
+        "commit_slides": COMMIT_SLIDES,
         "slide_timeout_s": 60 * options.selection.slide_timeout,
         "address": options.address,
+        "workers": options.workers.settings(),
         "auto_vacuum": options.auto_vacuum,
     }
     built = build_lake(

@@ -17,6 +17,7 @@ from commands.options.shared_options import (
     TeachersOpt,
     WeightsOpt,
 )
+from commands.options.worker_options import WorkerOptions
 
 if TYPE_CHECKING:
     from ingest.teachers.ray_extract import ExtractResult
@@ -55,6 +56,7 @@ class ExtractOptions:
     teachers: TeachersOpt
     mpps: MppsOpt = ()
     run: RunOptions
+    workers: WorkerOptions
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
     quiet: QuietOpt = False
@@ -84,6 +86,7 @@ def extract_command(options: ExtractOptions) -> None:
         where=options.run.where,
         share=options.run.share,
         address=options.address,
+        workers=options.workers.settings(),
         auto_vacuum=options.auto_vacuum,
     )
     print_answer(

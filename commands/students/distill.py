@@ -21,6 +21,7 @@ from commands.options.shared_options import (
     SetOpt,
     TeachersOpt,
 )
+from commands.options.worker_options import WorkerOptions
 from distill.recipes.recipe_table import recipes_help
 from distill.terms.term_table import terms_help
 
@@ -88,7 +89,6 @@ class DistillOptions:
     Attributes:
         name: Name of the student.
         slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
-        workers: Processes that train together.
         checkpoint_s: Seconds between checkpoints, at least.
     """
 
@@ -105,7 +105,7 @@ class DistillOptions:
     distinct_ids: DistinctIdsOpt = False
     assignments: SetOpt = ()
     like: LikeOpt = None
-    workers: int = 1
+    workers: WorkerOptions
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
@@ -127,14 +127,13 @@ def distill_command(options: DistillOptions) -> None:
     Example: slidelake distill my-lake --teacher uni2_h --teacher virchow2 --name small --epochs 20
     """
     recipe = chosen_recipe(options)
-    from cluster import WorkerSettings
     from distill.train.ray_train import distill
 
     report = distill(
         options.lake,
         recipe,
         name=options.name,
-        workers=WorkerSettings(workers=options.workers),
+        workers=options.workers.settings(),
         slides=_slide_ids(options.slides, options.distinct_ids),
         version=options.at,
         checkpoint_s=options.checkpoint_s,

@@ -148,7 +148,7 @@ def _fit(lake: Lake, run: DistillRun, *, workers: WorkerSettings, checkpoint_s: 
     from ray.train.torch import TorchTrainer
 
     placement = place(workers, node_shapes(), most=workers.workers or 1, together=True)
-    each = {"CPU": placement.cpus, "GPU": placement.gpus}
+    each = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
     _remove_old_status(lake, run)
     # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.
     settings = {"run": run, "placement": placement, "checkpoint_s": checkpoint_s}

@@ -187,7 +187,7 @@ class RunRecords:
             **_speed(state.lines),
             "history": epochs_of(state.lines),
             "train_seconds": round(state.seconds, 3),
-            **self._placement.to_json(),
+            **asdict(self._placement),
             "cpus": os.cpu_count(),
         }
         write_student(

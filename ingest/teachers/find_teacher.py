@@ -254,7 +254,8 @@ def list_teachers(
         >>> teachers["uni2_h"]["dim"], teachers["uni2_h"]["gated"]
         (1536, True)
     """
-    store: Store | None = getattr(lake, "store", lake)
+    lake_or_store: Any = lake  # no import of either, so that the command starts at once
+    store: Store | None = getattr(lake_or_store, "store", lake_or_store)
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:
         if store and sees_features(store, name):

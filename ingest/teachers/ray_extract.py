@@ -249,7 +249,7 @@ def _outcomes(
     }
     task_rows = [{"unit": pickle.dumps(unit), **settings} for unit in units]
     # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
-    share = {"num_cpus": 0.9 * workers.cpus, "num_gpus": workers.gpus}
+    share = {"num_cpus": 0.9 * workers.cpus_per_worker, "num_gpus": workers.gpus_per_worker}
     outcomes = ray.data.from_items(task_rows, override_num_blocks=len(task_rows)).map(
         Extractor, compute=ray.data.ActorPoolStrategy(size=workers.workers), **share
     )

@@ -24,7 +24,8 @@ CUT = (
 )
 RUN = (
     "--teacher efficientnet_lite0 --weights {tmp} --precision bfloat16 --engine torch "
-    "--where 'pen < 0.1' --share 0.5 "
+    "--where 'pen < 0.1' --share 0.5 --device cpu --workers 3 --cpus-per-worker 2 "
+    "--gpus-per-worker 0 "
 )
 SHARED = "--address 127.0.0.1:1 --auto-vacuum "
 BUILD = command_line(f"build {LAKE}{CUT}{RUN}{SHARED}--quiet --json")

@@ -260,8 +260,8 @@ DISTILL = command_line(
     "--architecture test_efficientnet --input-px 32 --epochs 1 --batch-tiles 16 --accumulate 2 "
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
-    "--holdout 0.3 --split-seed 2 --seed 4 --workers 2 --checkpoint-s 0.01 --at 8 --quiet "
-    "--json"
+    "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 2 --cpus-per-worker 0.5 "
+    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --quiet --json"
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
@@ -280,7 +280,8 @@ EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx 
 EXTRACT_STUDENT = command_line("extract {bags} --teacher both --engine onnxruntime --json")
 EXTRACT = command_line(
     "extract {bags} --teacher efficientnet_lite0 --weights {tmp}/weights --mpp 0.5 "
-    "--precision bfloat16 --where 'x < 512' --share 0.5 --auto-vacuum --quiet --json"
+    "--precision bfloat16 --where 'x < 512' --share 0.5 --auto-vacuum --device cpu --workers 1 "
+    "--cpus-per-worker 1.5 --gpus-per-worker 0 --quiet --json"
 )
 
 
@@ -290,6 +291,9 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
     folder = Path(str(places["bags"]), "runs", report["run"])
     config = json.loads((folder / "config.json").read_text())
     recipe = config["recipe"]
+    kept = json.loads(Path(str(places["bags"]), "students/both/report.json").read_text())
+    workers = {"device": "cpu", "workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
+    assert {name: kept[name] for name in workers} == workers
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
     expected = {
@@ -362,6 +366,8 @@ def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: 
     shutil.copy(weights, folder / "efficientnet_lite0.pth")
     extracted = run(EXTRACT).value
     assert extracted["freed"]["versions"] > 0
+    assert extracted["workers"] == {"device": "cpu", "workers": 1, "cpus_per_worker": 1.5,
+        "gpus_per_worker": 0.0}  # fmt: skip
     counts = extracted["teachers"]["efficientnet_lite0"]
     lake = open_lake(Path(str(places["bags"])))
     tiles = lake.tiles(mpp=0.5).filter(pl.col("x") < 512).collect().height

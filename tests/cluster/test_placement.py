@@ -50,18 +50,24 @@ def test_workers_fit_the_nodes(
     gpus: float,
 ) -> None:
     placement = place(WorkerSettings(**settings), cluster, most=most)  # type: ignore[arg-type]
-    assert (placement.workers, placement.cpus, placement.gpus) == (workers, cpus, gpus)
+    assert (placement.workers, placement.cpus_per_worker, placement.gpus_per_worker) == (
+        workers,
+        cpus,
+        gpus,
+    )
     assert placement.device == ("cuda" if gpus else "cpu")
     assert placement.threads == max(1, int(cpus))
-    assert any(shape.holds(placement.cpus, placement.gpus) for shape in cluster)
+    assert any(
+        shape.holds(placement.cpus_per_worker, placement.gpus_per_worker) for shape in cluster
+    )
 
 
 def test_workers_that_run_together_share_a_node() -> None:
     """Two workers of an uneven cluster: each on its own node, or both on the larger."""
     placement = place(WorkerSettings(workers=2), UNEVEN, most=2, together=True)
-    assert (placement.workers, placement.cpus) == (2, 1)
+    assert (placement.workers, placement.cpus_per_worker) == (2, 1)
     placement = place(WorkerSettings(workers=2), nodes((8, 0, 1)), most=2, together=True)
-    assert (placement.workers, placement.cpus) == (2, 4)
+    assert (placement.workers, placement.cpus_per_worker) == (2, 4)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def test_a_build_is_an_ingest_and_an_extract_and_goes_on_after_a_stop(
     assert ours.select("slide_id", "x", "y").equals(theirs.select("slide_id", "x", "y"))
     assert built.extracted.teachers[TEACHER]["tiles"] == ours.height > 3
     # batches of other slides round the last bits differently
-    arrays = [np.stack(frame[TEACHER].to_list()).astype(np.float32) for frame in (ours, theirs)]
-    np.testing.assert_allclose(*arrays, rtol=0.02, atol=0.01)
+    one, other = (np.stack(frame[TEACHER].to_list()) for frame in (ours, theirs))
+    np.testing.assert_allclose(one.astype(float), other.astype(float), rtol=0.02, atol=0.01)
 
     again = slidelake.build_lake(lake, slides, [TEACHER])
     assert (again.ingested.new, again.extracted.teachers[TEACHER]["tiles"]) == (0, 0)
