@@ -12,7 +12,8 @@ from cluster.extensions import (
     load_extensions,
     loaded_extensions,
 )
-from cluster.placement import (
+from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.ray_placement import (
     Device,
     NodeShape,
     Placement,
@@ -23,7 +24,6 @@ from cluster.placement import (
     node_shapes,
     place,
 )
-from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
 from cluster.ray_session import (
     joins_cluster,
     quiet_ray_data,

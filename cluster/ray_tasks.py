@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from cluster.errors import ClusterError
 from cluster.extensions import Extension, load_extensions, loaded_extensions
-from cluster.placement import WorkerSettings, node_shapes, place, room
+from cluster.ray_placement import WorkerSettings, node_shapes, place, room
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,8 +1,10 @@
 """Workers that fit the nodes of a cluster, and one line for a demand that fits none."""
 
 import pytest
+import yaml
 
-from cluster import ClusterError, NodeShape, WorkerSettings, place
+from cluster import ClusterError, NodeShape, WorkerSettings, node_shapes, place
+from tests.conftest import ROOT
 
 
 def nodes(*sizes: tuple[float, float, int]) -> list[NodeShape]:
@@ -105,3 +107,29 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ClusterError, match=message):
         WorkerSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_groups_of_a_growing_cluster_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIDELAKE_NODES", "10x8, 4 x 8+1,")
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    assert node_shapes() == nodes((8, 1, 4), (8, 0, 10))
+    monkeypatch.setenv("SLIDELAKE_NODES", "")
+    assert node_shapes() == nodes((8, 0, 1))
+    monkeypatch.setenv("SLIDELAKE_NODES", "ten of 8")
+    with pytest.raises(ClusterError, match="'ten of 8' is no group of nodes; give COUNTxCPUS"):
+        node_shapes()
+
+
+def test_the_kubernetes_manifest_names_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = yaml.safe_load((ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text())
+    named, expected = set(), []
+    for group in manifest["spec"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        named |= {e["value"] for e in container["env"] if e["name"] == "SLIDELAKE_NODES"}
+        limits = container["resources"]["limits"]
+        size = (float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
+        expected += nodes((*size, group["maxReplicas"]))
+    monkeypatch.setattr("ray.nodes", list)
+    (text,) = named
+    monkeypatch.setenv("SLIDELAKE_NODES", text)
+    assert sorted(node_shapes(), key=str) == sorted(expected, key=str)

@@ -1,13 +1,14 @@
 """Where the workers of a job go: how many there are, and the CPUs and GPUs that each reserves.
 
 Ray waits without a word for a demand that no node can hold. So a demand is compared first with the
-nodes that are up and with the sizes of nodes that the cluster's autoscaler may add: those that
-Ray's autoscaler v2 records (KubeRay, `ray up`, fake nodes in tests). What a user leaves open is
-chosen so that it fits.
+nodes that are up, and with those that an autoscaler may add: SLIDELAKE_NODES names them on a
+cluster that grows (`4x8+1,10x8`: four nodes with 8 CPUs and a GPU, ten with 8 CPUs). What a user
+leaves open is chosen so that it fits.
 """
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.errors import ClusterError
+
+#: Variable that names the groups of nodes that a growing cluster may have.
+NODES = "SLIDELAKE_NODES"
+_GROUP = re.compile(r"(\d+) *x *(\d+(?:\.\d+)?)(?: *\+ *(\d+))?")
 
 Device = Literal["auto", "cuda", "cpu"]
 
@@ -198,7 +203,7 @@ def _no_room(placement: Placement, shapes: Sequence[NodeShape], places: int) -> 
         advice = "give a smaller --cpus-per-worker or --gpus-per-worker"
         if placement.gpus_per_worker and not any(shape.gpus for shape in shapes):
             advice = "give --device cpu, or a cluster with GPUs"
-    return ClusterError(f"{fault} (nodes of this cluster, up or to be added: {nodes}); {advice}")
+    return ClusterError(f"{fault} (nodes up, or to come by {NODES}: {nodes}); {advice}")
 
 
 def chosen_device(settings: WorkerSettings, shapes: Sequence[NodeShape]) -> Literal["cuda", "cpu"]:
@@ -216,8 +221,11 @@ def machine_shapes() -> list[NodeShape]:
 def node_shapes() -> list[NodeShape]:
     """Return the sizes of the nodes of the cluster that Ray is connected to, largest first.
 
-    Nodes that are up are counted. Of an autoscaler's groups the nodes that it may add are counted,
-    too, so that a cluster that grows from nothing has its final size here.
+    Nodes that are up are counted, and those that an autoscaler may add, by SLIDELAKE_NODES, so that
+    a cluster that grows from nothing has its final size here.
+
+    Raises:
+        ClusterError: SLIDELAKE_NODES can't be read.
     """
     import ray
 
@@ -226,28 +234,31 @@ def node_shapes() -> list[NodeShape]:
         if node["Alive"]:
             size = (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
             counts[size] = counts.get(size, 0) + 1
-    for size, most in _autoscaler_groups():
+    for size, most in _groups():
         counts[size] = max(counts.get(size, 0), most)
     shapes = [NodeShape(cpus=c, gpus=g, count=n) for (c, g), n in counts.items() if c and n]
     return sorted(shapes, key=lambda shape: (shape.gpus, shape.cpus), reverse=True)
 
 
-def _autoscaler_groups() -> Iterator[tuple[tuple[float, float], int]]:
-    """Yield size and greatest number of the nodes of each group that an autoscaler may add."""
-    from ray._private.state import state
+def _groups() -> Iterator[tuple[tuple[float, float], int]]:
+    """Yield size and greatest number of the nodes of each group that may be added.
 
-    # Ray has no public call for it; Ray Train's elastic scaling asks the same one.
-    config = state.get_cluster_config()
-    for group in config.node_group_configs if config is not None else ():
-        resources = {name.upper(): float(n) for name, n in group.resources.items()}
-        unlimited = group.max_count < 0
-        most = 1_000_000 if unlimited else group.max_count
-        yield (resources.get("CPU", 0.0), resources.get("GPU", 0.0)), most
+    Ray's own autoscaler keeps its groups for itself (only a hosted one records them where a job can
+    read them), so whoever sets a growing cluster up names them in SLIDELAKE_NODES.
 
-
-def is_autoscaled() -> bool:
-    """Whether the cluster has an autoscaler that records which nodes it may add."""
-    return any(most for _, most in _autoscaler_groups())
+    Raises:
+        ClusterError: SLIDELAKE_NODES can't be read.
+    """
+    for group in filter(None, (part.strip() for part in os.environ.get(NODES, "").split(","))):
+        match = _GROUP.fullmatch(group)
+        if match is None:
+            msg = (
+                f"{NODES}: {group!r} is no group of nodes; give COUNTxCPUS or COUNTxCPUS+GPUS, "
+                "as in 10x8,4x8+1: ten nodes with 8 CPUs, and four with 8 CPUs and 1 GPU"
+            )
+            raise ClusterError(msg)
+        count, cpus, gpus = match.groups(default="0")
+        yield (float(cpus), float(gpus)), int(count)
 
 
 @contextmanager
@@ -255,9 +266,9 @@ def announced(placement: Placement) -> Iterator[None]:
     """Ask the cluster's autoscaler for the nodes of all workers at once, as long as the block runs.
 
     Without it Ray's demand grows with its queue, and nodes come one after the other. Does nothing
-    where no autoscaler is.
+    on a cluster that does not grow.
     """
-    if not is_autoscaled():
+    if not os.environ.get(NODES):
         yield
         return
     from ray.autoscaler.sdk import request_resources
