@@ -102,8 +102,7 @@ def distill(
     with ray_session(address=address):
         _fit(lake, run, workers=workers, checkpoint_s=checkpoint_s)
     report = read_sealed(lake.store, run.report_path)
-    report["seconds"] = round(time.perf_counter() - start, 3)
-    report = resealed(report)
+    report = resealed({**report, "seconds": round(time.perf_counter() - start, 3)})
     lake.write_json(run.report_path, report)
     return ResultDict(report, name=f"student {name}", uri=lake.uri)
 
