@@ -244,7 +244,7 @@ def list_teachers(
         >>> teachers["uni2_h"]["dim"], teachers["uni2_h"]["gated"]
         (1536, True)
     """
-    store: Store | None = getattr(lake, "store", lake)
+    store = _files_of(lake)
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:
         if store and sees_features(store, name):
@@ -252,6 +252,14 @@ def list_teachers(
         elif store and store.exists(f"{student_folder(name)}/card.json"):
             rows.append(_card_row(find_card(store, name), here=True))
     return rows
+
+
+def _files_of(lake: "Lake | Store | None") -> "Store | None":
+    if lake is None:
+        return None
+    from featurestore import Lake  # imported already by those who have one
+
+    return lake.store if isinstance(lake, Lake) else lake
 
 
 def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
