@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo-lake
 
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo test test-slow check format docs clean
 
 setup: $(READY)
 
@@ -36,5 +36,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# site/: every warning is an error, so a broken link is, and a page that the navigation leaves out
+docs: setup
+	rm -rf site
+	$(BIN)/python -m sphinx -b html -c docs/site --fresh-env --fail-on-warning --keep-going --quiet . site
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

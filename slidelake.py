@@ -21,10 +21,10 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from cluster import ClusterError
+    from cluster import ClusterError, extend
     from distill import DistillError, Recipe
     from distill.recipes.recipe_table import make_recipe
-    from distill.students.feature_students import extract
+    from distill.students.feature_students import build_lake, extract
     from distill.targets.missing_stats import stats
     from distill.train.ray_train import distill
     from downstream import (
@@ -135,11 +135,13 @@ PUBLIC = {
     "TileBatch": "featurestore",
     "Verdict": "featurestore",
     "annotate": "featurestore",
+    "build_lake": "distill.students.feature_students",
     "compact": "featurestore",
     "copy_lake": "featurestore",
     "create_lake": "featurestore",
     "distill": "distill.train.ray_train",
     "drop": "featurestore",
+    "extend": "cluster",
     "extract": "distill.students.feature_students",
     "ingest": "ingest.ray_ingest",
     "list_teachers": "ingest.teachers.find_teacher",
@@ -204,11 +206,13 @@ __all__ = [
     "TileBatch",
     "Verdict",
     "annotate",
+    "build_lake",
     "compact",
     "copy_lake",
     "create_lake",
     "distill",
     "drop",
+    "extend",
     "extract",
     "ingest",
     "list_teachers",
@@ -323,20 +327,49 @@ from commands.command_table import add_commands
 app = typer.Typer(
     help="Whole-slide images in once, every teacher run once, everything after that reads a lake.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 add_commands(app)
 
 
+def _print_version(context: typer.Context, is_given: bool) -> None:
+    """Print the version and end, if `--version` is given."""
+    if is_given and not context.resilient_parsing:
+        try:
+            version = importlib.metadata.version("slidelake")
+        except importlib.metadata.PackageNotFoundError:
+            version = f"of {Path(__file__).resolve().parent}, which is not installed"
+        typer.echo(f"slidelake {version}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    extensions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extend",
+            metavar="FILE",
+            help="Run a Python file of your own that adds readers, scores, aggregators, terms, "
+            "recipes or formats, here and in all workers. Repeatable.",
+        ),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Whole-slide images in once, every teacher run once, everything after that reads a lake."""
     if debug:
         os.environ["SLIDELAKE_DEBUG"] = "1"
+    if extensions:
+        from cluster import extend
+
+        extend(*extensions)
 
 
 def main() -> None:

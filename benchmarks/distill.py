@@ -23,7 +23,7 @@ import typer
 import slidelake
 from benchmarks.recipes import LITE0, LITE1, make_lake
 from benchmarks.report import Line, write_report
-from cluster import ray_session
+from cluster import WorkerSettings, ray_session
 from distill.recipes.recipe import Recipe
 from distill.students.student_table import make_task
 from distill.targets.missing_stats import fit_missing, split_slides
@@ -129,7 +129,9 @@ def workers(lake: str, epochs: int) -> dict[str, Any]:
     speeds = {}
     for count in (1, 2):
         recipe = slidelake.make_recipe("shazam", TEACHERS, mpps=(0.5,), epochs=epochs)
-        report = slidelake.distill(lake, recipe, name=f"bench-workers{count}", workers=count)
+        report = slidelake.distill(
+            lake, recipe, name=f"bench-workers{count}", workers=WorkerSettings(workers=count)
+        )
         speeds[count] = report["tiles_per_s"]
     return {
         "what": "two workers / one, student of features",

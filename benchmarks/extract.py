@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from ingest.teachers.find_teacher import load_encoder
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import shard_samples
 from tests.worlds.wide_slide import write_wide_slide
+
+Device = Literal["cuda", "cpu"]
 
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite1")
 MPP = 0.5
@@ -64,7 +66,7 @@ def make_lake(folder: Path, *, columns: int, rows: int) -> Lake:
 class Ours:
     """Repeats the work of one actor, with networks that are loaded once."""
 
-    def __init__(self, lake: Lake, threads: int, device: str) -> None:
+    def __init__(self, lake: Lake, threads: int, device: Device) -> None:
         self.lake, self.threads, self.device = lake, threads, device
         self._extractor = Extractor()
 
@@ -75,7 +77,7 @@ class Ours:
             settings = {
                 "store": self.lake.uri,
                 "threads": self.threads,
-                "gpu": self.device == "cuda",
+                "device": self.device,
             }
             item = {
                 "unit": pickle.dumps(unit),
@@ -88,7 +90,7 @@ class Ours:
         return time.perf_counter() - start
 
 
-def bare(lake: Lake, teacher: Teacher, threads: int, device: str) -> Callable[[], float]:
+def bare(lake: Lake, teacher: Teacher, threads: int, device: Device) -> Callable[[], float]:
     """Return a function that measures the seconds of the network over all pixels in memory."""
     gpu = device == "cuda"
     encoder = load_encoder(
@@ -114,12 +116,14 @@ def bare(lake: Lake, teacher: Teacher, threads: int, device: str) -> Callable[[]
     return run
 
 
-def measure(lake: Lake, names: Sequence[str], rounds: int, threads: int, device: str) -> list[Line]:
+def measure(
+    lake: Lake, names: Sequence[str], rounds: int, threads: int, device: Device
+) -> list[Line]:
     """Measure each teacher against its bare network, and all in one run against one run each."""
     teachers = find_teachers(lake.store, names)
-    gpus = int(device == "cuda")
-    units = {t.card.name: plan(lake, [t], [MPP], engine="torch", gpus=gpus) for t in teachers}
-    together = plan(lake, teachers, [MPP], engine="torch", gpus=gpus)
+    gpus = device == "cuda"
+    units = {t.card.name: plan(lake, [t], [MPP], engine="torch", device=device) for t in teachers}
+    together = plan(lake, teachers, [MPP], engine="torch", device=device)
     by_onnx = [] if gpus else _by_onnx(lake, names[0])
     ours = Ours(lake, threads, device)
     clocks = {t.card.name: bare(lake, t, threads, device) for t in teachers}
@@ -169,7 +173,7 @@ def main(
     threads: int = 2,
     columns: Annotated[int, typer.Option(help="Copies of the real slide side by side.")] = 3,
     rows: Annotated[int, typer.Option(help="And one below the other.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
+    device: Annotated[Device, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path(__file__).parent
     / "results",
 ) -> None:
@@ -186,7 +190,7 @@ def main(
         lines = measure(lake, names, rounds, threads, device)
     for line in lines:
         typer.echo(line.text())
-    settings = {"rounds": rounds, "threads": threads, "device": device}
+    settings: dict[str, str | int] = {"rounds": rounds, "threads": threads, "device": device}
     if device == "cuda":
         settings["gpu"] = torch.cuda.get_device_name()
     typer.echo(f"-> {write_report(out, lines, settings, name=f'extract-{device}')}")

@@ -4,19 +4,63 @@ This package imports none of the others. Importing it does not import ray, so th
 needs none starts at once; each function that needs ray imports it when called.
 """
 
-from cluster.errors import ClusterError
-from cluster.progress import Progress, progress
-from cluster.ray_session import quiet_ray_data, ray_session, schedulable
+from cluster.errors import ClusterError, ExtensionError
+from cluster.extensions import (
+    Extension,
+    extend,
+    extension_sha256,
+    load_extensions,
+    loaded_extensions,
+)
+from cluster.placement import (
+    Device,
+    NodeShape,
+    Placement,
+    WorkerSettings,
+    announced,
+    chosen_device,
+    machine_shapes,
+    node_shapes,
+    place,
+)
+from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.ray_session import (
+    joins_cluster,
+    quiet_ray_data,
+    ray_session,
+    schedulable,
+    shared_ray_session,
+)
 from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
 
 __all__ = [
     "ClusterError",
+    "Device",
+    "Extension",
+    "ExtensionError",
+    "NodeShape",
+    "Placement",
     "Progress",
+    "WorkerSettings",
+    "announced",
+    "chosen_device",
+    "extend",
+    "extension_sha256",
+    "is_quiet",
+    "joins_cluster",
+    "load_extensions",
+    "loaded_extensions",
+    "machine_shapes",
+    "node_shapes",
+    "place",
     "progress",
+    "progress_of_stages",
+    "quiet_progress",
     "quiet_ray_data",
     "ray_map",
     "ray_session",
     "schedulable",
+    "shared_ray_session",
     "submit",
 ]

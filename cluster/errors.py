@@ -1,4 +1,4 @@
-"""The error type of this package.
+"""The error types of this package.
 
 Ray reports the same fault (no server there, a wrong token) by half a dozen types of its own; a
 command needs one type to catch and one line to print.
@@ -12,3 +12,7 @@ class ClusterError(RuntimeError):
         >>> issubclass(sl.ClusterError, RuntimeError)
         True
     """
+
+
+class ExtensionError(ValueError):
+    """Raised for a user's file of own readers, scores or models that can't be run."""

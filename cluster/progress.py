@@ -9,13 +9,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol, TextIO
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol, TextIO
 
+from cluster.environment import patched_environ
 from cluster.errors import ClusterError
 from cluster.progress_text import Snapshot, State, progress_line
 
-VIEWS = ("auto", "bar", "plain", "json")
+if TYPE_CHECKING:
+    from cluster.progress_bar import Bars
+
+VIEWS = ("auto", "bar", "plain", "json", "none")
+VARIABLE = "SLIDELAKE_PROGRESS"
 
 
 class View(Protocol):
@@ -76,6 +82,7 @@ class Progress:
         """Return the state of the progress at this moment."""
         return Snapshot(
             title=self._fixed.title,
+            stage=self._fixed.stage,
             unit=self._fixed.unit,
             done=self._done,
             total=self._fixed.total,
@@ -88,6 +95,70 @@ class Progress:
             first_work=self._first[1],
             state=state,
         )
+
+
+class _Whole:
+    """A command of several stages, each of which is a `progress` with the stage's title."""
+
+    def __init__(self, title: str, stages: tuple[str, ...], stack: ExitStack) -> None:
+        self.title = title
+        self._stages, self._stack = stages, stack
+        self._bars: Bars | None = None
+
+    def bars(self, out: TextIO) -> "Bars":
+        """Return the bars of all stages, which are drawn from the first stage on."""
+        if self._bars is None:
+            from cluster.progress_bar import open_bars
+
+            self._bars = self._stack.enter_context(open_bars(out, self._stages))
+        return self._bars
+
+
+#: The command of which the next `progress` is a stage.
+_WHOLE: ContextVar[_Whole | None] = ContextVar("_WHOLE", default=None)
+
+
+@contextmanager
+def progress_of_stages(title: str, *stages: str) -> Iterator[None]:
+    """Show each `progress` inside the block as a stage of one command.
+
+    A terminal shows a bar for each stage together, the later ones as waiting. Lines in JSON have
+    `title` for the command, and `stage` for the title of the `progress`.
+
+    Args:
+        title: name of the command, such as `build`.
+        stages: titles of the `progress` of its stages, in order.
+
+    Example:
+        >>> with progress_of_stages("build", "ingest", "extract"):
+        ...     with progress("ingest", total=2, unit="slides") as bar:
+        ...         bar.snapshot().heading
+        'build ingest'
+    """
+    with ExitStack() as stack:
+        outer = _WHOLE.set(_Whole(title, stages, stack))
+        try:
+            yield
+        finally:
+            _WHOLE.reset(outer)
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Show no progress inside the block, nor in processes that are started there.
+
+    Example:
+        >>> with quiet_progress():
+        ...     is_quiet()
+        True
+    """
+    with patched_environ({VARIABLE: "none"}):
+        yield
+
+
+def is_quiet() -> bool:
+    """Return whether no progress is shown, by `quiet_progress` or SLIDELAKE_PROGRESS=none."""
+    return os.environ.get(VARIABLE) == "none"
 
 
 @contextmanager
@@ -105,9 +176,10 @@ def progress(
     """Show the progress of the block on stderr.
 
     A terminal gets a bar; anything else a line at most every `every_s` seconds and one at the end,
-    as JSON. The environment's SLIDELAKE_PROGRESS = bar, plain or json chooses the view; json is one
-    object a line with the keys `event` ("progress", "note", "done", "stopped"), `title`, `unit`,
-    `done`, `total`, `counters`, `elapsed_s` and `left_s`, or `event`, `title` and `text`.
+    as JSON. The environment's SLIDELAKE_PROGRESS = bar, plain, json or none chooses the view; json
+    is one object a line with the keys `event` ("progress", "note", "done", "stopped"), `title`,
+    `unit`, `done`, `total`, `counters`, `elapsed_s` and `left_s`, or `event`, `title` and `text`;
+    and `stage` inside `progress_of_stages`.
 
     Args:
         title: name of the command, such as `ingest`.
@@ -124,7 +196,11 @@ def progress(
         ClusterError: SLIDELAKE_PROGRESS is none of the above.
     """
     out = sys.stderr if stream is None else stream
-    start = Snapshot(title=title, unit=unit, done=initial, total=total, initial=initial)
+    whole = _WHOLE.get()
+    names = (title, "") if whole is None else (whole.title, title)
+    start = Snapshot(
+        title=names[0], stage=names[1], unit=unit, done=initial, total=total, initial=initial
+    )
     with _view(start, out, every_s=every_s, clock=clock) as view:
         bar = Progress(start, view, clock, work)
         try:
@@ -139,22 +215,36 @@ def progress(
 def _view(
     start: Snapshot, out: TextIO, *, every_s: float, clock: Callable[[], float]
 ) -> Iterator[View]:
-    name = os.environ.get("SLIDELAKE_PROGRESS") or "auto"
+    name = os.environ.get(VARIABLE) or "auto"
     if name not in VIEWS:
-        msg = f"SLIDELAKE_PROGRESS={name!r} is not known; set it to one of {', '.join(VIEWS)}"
+        msg = f"{VARIABLE}={name!r} is not known; set it to one of {', '.join(VIEWS)}"
         raise ClusterError(msg)
     if name == "auto":
         name = "bar" if out.isatty() and os.environ.get("TERM") != "dumb" else "json"
-    if name == "bar":
+    if name == "none":
+        yield _NoView()
+    elif name == "bar" and (whole := _WHOLE.get()) is not None:
+        yield whole.bars(out).start(start)
+    elif name == "bar":
         # Rich takes 0.1 s to import, which a command in a job or a pipe need not pay.
-        from cluster.progress_bar import open_bar
+        from cluster.progress_bar import open_bars
 
-        with open_bar(start, out) as bar:
-            yield bar
+        with open_bars(out) as bars:
+            yield bars.start(start)
     else:
         show = _json_line if name == "json" else progress_line
         note = _json_note if name == "json" else _plain_note
-        yield _LinesView(start.title, out, show=show, note=note, every_s=every_s, clock=clock)
+        yield _LinesView(start, out, show=show, note=note, every_s=every_s, clock=clock)
+
+
+class _NoView:
+    """The view that shows nothing; what failed is in the command's answer."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
 
 
 class _LinesView:
@@ -162,15 +252,15 @@ class _LinesView:
 
     def __init__(
         self,
-        title: str,
+        start: Snapshot,
         out: TextIO,
         *,
         show: Callable[[Snapshot], str],
-        note: Callable[[str, str], str],
+        note: Callable[[Snapshot, str], str],
         every_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._title, self._out = title, out
+        self._start, self._out = start, out
         self._show, self._note = show, note
         self._every_s, self._clock = every_s, clock
         self._last = clock()
@@ -183,15 +273,21 @@ class _LinesView:
         print(self._show(snapshot), file=self._out, flush=True)
 
     def note(self, text: str) -> None:
-        print(self._note(self._title, text), file=self._out, flush=True)
+        print(self._note(self._start, text), file=self._out, flush=True)
 
 
-def _plain_note(title: str, text: str) -> str:
-    return f"{title}: {text}"
+def _plain_note(start: Snapshot, text: str) -> str:
+    return f"{start.heading}: {text}"
 
 
-def _json_note(title: str, text: str) -> str:
-    return json.dumps({"event": "note", "title": title, "text": text})
+def _json_note(start: Snapshot, text: str) -> str:
+    return json.dumps({"event": "note", **_names(start), "text": text})
+
+
+def _names(snapshot: Snapshot) -> dict[str, str]:
+    """Return the title and, of a command of several stages, the stage."""
+    stage = {"stage": snapshot.stage} if snapshot.stage else {}
+    return {"title": snapshot.title, **stage}
 
 
 def _json_line(snapshot: Snapshot) -> str:
@@ -199,7 +295,7 @@ def _json_line(snapshot: Snapshot) -> str:
     return json.dumps(
         {
             "event": "progress" if snapshot.state == "running" else snapshot.state,
-            "title": snapshot.title,
+            **_names(snapshot),
             "unit": snapshot.unit,
             "done": snapshot.done,
             "total": snapshot.total,

@@ -1,6 +1,6 @@
 """The view of progress on a terminal: one live line drawn by rich."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -31,12 +31,38 @@ class _BarView:
         self._rich.console.print(text, markup=False, highlight=False)
 
 
+class Bars:
+    """The lines of one command on a terminal, a bar for each of its stages."""
+
+    def __init__(self, rich: RichProgress, stages: Sequence[str]) -> None:
+        self._rich = rich
+        self._waiting = {
+            stage: rich.add_task(stage, start=False, total=None, status="waits", left="")
+            for stage in stages
+        }
+
+    def start(self, start: Snapshot) -> _BarView:
+        """Start the bar of a stage, or a further bar if the stage was not named beforehand."""
+        name = start.stage or start.title
+        task = self._waiting.pop(name, None)
+        if task is None:
+            task = self._rich.add_task(name, start=False, total=None, status="", left="")
+        self._rich.start_task(task)
+        self._rich.update(task, total=start.total, completed=start.done, status=status_text(start))
+        return _BarView(self._rich, task)
+
+    def end(self) -> None:
+        """Show that the stages which never started had nothing to do."""
+        for task in self._waiting.values():
+            self._rich.update(task, total=1, completed=1, status="nothing to do")
+
+
 @contextmanager
-def open_bar(start: Snapshot, out: TextIO) -> Iterator[_BarView]:
-    """Draw the bar on `out` for as long as the block runs; its last state stays on the screen.
+def open_bars(out: TextIO, stages: Sequence[str] = ()) -> Iterator[Bars]:
+    """Draw bars on `out` for as long as the block runs; their last state stays on the screen.
 
     stdout is left alone, since a command's answer is printed there; other text on stderr is
-    printed above the bar.
+    printed above the bars.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -46,11 +72,6 @@ def open_bar(start: Snapshot, out: TextIO) -> Iterator[_BarView]:
         TextColumn("{task.fields[left]}", markup=False),
     )
     with RichProgress(*columns, console=Console(file=out), redirect_stdout=False) as rich:
-        task = rich.add_task(
-            start.title,
-            total=start.total,
-            completed=start.done,
-            status=status_text(start),
-            left="",
-        )
-        yield _BarView(rich, task)
+        bars = Bars(rich, stages)
+        yield bars
+        bars.end()

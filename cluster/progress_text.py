@@ -23,6 +23,7 @@ class Snapshot:
 
     Attributes:
         title: name of the command, such as `ingest`.
+        stage: name of the stage of a command of several, such as `extract` of `build`.
         unit: name of the counted units, in the plural, such as `slides`.
         done: number of finished units, including an earlier run's (`initial`).
         total: number of units, or None if unknown.
@@ -40,6 +41,7 @@ class Snapshot:
 
     title: str
     unit: str
+    stage: str = ""
     done: int = 0
     total: int | None = None
     initial: int = 0
@@ -50,6 +52,11 @@ class Snapshot:
     work: float = 0.0
     first_work: float = 0.0
     state: State = "running"
+
+    @property
+    def heading(self) -> str:
+        """Return the name of the command, and of its stage."""
+        return f"{self.title} {self.stage}".rstrip()
 
     def rate(self, name: str | None = None) -> float:
         """Return the mean rate per second in this run, of the unit or a counter; 0 at first."""
@@ -83,7 +90,7 @@ def progress_line(snapshot: Snapshot) -> str:
         parts.append(f"about {duration_text(snapshot.left_s)} left")
     if snapshot.state != "running":
         parts.append(snapshot.state)
-    return f"{snapshot.title}: {', '.join(parts)}"
+    return f"{snapshot.heading}: {', '.join(parts)}"
 
 
 def status_text(snapshot: Snapshot) -> str:

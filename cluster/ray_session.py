@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from cluster.environment import patched_environ
@@ -22,6 +23,23 @@ from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory, sh
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LOCAL = "local"
 _REACH_S = 10.0
+#: The stack that holds a Ray up beyond its own block, inside a block of `shared_ray_session`.
+_SHARED: ContextVar[ExitStack | None] = ContextVar("_SHARED", default=None)
+
+
+@contextmanager
+def shared_ray_session() -> Iterator[None]:
+    """Keep the Ray of the first `ray_session` inside the block up until the block ends.
+
+    Jobs that follow each other then share one Ray, as the ingest and the extract of
+    `slidelake build`; none is started as long as no job needs one.
+    """
+    with ExitStack() as stack:
+        outer = _SHARED.set(stack)
+        try:
+            yield
+        finally:
+            _SHARED.reset(outer)
 
 
 @contextmanager
@@ -62,7 +80,8 @@ def ray_session(
         yield
         return
     target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    with ExitStack() as stack:
+    with ExitStack() as own:
+        stack = _SHARED.get() or own
         if target == _LOCAL:
             stack.enter_context(_started_here(num_cpus, worker_logs=worker_logs))
         else:
@@ -70,6 +89,14 @@ def ray_session(
         if ray_data:
             quiet_ray_data()
         yield
+
+
+def joins_cluster(address: str | None) -> bool:
+    """Whether `ray_session` with this address uses a Ray that is up already."""
+    import ray
+
+    target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    return ray.is_initialized() or target != _LOCAL
 
 
 @contextmanager
@@ -83,7 +110,7 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
         with _without_notices(), _clear_timeout():
             ray.init(
                 address=_LOCAL,
-                num_cpus=num_cpus,
+                num_cpus=_own_cores() if num_cpus is None else num_cpus,
                 include_dashboard=False,
                 object_store_memory=object_store_bytes(
                     ram_bytes=ram_bytes(), shm_free_bytes=shm_free_bytes()
@@ -94,6 +121,18 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
                 _temp_dir=str(directory),
             )
         yield
+
+
+def _own_cores() -> int | None:
+    """Return how many cores this process may use, or None where it may use all of the machine.
+
+    Ray counts the machine's cores, or a container's quota. A batch system such as SLURM binds a job
+    to some of the cores, which Ray overlooks.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = len(os.sched_getaffinity(0))
+    return cores if cores < (os.cpu_count() or 1) else None
 
 
 @contextmanager

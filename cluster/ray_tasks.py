@@ -12,9 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from cluster.errors import ClusterError
+from cluster.extensions import Extension, load_extensions, loaded_extensions
+from cluster.placement import WorkerSettings, node_shapes, place, room
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: An autoscaled cluster may have room for millions; their tasks are not all submitted at once.
+MOST_PLACES = 5000
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 
@@ -42,7 +47,7 @@ def ray_map(
             once, so that a free worker has the next task waiting.
 
     Raises:
-        ClusterError: Ray is not initialised, or a number is not positive.
+        ClusterError: Ray is not initialised, a number is not positive, or no node holds a task.
         BaseException: the first exception a task raised, with its own type, the worker's traceback
             in a note; the tasks that have not finished are cancelled. They are also cancelled when
             the iterator is closed early.
@@ -50,16 +55,17 @@ def ray_map(
     import ray
 
     _check(num_cpus, max_in_flight)
+    places = _places(num_cpus, num_gpus)
     threads = max(1, math.floor(num_cpus))
     task = ray.remote(_call).options(num_cpus=num_cpus, num_gpus=num_gpus)
-    fn_ref = ray.put(fn)
-    limit = max_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
+    fn_ref, extensions = ray.put(fn), loaded_extensions()
+    limit = max_in_flight or 2 * min(places, MOST_PLACES)
     queue = enumerate(items)
     flying: dict[Any, int] = {}
     try:
         while True:
             for index, argument in queue:
-                flying[task.remote(fn_ref, argument, threads)] = index
+                flying[task.remote(fn_ref, argument, threads, extensions)] = index
                 if len(flying) >= limit:
                     break
             if not flying:
@@ -85,12 +91,25 @@ def _check(num_cpus: float, max_in_flight: int | None) -> None:
         raise ClusterError(msg)
 
 
-def _call(fn: Callable[[T], R], argument: T, threads: int) -> R:
+def _places(num_cpus: float, num_gpus: float) -> int:
+    """Return how many tasks the cluster runs at once.
+
+    Raises:
+        ClusterError: no node holds such a task, which Ray would wait for without a word.
+    """
+    settings = WorkerSettings(cpus_per_worker=num_cpus, gpus_per_worker=num_gpus)
+    shapes = node_shapes()
+    place(settings, shapes, most=1)
+    return room(shapes, num_cpus, num_gpus)
+
+
+def _call(fn: Callable[[T], R], argument: T, threads: int, extensions: tuple[Extension, ...]) -> R:
     """Call a function in a worker, which may have run a task with another number of CPUs before."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
+    load_extensions(extensions)
     return fn(argument)
 
 

@@ -9,6 +9,7 @@ from commands.lakes import (
     compact,
     copy_files,
     info,
+    ls,
     query,
     repair,
     restore,
@@ -16,14 +17,14 @@ from commands.lakes import (
     vacuum,
     verify,
 )
-from commands.slides import extract, ingest, score, teachers
+from commands.slides import build, extract, ingest, score, teachers
 from commands.students import distill, evaluate, export_student, stats
 from commands.studies import attention, mil, probe, report, runs, search, survival
 
 #: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
     None: (demo.app, submit.app),
-    "Slides, tiles, features": (ingest.app, extract.app, score.app, teachers.app),
+    "Slides, tiles, features": (build.app, ingest.app, extract.app, score.app, teachers.app),
     "Students": (stats.app, distill.app, evaluate.app, export_student.app),
     "Downstream tasks": (
         mil.app,
@@ -35,6 +36,7 @@ COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
         report.app,
     ),
     "The lake": (
+        ls.app,
         query.app,
         info.app,
         verify.app,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from distill.errors import DistillError
     from distill.recipes.recipe import Recipe, Term
     from distill.recipes.recipe_table import RECIPES, make_recipe
-    from distill.students.feature_students import extract
+    from distill.students.feature_students import build_lake, extract
     from distill.targets.missing_stats import stats
     from distill.train.ray_train import distill
 
@@ -19,6 +19,7 @@ MODULES = {
     "DistillError": "distill.errors",
     "Recipe": "distill.recipes.recipe",
     "Term": "distill.recipes.recipe",
+    "build_lake": "distill.students.feature_students",
     "distill": "distill.train.ray_train",
     "extract": "distill.students.feature_students",
     "make_recipe": "distill.recipes.recipe_table",
@@ -31,6 +32,7 @@ __all__ = [
     "DistillError",
     "Recipe",
     "Term",
+    "build_lake",
     "distill",
     "extract",
     "make_recipe",

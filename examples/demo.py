@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import ray_session
+from cluster import is_quiet, ray_session
 from distill import distill, extract, make_recipe, stats
 from downstream import Plan, run_mil, run_survival, write_report
 from downstream.survival import has_scikit_survival
@@ -90,7 +90,7 @@ class Stages:
         try:
             result = work()
             seconds = time.perf_counter() - start
-            sys.stderr.write(f"demo: {name} done in {seconds:.1f} s\n")
+            _say(f"demo: {name} done in {seconds:.1f} s")
         except BaseException:
             self._keep(name, time.perf_counter() - start, done=False)
             raise
@@ -144,7 +144,7 @@ def _stages(stages: Stages, lake: str, folder: Path, settings: DemoSettings) -> 
 def _cohort(folder: Path, settings: DemoSettings) -> Path:
     def report_progress(done: int, total: int) -> None:
         if done % 8 == 0 or done == total:
-            sys.stderr.write(f"cohort: {done}/{total} slides\n")
+            _say(f"cohort: {done}/{total} slides")
 
     labels = make_cohort(
         folder / "cohort",
@@ -161,6 +161,12 @@ def _cohort(folder: Path, settings: DemoSettings) -> Path:
         shutil.copyfile(REAL_SLIDE, temporary)
         temporary.replace(real)
     return labels
+
+
+def _say(line: str) -> None:
+    """Print a line on the progress, unless none is shown."""
+    if not is_quiet():
+        sys.stderr.write(f"{line}\n")
 
 
 def _ingest(lake: str, labels: Path, settings: DemoSettings) -> None:

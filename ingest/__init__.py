@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ingest.errors import InputError, SlideError, TeacherError
+    from ingest.lake_building import BuildOptions, BuildResult, build_lake
     from ingest.ray_ingest import ingest
     from ingest.stain import LEAST_LIGHT, STAIN_UNMIXING, STAIN_VECTORS, jitter_stains
     from ingest.teachers.cards.card import Card
@@ -31,11 +32,14 @@ MODULES = {
     "LEAST_LIGHT": "ingest.stain",
     "STAIN_UNMIXING": "ingest.stain",
     "STAIN_VECTORS": "ingest.stain",
+    "BuildOptions": "ingest.lake_building",
+    "BuildResult": "ingest.lake_building",
     "Card": "ingest.teachers.cards.card",
     "InputError": "ingest.errors",
     "SlideError": "ingest.errors",
     "Teacher": "ingest.teachers.find_teacher",
     "TeacherError": "ingest.errors",
+    "build_lake": "ingest.lake_building",
     "decode_tile": "ingest.tile_jpeg",
     "find_card": "ingest.teachers.find_teacher",
     "find_teachers": "ingest.teachers.find_teacher",
@@ -55,11 +59,14 @@ __all__ = [
     "LEAST_LIGHT",
     "STAIN_UNMIXING",
     "STAIN_VECTORS",
+    "BuildOptions",
+    "BuildResult",
     "Card",
     "InputError",
     "SlideError",
     "Teacher",
     "TeacherError",
+    "build_lake",
     "decode_tile",
     "find_card",
     "find_teachers",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 
+from cluster import Extension, load_extensions
 from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
 from featurestore.storage import DiskFullError, disk_full_error
 from featurestore.tables import shard_path
@@ -238,9 +239,12 @@ def png_bytes(gray: npt.NDArray[np.uint8]) -> bytes:
     return bytes(png)
 
 
-def cut_or_reason(store: Store, config: LakeConfig, row: Row) -> SlideCut | Row:
+def cut_or_reason(
+    store: Store, config: LakeConfig, row: Row, extensions: Sequence[Extension] = ()
+) -> SlideCut | Row:
     """Return the cut slide, or its row with the reason why it could not be cut."""
     try:
+        load_extensions(extensions)
         return cut_slide(store, config, row)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
         full = disk_full_error(error, store.uri)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster import Extension, load_extensions, loaded_extensions
 from ingest.child_process import DiedError, Isolated
 from ingest.cut import failure
 from ingest.errors import InputError
@@ -72,17 +73,23 @@ def _looked_at(
 ) -> list[NativeTiles] | str:
     """Return the tiles that a slide stores, or why they are not known; another process reads it."""
     try:
-        tiles: list[NativeTiles] | str = child.call(source, ratios, mpp, limit_s=LOOK_S)
+        tiles: list[NativeTiles] | str = child.call(
+            source, ratios, mpp, loaded_extensions(), limit_s=LOOK_S
+        )
     except DiedError as error:
         return f"looking at {source.slide_id} {error}"
     return tiles
 
 
 def tiles_or_reason(
-    source: Source, ratios: dict[float, int], mpp: float | None
+    source: Source,
+    ratios: dict[float, int],
+    mpp: float | None,
+    extensions: Sequence[Extension] = (),
 ) -> list[NativeTiles] | str:
     """Return the tiles that a slide stores, or why the slide can't be read."""
     try:
+        load_extensions(extensions)
         return _of_slide(source, ratios, mpp)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
         return str(failure({}, error)["reason"])

@@ -13,7 +13,7 @@ from typing import Unpack
 
 import polars as pl
 
-from cluster import progress, ray_session, schedulable
+from cluster import loaded_extensions, progress, ray_session, schedulable
 from featurestore import (
     Lake,
     LakeConfig,
@@ -32,7 +32,7 @@ from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.remote.remote_files import is_local
-from ingest.scores.fill_scores import keep_scores
+from ingest.scores.fill_scores import keep_scores, unknown_scores
 from ingest.select.named_slides import IngestOptions, Row, find_named_slides
 from ingest.select.near_lake import refuse_near_lake
 from ingest.select.slides_to_cut import Todo, sort_out
@@ -147,6 +147,8 @@ def ingest(
     ingest_result.replaced = [name for name in done if name not in todo.again]
     ingest_result.again = {name: todo.again[name] for name in done if name in todo.again}
     ingest_result.scores = keep_scores(lake_uri).tiles
+    if todo.cut and (note := unknown_scores(lake.refreshed())):
+        ingest_result.notes.append(note)
     ingest_result.sheet = write_contact_sheet(lake.refreshed())
     if auto_vacuum:
         ingest_result.freed = free_old_versions(lake)
@@ -237,11 +239,23 @@ def _outcomes(
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    before = context.max_errored_blocks
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
+    try:
+        yield from _cut_by_ray(store, config, todo, slide_timeout_s)
+    finally:  # a job after this one in the same process must not lose blocks in silence
+        context.max_errored_blocks = before
+
+
+def _cut_by_ray(
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+) -> Iterator[SlideCut | Row]:
+    import ray.data
+
     task_rows = [
         {
             "number": number,
-            "job": pickle.dumps((store, config, row)),
+            "job": pickle.dumps((store, config, row, loaded_extensions())),
             "limit_s": slide_timeout_s + (row["bytes"] or 0) / SLOWEST_BYTES_S,
         }
         for number, row in enumerate(todo)

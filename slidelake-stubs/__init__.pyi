@@ -5,6 +5,7 @@ import pathlib
 import typer
 
 from cluster import ClusterError as ClusterError
+from cluster import extend as extend
 from distill import DistillError as DistillError
 from distill import Recipe as Recipe
 from distill.recipes.recipe_table import make_recipe as make_recipe
@@ -128,6 +129,7 @@ __all__ = [
     "create_lake",
     "distill",
     "drop",
+    "extend",
     "extract",
     "ingest",
     "list_teachers",

@@ -7,7 +7,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
 
@@ -32,6 +32,7 @@ class ExportOptions:
     mpp: float | None = None
     tiles: Annotated[bool, typer.Option("--tiles")] = False
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 
@@ -55,11 +56,11 @@ def export_command(options: ExportOptions) -> None:
             tiles=options.tiles,
             on_slide=lambda slide, files: bar.advance(),
         )
-    lines = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
-    lines += [f"{slide['slide']} left out: {slide['reason']}" for slide in exported.left_out]
+    errors = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
+    lines = [f"{slide['slide']} left out: {slide['reason']}" for slide in exported.left_out]
     lines.append(
         f"{exported.out}: {exported.written} slides written in {exported.files} files, "
         f"{exported.complete} were there already, {len(exported.failed)} failed"
     )
-    print_answer(asdict(exported), as_json=options.json, text="\n".join(lines))
+    print_answer(asdict(exported), as_json=options.json, errors=errors, text="\n".join(lines))
     raise typer.Exit(1 if exported.failed else 0)

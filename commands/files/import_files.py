@@ -7,7 +7,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import JsonOpt, LakeArg
+from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
 
@@ -36,6 +36,7 @@ class ImportOptions:
     teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
     tile_px: int | None = None
     tile_px_level0: int | None = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 
@@ -63,12 +64,12 @@ def import_command(options: ImportOptions) -> None:
             facts=facts,
             on_slide=lambda slide, outcome: bar.advance(),
         )
-    lines = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in imported.failed]
-    lines += [f"{slide['slide_id']} left out: {slide['reason']}" for slide in imported.left_out]
+    errors = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in imported.failed]
+    lines = [f"{slide['slide_id']} left out: {slide['reason']}" for slide in imported.left_out]
     lines += [f"{tiles:,} tiles at {name} mpp" for name, tiles in imported.tiles.items()]
     lines += [f"{name}: {slides} slides" for name, slides in imported.features.items()]
     lines.append(
         f"{imported.slides} slides, {imported.new} new; {len(imported.failed)} files failed"
     )
-    print_answer(asdict(imported), as_json=options.json, text="\n".join(lines))
+    print_answer(asdict(imported), as_json=options.json, errors=errors, text="\n".join(lines))
     raise typer.Exit(1 if imported.failed else 0)

@@ -8,7 +8,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import JsonOpt
+from commands.options.shared_options import JsonOpt, QuietOpt
 
 app = typer.Typer()
 
@@ -25,6 +25,7 @@ class DemoOptions:
 
     folder: Annotated[str, typer.Argument(metavar="DIR")]
     quick: Annotated[bool, typer.Option("--quick")] = False
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

@@ -11,6 +11,8 @@ from packaging.utils import canonicalize_name
 STRONG = re.compile(r"\bA?GPL|GNU (Affero )?General Public", re.IGNORECASE)
 WEAK = re.compile(r"\b(LGPL|MPL|EPL|EUPL|CDDL)|(GNU Lesser|Mozilla|Eclipse) ", re.IGNORECASE)
 _MOST = 80
+#: Extras that build and test, and are no part of what runs.
+_TOOLS = {"docs", "test"}
 
 
 def installed_licences(root: str = "slidelake") -> list[dict[str, Any]]:
@@ -85,7 +87,7 @@ def _installed_packages(root: str) -> Iterator[tuple[Distribution, str]]:
     installed = {canonicalize_name(package.name): package for package in distributions()}
     own = installed.get(canonicalize_name(root))
     extras = [] if own is None else own.metadata.get_all("Provides-Extra") or []
-    used_extras = ",".join(extra for extra in extras if extra != "test")
+    used_extras = ",".join(extra for extra in extras if extra not in _TOOLS)
     waiting = [(Requirement(f"{root}[{used_extras}]"), "")]
     opened: dict[str, set[str]] = {}
     for requirement, needed_by in waiting:  # grows as packages are opened

@@ -7,7 +7,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import JsonOpt, LakeArg
+from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
 
@@ -22,6 +22,7 @@ class CompactOptions:
 
     lake: LakeArg
     rows: Annotated[int, typer.Option(min=1)] = 250_000
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

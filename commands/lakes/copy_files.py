@@ -8,7 +8,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
 
@@ -24,6 +24,7 @@ class CopyOptions:
     lake: LakeArg
     dest: Annotated[str, typer.Argument(metavar="DEST")]
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

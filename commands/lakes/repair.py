@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cluster.progress import is_quiet
 from commands.lakes.damage_lines import advice, damage_line
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import JsonOpt, LakeArg
+from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 if TYPE_CHECKING:
     from featurestore import Verdict
@@ -31,6 +32,7 @@ class RepairOptions:
     yes: Annotated[bool, typer.Option("--yes")] = False
     dry_run: bool = False
     checksums: bool = False
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 
@@ -52,10 +54,11 @@ def repair_command(options: RepairOptions) -> None:
         _print_repair(untouched, [*lines, advice(options.lake, verdict)], {}, options.json)
     lake = lake_to_mend(options.lake)
     plan = plan_repair(lake, verdict)
-    for line in _plan_lines(plan):
+    for line in () if is_quiet() else _plan_lines(plan):
         typer.echo(line, err=True)
     if options.dry_run:
-        _print_repair(Repaired(left=plan.left), [], {}, options.json)
+        lines = ["nothing was changed (--dry-run)"] if plan.steps or plan.left else []
+        _print_repair(Repaired(left=plan.left), lines, {}, options.json)
     repaired = repair(lake, verdict, plan=plan, yes=options.yes)
     added = _add_checksums(options.lake, verdict) if options.checksums else {}
     _print_repair(repaired, _repaired_lines(repaired, added), added, options.json)

@@ -8,7 +8,7 @@ import typer
 from commands.lakes.damage_lines import advice, damage_line
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
 
@@ -24,6 +24,7 @@ class VerifyOptions:
     lake: LakeArg
     sample: Annotated[float, typer.Option(min=0, max=1)] = 1.0
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 
@@ -39,15 +40,20 @@ def verify_command(options: VerifyOptions) -> None:
 
     verdict = verify_isolated(options.lake, at=options.at, sample=options.sample)
     answer = verdict.as_dict()
-    lines = [damage_line(damage) for damage in answer["damage"]]
-    lines.append(_checked_line(answer))
+    lines = [_checked_line(answer)]
     lines += [
         f"{count:,} {name} have no checksum: `slidelake repair --checksums` adds them"
         for name, count in verdict.unchecked.items()
     ]
     if not verdict.ok:
         lines.append(advice(options.lake, verdict))
-    print_answer(answer, as_json=options.json, text="\n".join(lines))
+    print_answer(
+        answer,
+        as_json=options.json,
+        errors=[damage_line(damage) for damage in answer["damage"]],
+        text="\n".join(lines),
+        summary=lines[0],
+    )
     raise typer.Exit(0 if verdict.ok else 1)
 
 

@@ -5,11 +5,13 @@ Each field is an option with the field's type and default; its help is its entry
 gives what a field alone cannot, `Annotated[T, typer.Argument(...)]` makes it positional. A field
 with a dataclass type is a group: its fields become options of the same command, under
 the heading `PANEL` of the group; a field marked with `FieldOptions` holds the options that set
-fields of a run's settings. A command is a function of the finished dataclass.
+fields of a run's settings. A command is a function of the finished dataclass; if that has a field
+`quiet` which is set, the command shows no progress.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -17,6 +19,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from cluster.progress import quiet_progress
 from commands.options.field_docs import field_docs
 from commands.options.field_options import FieldOptions
 from commands.options.quick_start import starting_without_pandas
@@ -60,7 +63,9 @@ def as_callback(function: Callable[..., None]) -> Callable[..., None]:
     options_type = hints["options"]
 
     def callback(context: typer.Context, **parsed_options: object) -> None:
-        function(build_options(options_type, parsed_options, command_line_names(context)))
+        options = build_options(options_type, parsed_options, command_line_names(context))
+        with quiet_progress() if getattr(options, "quiet", False) else nullcontext():
+            function(options)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     signature = inspect.Signature([context, *option_parameters(options_type)])

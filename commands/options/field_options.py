@@ -6,7 +6,7 @@ Fields without an option of their own are reached by `--set`.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import typer
@@ -35,6 +35,7 @@ class FieldOption:
         single: whether a truth value has no `--no-` form.
         required: whether the option or `--like` must be given.
         least: least value of a number.
+        complete: function that completes the value in a shell.
         value_type: type as which the value is read, where it is not the field's.
     """
 
@@ -48,6 +49,7 @@ class FieldOption:
     single: bool = False
     required: bool = False
     least: float | None = None
+    complete: Callable[[typer.Context, str], list[str]] | None = None
     value_type: object = None
 
     @property
@@ -105,6 +107,7 @@ def _option_info(option: FieldOption, field: FieldPlace) -> OptionInfo:
         *flags,
         metavar=option.metavar,
         min=option.least,
+        autocompletion=option.complete,
         help=" ".join(filter(None, [text, option.more, needed])),
         rich_help_panel=option.panel,
     )

@@ -1,17 +1,43 @@
 """How a command prints its answer."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
+
+from cluster.progress import is_quiet
 
 if TYPE_CHECKING:
     from featurestore import Vacuumed
 
 
-def print_answer(answer: object, *, as_json: bool, text: str) -> None:
-    """Print a command's answer as text or as one JSON object."""
-    typer.echo(json.dumps(answer, default=str) if as_json else text)
+def print_answer(
+    answer: object,
+    *,
+    as_json: bool,
+    text: str,
+    errors: Sequence[str] = (),
+    summary: str | None = None,
+) -> None:
+    """Print a command's answer as text or as one JSON object.
+
+    Args:
+        answer: the answer, for JSON.
+        as_json: whether it is printed as JSON.
+        text: the answer as lines of text.
+        errors: lines on what failed; they come before the text. With --quiet they go to stderr.
+        summary: the line of `text` that --quiet prints; its last line if None.
+    """
+    if is_quiet():
+        for line in errors:
+            typer.echo(line, err=True)
+    if as_json:
+        typer.echo(json.dumps(answer, default=str))
+    elif is_quiet():
+        typer.echo(summary or text.rpartition("\n")[2])
+    else:
+        typer.echo("\n".join([*errors, text]))
 
 
 def freed_lines(freed: "Vacuumed | None") -> list[str]:

@@ -4,10 +4,23 @@ from typing import Annotated
 
 import typer
 
+from commands.options.completion import complete_run, complete_teacher
+
 LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URL of the lake.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+QuietOpt = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Show no progress: only errors, and the last line or the JSON object."
+    ),
+]
 TeachersOpt = Annotated[
-    tuple[str, ...], typer.Option("--teacher", help="Name of a teacher; repeat for several.")
+    tuple[str, ...],
+    typer.Option(
+        "--teacher",
+        help="Name of a teacher; repeat for several.",
+        autocompletion=complete_teacher,
+    ),
 ]
 WeightsOpt = Annotated[
     str | None,
@@ -58,6 +71,7 @@ LikeOpt = Annotated[
     typer.Option(
         "--like",
         metavar="RUN",
+        autocompletion=complete_run,
         help="Start from the saved settings of this run; options and --set override them.",
         rich_help_panel="Settings",
     ),

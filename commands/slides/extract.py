@@ -13,9 +13,11 @@ from commands.options.shared_options import (
     JsonOpt,
     LakeArg,
     MppsOpt,
+    QuietOpt,
     TeachersOpt,
     WeightsOpt,
 )
+from commands.options.worker_options import WorkerOptions
 
 if TYPE_CHECKING:
     from ingest.teachers.ray_extract import ExtractResult
@@ -24,8 +26,8 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
-    """Options of `slidelake extract`.
+class RunOptions:
+    """The way in which teachers are run, and the tiles that they are run on.
 
     Attributes:
         precision: Precision of new columns: float32 on CPUs and the card's own on GPUs if not
@@ -37,16 +39,27 @@ class ExtractOptions:
         share: Only this share of the tiles, drawn by their keys.
     """
 
-    lake: LakeArg
-    teachers: TeachersOpt
-    mpps: MppsOpt = ()
+    PANEL = "Teachers"
+
     weights: WeightsOpt = None
     precision: Literal["float32", "float16", "bfloat16"] | None = None
     engine: Literal["torch", "onnxruntime"] | None = None
     where: Annotated[str | None, typer.Option(metavar="SQL")] = None
     share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """Options of `slidelake extract`."""
+
+    lake: LakeArg
+    teachers: TeachersOpt
+    mpps: MppsOpt = ()
+    run: RunOptions
+    workers: WorkerOptions
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 
@@ -67,23 +80,34 @@ def extract_command(options: ExtractOptions) -> None:
         options.lake,
         options.teachers,
         mpps=options.mpps or None,
-        weights=options.weights,
-        precision=options.precision,
-        engine=options.engine,
-        where=options.where,
-        share=options.share,
+        weights=options.run.weights,
+        precision=options.run.precision,
+        engine=options.run.engine,
+        where=options.run.where,
+        share=options.run.share,
         address=options.address,
+        workers=options.workers.settings(),
         auto_vacuum=options.auto_vacuum,
     )
-    print_answer(asdict(extracted), as_json=options.json, text="\n".join(_extract_lines(extracted)))
+    print_answer(
+        asdict(extracted),
+        as_json=options.json,
+        errors=failed_fragments(extracted),
+        text="\n".join([*extract_lines(extracted), *freed_lines(extracted.freed)]),
+        summary=extract_summary(extracted),
+    )
     raise typer.Exit(1 if extracted.failed or extracted.did_nothing else 0)
 
 
-def _extract_lines(extracted: "ExtractResult") -> list[str]:
+def failed_fragments(extracted: "ExtractResult") -> list[str]:
+    """Return a line for each fragment that failed, with its slides."""
+    failures = extracted.failed
+    return [f"slides {failure['slide']} failed: {failure['reason']}" for failure in failures]
+
+
+def extract_lines(extracted: "ExtractResult") -> list[str]:
+    """Return a line for each column, and on slides that have no tiles to run on."""
     lines = [
-        f"slides {failure['slide']} failed: {failure['reason']}" for failure in extracted.failed
-    ]
-    lines += [
         f"{name}: {counts['tiles']:,.0f} tiles, {counts.get('tiles_per_s', 0):,.1f} tiles/s, "
         f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
         for name, counts in extracted.teachers.items()
@@ -92,4 +116,13 @@ def _extract_lines(extracted: "ExtractResult") -> list[str]:
         lines.append(f"{extracted.pending} slides pending: slidelake ingest goes on with them")
     if not extracted.ready:
         lines.append("no slide is ready, so there is no tile to run on")
-    return lines + freed_lines(extracted.freed)
+    return lines
+
+
+def extract_summary(extracted: "ExtractResult") -> str:
+    """Return the outcome of an extract in one line."""
+    tiles = ", ".join(
+        f"{name}: {counts['tiles']:,.0f} tiles" for name, counts in extracted.teachers.items()
+    )
+    failed = f"; {len(extracted.failed)} fragments failed" if extracted.failed else ""
+    return tiles + failed if extracted.ready else extract_lines(extracted)[-1]

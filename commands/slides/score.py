@@ -7,7 +7,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
-from commands.options.shared_options import JsonOpt, LakeArg
+from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
 
@@ -26,6 +26,7 @@ class ScoreOptions:
     names: Annotated[tuple[str, ...], typer.Argument(metavar="NAME...")]
     dry_run: bool = False
     drop: Annotated[bool, typer.Option("--drop")] = False
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

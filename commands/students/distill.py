@@ -17,9 +17,11 @@ from commands.options.shared_options import (
     LakeArg,
     LikeOpt,
     MppsOpt,
+    QuietOpt,
     SetOpt,
     TeachersOpt,
 )
+from commands.options.worker_options import WorkerOptions
 from distill.recipes.recipe_table import recipes_help
 from distill.terms.term_table import terms_help
 
@@ -87,7 +89,6 @@ class DistillOptions:
     Attributes:
         name: Name of the student.
         slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
-        workers: Processes that train together.
         checkpoint_s: Seconds between checkpoints, at least.
     """
 
@@ -104,10 +105,11 @@ class DistillOptions:
     distinct_ids: DistinctIdsOpt = False
     assignments: SetOpt = ()
     like: LikeOpt = None
-    workers: int = 1
+    workers: WorkerOptions
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 
@@ -131,7 +133,7 @@ def distill_command(options: DistillOptions) -> None:
         options.lake,
         recipe,
         name=options.name,
-        workers=options.workers,
+        workers=options.workers.settings(),
         slides=_slide_ids(options.slides, options.distinct_ids),
         version=options.at,
         checkpoint_s=options.checkpoint_s,

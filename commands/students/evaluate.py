@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from commands.options.completion import complete_student
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
 from commands.options.shared_options import (
@@ -13,6 +14,7 @@ from commands.options.shared_options import (
     JsonOpt,
     LakeArg,
     MppsOpt,
+    QuietOpt,
     SeedOpt,
 )
 
@@ -49,7 +51,7 @@ class EvaluateOptions:
     """
 
     lake: LakeArg
-    students: Annotated[tuple[str, ...], typer.Option("--student")]
+    students: Annotated[tuple[str, ...], typer.Option("--student", autocompletion=complete_student)]
     labels: TileLabelOptions
     single: str | None = None
     mpps: MppsOpt = ()
@@ -60,6 +62,7 @@ class EvaluateOptions:
     device: str | None = None
     threads: int | None = None
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

@@ -11,6 +11,7 @@ from commands.options.shared_options import (
     JsonOpt,
     LakeArg,
     MppsOpt,
+    QuietOpt,
     SeedOpt,
     TeachersOpt,
 )
@@ -32,6 +33,7 @@ class StatsOptions:
     holdout: float = 0.25
     seed: SeedOpt = 0
     at: AtOpt = None
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from commands.options.completion import complete_run
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
@@ -24,7 +25,7 @@ class AttentionOptions:
     """
 
     lake: LakeArg
-    run: Annotated[str, typer.Argument(metavar="RUN")]
+    run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=complete_run)]
     slide: Annotated[str, typer.Argument(metavar="SLIDE")]
     arm: str | None = None
     out: Annotated[str, typer.Option(metavar="DIR")] = "attention"

@@ -10,9 +10,10 @@ from typing import Literal
 
 import typer
 
+from commands.options.completion import complete_teacher
 from commands.options.field_options import Changes, FieldOption
 from commands.options.set_fields import parse_assignment, with_values
-from commands.options.shared_options import AddressOpt, JsonOpt, LakeArg, LikeOpt, SetOpt
+from commands.options.shared_options import AddressOpt, JsonOpt, LakeArg, LikeOpt, QuietOpt, SetOpt
 from downstream.run.study_spec import FeatureOptions, LabelOptions, Resources, StudySpec
 
 SPLITS, TRAINING, TABLES, COMPARISON = "Splits", "Training", "Tables", "Comparison"
@@ -34,7 +35,13 @@ LABEL_OPTION = FieldOption(
     "are text: 0012 is not 12.",
 )
 FEATURE_OPTIONS = (
-    FieldOption(flag="--features", path="features.names", required=True, more="Repeat to compare."),
+    FieldOption(
+        flag="--features",
+        path="features.names",
+        required=True,
+        more="Repeat to compare.",
+        complete=complete_teacher,
+    ),
     FieldOption(flag="--mpp", path="features.mpps", more="Repeat for several."),
 )
 FUSION_OPTION = FieldOption(flag="--fusion", path="fit.fusion", panel=TRAINING)
@@ -109,6 +116,7 @@ class StudyOptions:
     like: LikeOpt = None
     address: AddressOpt = None
     resources: ResourceOptions
+    quiet: QuietOpt = False
     json: JsonOpt = False
 
     def run_resources(self) -> Resources:

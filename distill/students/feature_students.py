@@ -1,13 +1,16 @@
-"""Students of features as column makers, and the `extract` of the front door, which has them.
+"""Students of features as column makers; `extract` and `build_lake` of the front door have them.
 
 `ingest` runs encoders of pixels and does not depend on students; this module adds the students of
 the lake that read other columns.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from featurestore import Store
-from ingest import sees_features
+from cluster import WorkerSettings
+from featurestore import LakeConfig, Store
+from ingest import BuildOptions, BuildResult, sees_features
+from ingest import build_lake as build_columns
 from ingest.teachers import Engine, ExtractResult, MadeColumn, Precision
 from ingest.teachers import extract as extract_columns
 
@@ -32,7 +35,7 @@ class FeatureStudents:
         return make_columns(lake_uri, name, mpps=mpps)
 
 
-# Long, with ten parameters: the public function names every setting that users change.
+# Long, with eleven parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
     teachers: Sequence[str],
@@ -44,6 +47,7 @@ def extract(
     where: str | None = None,
     share: float | None = None,
     address: str | None = None,
+    workers: WorkerSettings = WorkerSettings(),  # noqa: B008 - it is frozen
     auto_vacuum: bool = False,
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features; students of features come last.
@@ -71,9 +75,11 @@ def extract(
         where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
+        workers: device and size of the workers; precision and engine follow the device.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
 
     Raises:
+        ClusterError: no node of the cluster holds such a worker.
         LakeError: `where` is no predicate on the tiles' columns.
         TeacherError: a teacher is not known or its weights are missing.
         IdentityError: a column of that name holds another encoder's features.
@@ -88,6 +94,70 @@ def extract(
         where=where,
         share=share,
         address=address,
+        workers=workers,
         auto_vacuum=auto_vacuum,
         column_makers=(FeatureStudents(),),
+    )
+
+
+def build_lake(
+    lake_uri: str,
+    slides: Sequence[str],
+    teachers: Sequence[str],
+    *,
+    mpps: Sequence[float] | None = None,
+    config: LakeConfig | None = None,
+    **options: Unpack[BuildOptions],
+) -> BuildResult:
+    """Cut slides into a lake and run teachers on every tile: `slidelake build` in Python.
+
+    It is an `ingest` and an `extract` in one Ray session. The teachers are checked first, so a
+    wrong name or missing weights cost no time. Call it again after a kill or with more slides:
+    what the lake has is not made again. A slide that fails does not stop the others; look at
+    `result.failed`, and open `result.page`, which shows every slide with its tissue and tiles.
+
+        import slidelake as sl
+
+        built = sl.build_lake("my-lake", ["slides/"], ["uni2_h", "virchow2"], mpps=[0.5, 2.0])
+        print(built.page, built.failed)
+        lake = sl.open_lake("my-lake")
+
+    Examples:
+        What is wrong is refused before a slide is opened.
+
+        >>> import slidelake as sl
+        >>> sl.build_lake("no-lake", ["slides/"], ["uni3_h"])
+        Traceback (most recent call last):
+            ...
+        ingest.errors.TeacherError: no teacher 'uni3_h': did you mean uni2_h? ...
+
+    Args:
+        lake_uri: folder or URL of the lake; it is made if it is new.
+        slides: files, folders, globs, URLs, or manifests (CSV, TSV, XLSX, Parquet) with a column
+            `uri`.
+        teachers: NAME or NAME:POOLING of `list_teachers`, students of the lake, or paths of users'
+            own encoders (.py).
+        mpps: microns per pixel of the tiles of a new lake, as multiples of the finest; 0.5 if None.
+        config: all settings of a new lake, in place of `mpps`; None for the lake's own.
+        **options: which slides, how tissue is found, how teachers are run, and where: `only`,
+            `limit`, `retry_failed`, `masks`, `tissue`, `mpp_override`, `weights`, `precision`,
+            `where`, `share`, `address` and more; see `ingest.BuildOptions`.
+
+    Returns:
+        The outcome of both stages, the page's path and the seconds taken.
+
+    Raises:
+        InputError: the inputs name no slide; or both `mpps` and `config` were given.
+        LakeError: the lake exists with other settings, or `where` is no predicate on its tiles.
+        TeacherError: a teacher is not known or its weights are missing; no slide was cut.
+        IdentityError: a column of that name holds another encoder's features; no slide was cut.
+    """
+    return build_columns(
+        lake_uri,
+        slides,
+        teachers,
+        mpps=mpps,
+        config=config,
+        column_makers=(FeatureStudents(),),
+        **options,
     )

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster import extension_sha256
 from distill.recipes.recipe import Recipe
 from distill.targets.missing_stats import split_slides
+from distill.terms.term_table import TERMS
 from featurestore import Lake, mpp_name
 from ingest import student_folder
 
@@ -128,6 +130,7 @@ def plan_run(
         "identities": identities,
         "train": train,
         "held_out": held,
+        **_own_terms(recipe),
     }
     text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
@@ -140,3 +143,13 @@ def plan_run(
         lake_version=lake.version,
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
     )
+
+
+def _own_terms(recipe: Recipe) -> dict[str, Any]:
+    """Return the hash of the file of each term that is a user's own; empty if none is."""
+    own = {
+        term.kind: sha256
+        for term in recipe.terms
+        if term.kind in TERMS and (sha256 := extension_sha256(TERMS[term.kind].loader))
+    }
+    return {"extensions": own} if own else {}

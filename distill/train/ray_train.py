@@ -4,6 +4,7 @@ The loop itself is `distill.train.loop`, the worker around it `distill.train.ray
 name is a hash of all inputs that determine it, so the same command continues a killed run.
 """
 
+import pickle
 import tempfile
 import threading
 import time
@@ -13,7 +14,16 @@ from typing import Any
 
 import polars as pl
 
-from cluster import progress, ray_session
+from cluster import (
+    WorkerSettings,
+    announced,
+    load_extensions,
+    loaded_extensions,
+    node_shapes,
+    place,
+    progress,
+    ray_session,
+)
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
@@ -40,7 +50,7 @@ def distill(
     recipe: Recipe,
     *,
     name: str = "student",
-    workers: int = 1,
+    workers: WorkerSettings = WorkerSettings(workers=1),  # noqa: B008 - it is frozen
     slides: Sequence[str] | None = None,
     version: int | str | None = None,
     checkpoint_s: float = CHECKPOINT_S,
@@ -54,7 +64,7 @@ def distill(
         lake_uri: the lake; every tile must have every teacher's features.
         recipe: recipe of the training.
         name: name of the student; `extract` runs it by this name.
-        workers: number of processes that train together.
+        workers: number of processes that train together, their device and size; 1 if open.
         slides: slides that are split into training and held-out slides; all ready slides if None.
         version: version of the lake, or a snapshot; the newest if None.
         checkpoint_s: least number of seconds between checkpoints.
@@ -66,6 +76,7 @@ def distill(
         tiles_per_s, seconds.
 
     Raises:
+        ClusterError: the cluster does not hold all workers at once.
         DistillError: features are missing, another student has this name, a slide is not in the
             lake, or the loss is not finite.
 
@@ -131,21 +142,28 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
     lake.write_bytes(run.config_path, json_bytes(settings))
 
 
-def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> None:
+def _fit(lake: Lake, run: DistillRun, *, workers: WorkerSettings, checkpoint_s: float) -> None:
     """Train on Ray, and raise the error that stopped the workers."""
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    placement = place(workers, node_shapes(), most=workers.workers or 1, together=True)
+    each = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
     _remove_old_status(lake, run)
-    threads = max(1, cpus // workers)
-    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder:
+    # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.
+    settings = {"run": run, "placement": placement, "checkpoint_s": checkpoint_s}
+    with tempfile.TemporaryDirectory(prefix="slidelake-") as folder, announced(placement):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"run": run, "threads": threads, "checkpoint_s": checkpoint_s},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus >= workers),
+            train_loop_config={
+                "extensions": loaded_extensions(),
+                "settings": pickle.dumps(settings),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=placement.workers,
+                use_gpu=placement.device == "cuda",
+                resources_per_worker={name: number for name, number in each.items() if number},
+            ),
             # Checkpoints are files of the lake; Ray's own notes are of no use after the run.
             run_config=RunConfig(
                 name=run.run,
@@ -153,7 +171,7 @@ def _fit(lake: Lake, run: DistillRun, *, workers: int, checkpoint_s: float) -> N
                 failure_config=FailureConfig(max_failures=RETRIES),
             ),
         )
-        with _progress_shown(lake, run):
+        with _progress_shown(lake, run, note=str(placement)):
             try:
                 trainer.fit()
             except TrainingFailedError as error:
@@ -165,7 +183,8 @@ def _work(config: dict[str, Any]) -> None:
     """Train as one worker of Ray."""
     from distill.train.ray_worker import work
 
-    work(**config)
+    load_extensions(config["extensions"])
+    work(**pickle.loads(config["settings"]))
 
 
 def _worker_error(error: Exception) -> Exception:
@@ -203,10 +222,12 @@ def _slides_text(lake: Lake, tiles: Sequence[int]) -> str:
 
 
 @contextmanager
-def _progress_shown(lake: Lake, run: DistillRun) -> Iterator[None]:
+def _progress_shown(lake: Lake, run: DistillRun, *, note: str) -> Iterator[None]:
     """Show the steps that the first worker records while the workers run."""
     done = threading.Event()
-    follower = threading.Thread(target=_follow, args=(lake, run.status_path, done), daemon=True)
+    follower = threading.Thread(
+        target=_follow, args=(lake, run.status_path, done, note), daemon=True
+    )
     follower.start()
     try:
         yield
@@ -215,7 +236,7 @@ def _progress_shown(lake: Lake, run: DistillRun) -> Iterator[None]:
         follower.join()
 
 
-def _follow(lake: Lake, path: str, done: threading.Event) -> None:
+def _follow(lake: Lake, path: str, done: threading.Event, note: str) -> None:
     """Advance a progress bar by the status file, until the workers are done."""
     while not lake.exists(path):
         if done.wait(1.0):
@@ -223,6 +244,7 @@ def _follow(lake: Lake, path: str, done: threading.Event) -> None:
     status = lake.read_json(path)
     step, epoch, last = status["step"], status["epoch"], False
     with progress("distill", total=status["steps"], unit="steps", initial=step) as bar:
+        bar.note(note)
         while not last:
             last = done.wait(1.0)
             status = lake.read_json(path)

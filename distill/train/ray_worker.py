@@ -14,6 +14,7 @@ import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
 
+from cluster import Placement
 from distill.errors import DistillError
 from distill.evaluate.measures.fidelity import Fidelity, combined_fidelity
 from distill.recipes.recipe import Recipe
@@ -38,18 +39,18 @@ STATUS_S = 2.0
 HELD_OUT_TILES = 256
 
 
-def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
+def work(run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
     """Train as one worker from the last checkpoint to the end, and write the student.
 
     Args:
         run: the run with student, recipe and slides.
-        threads: number of CPU threads of this worker.
+        placement: size of this worker, and of all others.
         checkpoint_s: least number of seconds between checkpoints.
     """
     recipe = run.recipe
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(placement.threads)
     torch.manual_seed(recipe.seed)
     lake, device = open_lake(run.lake, version=run.lake_version), get_device()
     settings = read_sealed(lake.store, run.config_path)
@@ -69,7 +70,7 @@ def work(run: DistillRun, *, threads: int, checkpoint_s: float) -> None:
     held = Feed(lake=lake, recipe=recipe, slide_ids=run.held_out)
     records = None
     if rank == 0:
-        records = RunRecords(lake, run, loop, held, workers=world, checkpoint_s=checkpoint_s)
+        records = RunRecords(lake, run, loop, held, placement=placement, checkpoint_s=checkpoint_s)
     try:
         loop.run(records.after if records else lambda _: None)
     except NotFiniteError as error:
@@ -95,7 +96,7 @@ class RunRecords:
         run: the run with student, recipe and slides.
         loop: the training loop.
         held: the held-out tiles.
-        workers: number of processes that train.
+        placement: the processes that train.
         checkpoint_s: least number of seconds between checkpoints.
     """
 
@@ -106,14 +107,15 @@ class RunRecords:
         loop: Loop,
         held: Feed,
         *,
-        workers: int,
+        placement: Placement,
         checkpoint_s: float,
     ) -> None:
         self._lake, self._run, self._loop = lake, run, loop
         self._checkpoint_s = checkpoint_s
         self._held = held.measuring(mixed_up=True)
         self._all_held = held.measuring()
-        self._recorder = Recorder(loop.state.lines, steps=loop.steps, workers=workers)
+        self._recorder = Recorder(loop.state.lines, steps=loop.steps, workers=placement.workers)
+        self._placement = placement
         self._epoch = loop.epoch
         self._checkpoint_time = time.monotonic()
         self._write_status({})
@@ -185,9 +187,8 @@ class RunRecords:
             **_speed(state.lines),
             "history": epochs_of(state.lines),
             "train_seconds": round(state.seconds, 3),
-            "workers": self._recorder.workers,
+            **asdict(self._placement),
             "cpus": os.cpu_count(),
-            "device": str(self._loop.device),
         }
         write_student(
             self._lake,

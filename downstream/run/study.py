@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import extension_sha256
 from downstream.run.feature_bags import teachers_of
 from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
@@ -152,7 +153,17 @@ class Study:
             "identities": self.identities,
             "settings": asdict(self.settings),
             "pooled": asdict(self.pooled) if self.pooled else None,
+            **self._extensions(),
         }
+
+    def _extensions(self) -> dict[str, Any]:
+        """Return the hash of the file of each model that is a user's own; empty if none is."""
+        own = {
+            model: sha256
+            for model in self.models
+            if model in AGGREGATORS and (sha256 := extension_sha256(AGGREGATORS[model].loader))
+        }
+        return {"extensions": own} if own else {}
 
     @cached_property
     def run(self) -> str:

@@ -18,7 +18,7 @@ from featurestore.interop.foreign_slide import (
     SlideTiles,
 )
 
-PACKAGE = "featurestore.interop"
+_READERS, _WRITERS = "featurestore.interop.readers", "featurestore.interop.writers"
 LOOKED_AT = 100  # files that a hint about the format may look at
 
 
@@ -33,8 +33,8 @@ class Format:
     `writers/geojson_out.py`.
 
     Attributes:
-        reader: module in `readers/`; None if the format is only written.
-        writer: module in `writers/`; None if the format is only read.
+        reader: dotted name of the module that reads; None if the format is only written.
+        writer: dotted name of the module that writes; None if the format is only read.
         writes_features: whether teachers' features are written; if not, none are read.
         writes_tiles: whether tiles are always written, which needs one mpp, or only on request.
     """
@@ -46,15 +46,16 @@ class Format:
 
 
 FORMATS = {
-    "trident": Format(reader="trident", writer="trident_out"),
-    "clam": Format(reader="clam", writer="clam_out"),
-    "stamp": Format(reader="stamp", writer="stamp_out"),
-    "slide2vec": Format(reader="slide2vec"),
-    "anndata": Format(writer="anndata_out"),
-    "geojson": Format(writer="geojson_out", writes_features=False, writes_tiles=False),
+    "trident": Format(reader=f"{_READERS}.trident", writer=f"{_WRITERS}.trident_out"),
+    "clam": Format(reader=f"{_READERS}.clam", writer=f"{_WRITERS}.clam_out"),
+    "stamp": Format(reader=f"{_READERS}.stamp", writer=f"{_WRITERS}.stamp_out"),
+    "slide2vec": Format(reader=f"{_READERS}.slide2vec"),
+    "anndata": Format(writer=f"{_WRITERS}.anndata_out"),
+    "geojson": Format(writer=f"{_WRITERS}.geojson_out", writes_features=False, writes_tiles=False),
 }
 READABLE = tuple(name for name, modules in FORMATS.items() if modules.reader)
 WRITABLE = tuple(name for name, modules in FORMATS.items() if modules.writer)
+"""The formats of slidelake itself; a user's own file may add to `FORMATS` later."""
 
 
 def reader_of(name: str) -> ModuleType:
@@ -65,9 +66,10 @@ def reader_of(name: str) -> ModuleType:
     """
     module = FORMATS[name].reader if name in FORMATS else None
     if module is None:
-        msg = f"format '{name}' can't be imported; those that can: {', '.join(READABLE)}"
+        readable = [other for other, modules in FORMATS.items() if modules.reader]
+        msg = f"format '{name}' can't be imported; those that can: {', '.join(readable)}"
         raise InteropError(msg)
-    return importlib.import_module(f"{PACKAGE}.readers.{module}")
+    return importlib.import_module(module)
 
 
 def writer_of(name: str) -> ModuleType:
@@ -78,9 +80,10 @@ def writer_of(name: str) -> ModuleType:
     """
     module = FORMATS[name].writer if name in FORMATS else None
     if module is None:
-        msg = f"format '{name}' can't be exported; those that can: {', '.join(WRITABLE)}"
+        writable = [other for other, modules in FORMATS.items() if modules.writer]
+        msg = f"format '{name}' can't be exported; those that can: {', '.join(writable)}"
         raise InteropError(msg)
-    return importlib.import_module(f"{PACKAGE}.writers.{module}")
+    return importlib.import_module(module)
 
 
 def find_sources(
@@ -111,7 +114,7 @@ def find_sources(
 
 def looks_like(root: Path) -> list[str]:
     """Return the formats that the first files under a folder have the names of, for a hint."""
-    readers = {name: reader_of(name) for name in READABLE}
+    readers = {name: reader_of(name) for name, modules in FORMATS.items() if modules.reader}
     suffixes = {suffix for reader in readers.values() for suffix in reader.SUFFIXES}
     files = itertools.islice(find_files(root, *suffixes), LOOKED_AT)
     first = (

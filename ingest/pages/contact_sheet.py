@@ -69,7 +69,13 @@ def _totals(lake: "Lake", slides: pl.DataFrame) -> Row:
     ready = slides.filter(pl.col("state") == "ready")
     travelled = ready.filter(pl.col("bytes_read").is_not_null())
     counts = count_tiles(lake.table(CATALOG))
+    columns = [
+        (teacher, mpp, dim, counts.tiles[mpp, teacher], counts.tiles[mpp, None])
+        for mpp in lake.config.mpps
+        for teacher, dim in lake.teachers(mpp=mpp).items()
+    ]
     return {
+        "columns": columns,
         "states": {"ready": 0, "failed": 0, "pending": 0, **dict(states.iter_rows())},
         "patients": ready["patient_id"].drop_nulls().n_unique(),
         "verdicts": _counted(ready["verdict"].fill_null(OK)),

@@ -103,6 +103,21 @@ def keep_scores(lake_uri: str) -> FilledScores:
     return fill_scores(lake_uri, kept) if kept else FilledScores(version=lake.version)
 
 
+def unknown_scores(lake: Lake) -> str | None:
+    """Return a note on the scores of a lake whose functions are not here; None if there are none.
+
+    These are scores of a user's own file; tiles of new slides get none of them.
+    """
+    unknown = sorted(set(score_versions(lake)) - set(SCORES))
+    if not unknown:
+        return None
+    names = ", ".join(unknown)
+    return (
+        f"new tiles have no {names}: no score of that name is known here; run `slidelake --extend "
+        f"FILE score {lake.uri} {' '.join(unknown)}` with the file that it was made by"
+    )
+
+
 def _column(lake: Lake, name: str) -> ScoreColumn:
     score = score_named(name)
     if score.of_pixels is None:

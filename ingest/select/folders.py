@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_files import name_of
 
-SUFFIXES = folder_suffixes()
 SHADOW = "._"  # macOS writes one beside each file on a disk that is not its own
 
 Note = Callable[[str], None]
@@ -18,7 +17,7 @@ Note = Callable[[str], None]
 
 def is_slide(name: str) -> bool:
     """Whether a file's name is that of a slide."""
-    return PurePosixPath(name_of(name)).suffix.lower() in SUFFIXES
+    return PurePosixPath(name_of(name)).suffix.lower() in folder_suffixes()
 
 
 def is_shadow(name: str) -> bool:

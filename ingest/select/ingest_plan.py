@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster import Extension, load_extensions, loaded_extensions
 from featurestore import LakeConfig, mpp_name
 from ingest.child_process import DiedError, Isolated
 from ingest.cut import failure, jpegs, lake_grids, tissue_options
@@ -111,7 +112,7 @@ def _sample(rows: Sequence[Row]) -> list[Row]:
 def _look_apart(child: Isolated, config: LakeConfig, row: Row) -> Look:
     limit_s = LOOK_S + (row["bytes"] or 0) / SLOWEST_BYTES_S
     try:
-        look: Look = child.call(config, row, limit_s=limit_s)
+        look: Look = child.call(config, row, loaded_extensions(), limit_s=limit_s)
     except DiedError as error:
         return Look(reason=f"looking at it {error}")
     return look
@@ -128,10 +129,11 @@ def _add(plan: IngestPlan, row: Row, look: Look) -> None:
         plan.failed.append({"slide": row["slide_id"], "reason": look.reason})
 
 
-def look_or_reason(config: LakeConfig, row: Row) -> Look:
+def look_or_reason(config: LakeConfig, row: Row, extensions: Sequence[Extension] = ()) -> Look:
     """Estimate the tiles, bytes and time of one slide; an error becomes the reason."""
     look = Look()
     try:
+        load_extensions(extensions)
         _look(look, config, row)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
         look.reason = failure(row, error)["reason"]

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingest.errors import InputError, SlideError
+from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
 from ingest.select.file_groups import one_file_a_slide
 from ingest.select.folders import (
-    SUFFIXES,
     Note,
     files_under,
     is_shadow,
@@ -78,7 +78,8 @@ def resolve(
     if not sources:
         msg = (
             f"no slides found in {', '.join(inputs) or 'nothing'}; of a folder, files that end in "
-            f"{', '.join(sorted(SUFFIXES))} are taken; name others, like pictures (FOLDER/*.png)"
+            f"{', '.join(sorted(folder_suffixes()))} are taken; name others, like pictures "
+            "(FOLDER/*.png)"
         )
         raise InputError(msg)
     named = {source.uri for source in sources if source.named}

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import pyarrow as pa
 
@@ -52,7 +53,7 @@ def plan(
     choice: Choice = Choice(),  # noqa: B008 - it is frozen
     precision: Precision | None = None,
     engine: Engine | None = None,
-    gpus: int = 0,
+    device: Literal["cuda", "cpu"] = "cpu",
 ) -> list[Unit]:
     """Return the fragments that lack features of these teachers, largest first.
 
@@ -63,9 +64,9 @@ def plan(
         teachers: the encoders with the columns to fill.
         mpps: the levels of the lake to fill them at.
         choice: the tiles to run on.
-        precision: precision of new columns; None for the cards' own precision if there are GPUs.
+        precision: precision of new columns; None for the cards' own precision on GPUs.
         engine: engine of new columns; None for the faster engine.
-        gpus: number of GPUs of the machine or cluster.
+        device: device of the workers.
 
     Raises:
         IdentityError: a column of that name holds another encoder's features.
@@ -77,10 +78,10 @@ def plan(
         schema = open_table(lake.store, features_table(mpp)).schema
         fields = {}
         for teacher in teachers:
-            usual: Precision = teacher.card.precision if gpus else "float32"
+            usual: Precision = teacher.card.precision if device == "cuda" else "float32"
             faster = (
                 _faster_engine(teacher, tiles)
-                if not gpus and precision in (None, usual)
+                if device == "cpu" and precision in (None, usual)
                 else "torch"
             )
             for output in teacher.outputs:
@@ -95,6 +96,36 @@ def plan(
                 fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
+
+
+def check_columns(
+    lake: Lake,
+    teachers: Sequence[Teacher],
+    *,
+    choice: Choice,
+    precision: Precision | None = None,
+    engine: Engine | None = None,
+) -> None:
+    """Check that the columns which a lake has are of these teachers, before they are extended.
+
+    Raises:
+        IdentityError: a column of that name holds another encoder's features.
+    """
+    for mpp in lake.config.mpps:
+        schema = open_table(lake.store, features_table(mpp)).schema
+        for teacher in teachers:
+            for output in teacher.outputs:
+                name = output.column
+                if name in schema.names:
+                    kept = identity_of(schema.field(name))
+                    identity = teacher.identity(
+                        output,
+                        precision or kept.get("precision") or "float32",
+                        engine or kept.get("engine", "torch"),
+                    )
+                    identity |= choice.identity()
+                    # of a column that is there it compares the identity, and changes nothing
+                    lake.committer.add_teacher(mpp, name, output.dim, identity)
 
 
 def _faster_engine(teacher: Teacher, tiles: int) -> Engine:

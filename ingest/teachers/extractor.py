@@ -106,7 +106,7 @@ class Extractor:
         """Compute one pickled unit and return its pickled outcome."""
         unit: Unit = pickle.loads(task_row["unit"])
         self._store, self._threads = Store(task_row["store"]), int(task_row["threads"])
-        self._device = "cuda" if task_row["gpu"] else "cpu"
+        self._device = task_row["device"]
         outcome = Outcome(unit=unit)
         try:
             self._fill(outcome, pickle.loads(task_row["teachers"]))

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,8 @@ def find_teachers(
         TeacherError: a name is not known, has no such column, or its weights can't be fetched.
     """
     teachers: dict[str, Teacher] = {}
+    # Workers may work in another folder than this process.
+    folder = None if folder is None else str(Path(folder).expanduser().absolute())
     for name in names:
         teacher = _own(name) if name.endswith(SUFFIX) else _with_card(store, name, folder, teachers)
         earlier = teachers.get(teacher.card.name, replace(teacher, outputs=()))
@@ -150,7 +153,14 @@ def _own(path: str) -> Teacher:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file; a file that did not change is read once by a process."""
+    facts = path.stat()
+    return _sha256(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """Return the SHA-256 of a file, read in pieces; size, time and inode tell states apart."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(HASH_BYTES):
@@ -244,7 +254,8 @@ def list_teachers(
         >>> teachers["uni2_h"]["dim"], teachers["uni2_h"]["gated"]
         (1536, True)
     """
-    store = _files_of(lake)
+    lake_or_store: Any = lake  # no import of either, so that the command starts at once
+    store: Store | None = getattr(lake_or_store, "store", lake_or_store)
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:
         if store and sees_features(store, name):
@@ -252,14 +263,6 @@ def list_teachers(
         elif store and store.exists(f"{student_folder(name)}/card.json"):
             rows.append(_card_row(find_card(store, name), here=True))
     return rows
-
-
-def _files_of(lake: "Lake | Store | None") -> "Store | None":
-    if lake is None:
-        return None
-    from featurestore import Lake  # imported already by those who have one
-
-    return lake.store if isinstance(lake, Lake) else lake
 
 
 def _card_row(card: Card, *, here: bool) -> dict[str, Any]:

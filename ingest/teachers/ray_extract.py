@@ -6,16 +6,26 @@ Ray's object store (4-6 times slower than a file written where they are made, me
 """
 
 import contextlib
-import os
 import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from cluster import progress, ray_session, schedulable
+from cluster import (
+    Placement,
+    WorkerSettings,
+    announced,
+    chosen_device,
+    joins_cluster,
+    machine_shapes,
+    node_shapes,
+    place,
+    progress,
+    ray_session,
+    schedulable,
+)
 from featurestore import ColumnFile, Lake, Shown, Store, Vacuumed, free_old_versions, open_lake
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY
@@ -41,6 +51,7 @@ class ExtractResult(Shown):
         ready: number of slides that have been cut, and so have tiles to run on.
         pending: number of slides that an ingest has not cut yet: they have no features.
         freed: the versions and files that an automatic vacuum removed.
+        workers: the workers that ran the encoders; None if there was nothing to run.
 
     Examples:
         >>> outcome = sl.extract("my-lake", ["efficientnet_lite0"], mpps=[2.0])
@@ -54,6 +65,7 @@ class ExtractResult(Shown):
     ready: int = 0
     pending: int = 0
     freed: Vacuumed | None = None
+    workers: Placement | None = None
 
     @property
     def did_nothing(self) -> bool:
@@ -83,7 +95,7 @@ class ExtractResult(Shown):
         self.ready, self.pending = states.get(READY, 0), states.get(PENDING, 0)
 
 
-# With eleven parameters: the public function names every setting that users change.
+# With twelve parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
     teachers: Sequence[str],
@@ -95,8 +107,9 @@ def extract(
     where: str | None = None,
     share: float | None = None,
     address: str | None = None,
+    workers: WorkerSettings = WorkerSettings(),  # noqa: B008 - it is frozen
     auto_vacuum: bool = False,
-    column_makers: Sequence[ColumnMaker] = (),  # the eleventh: the front door's, no user's
+    column_makers: Sequence[ColumnMaker] = (),  # the last: the front door's, no user's
 ) -> ExtractResult:
     """Run teachers on every tile that lacks their features; students of features come last.
 
@@ -113,11 +126,13 @@ def extract(
         where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
         address: a Ray cluster; a local Ray is started if None.
+        workers: device and size of the workers; precision and engine follow the device.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
         column_makers: makers of columns from other columns; they run in this process, one column
             after the other, and use `mpps` alone of the arguments above.
 
     Raises:
+        ClusterError: no node of the cluster holds such a worker.
         LakeError: `where` is no predicate on the tiles' columns.
         TeacherError: a teacher is not known or its weights are missing.
         IdentityError: a column of that name holds another encoder's features.
@@ -136,7 +151,7 @@ def extract(
         planned = partial(
             plan, lake, networks, chosen, choice=choice, precision=precision, engine=engine
         )
-        _run_encoders(lake, networks, planned, outcomes, address)
+        _run_encoders(lake, networks, planned, outcomes, address, workers)
         outcomes.seconds = round(time.perf_counter() - start, 3)
     for name, maker in made_by.items():
         outcomes.add_made(name, maker.make(lake_uri, name, mpps=mpps))
@@ -152,40 +167,39 @@ def _run_encoders(
     planned: Callable[..., list[Unit]],
     outcomes: ExtractResult,
     address: str | None,
+    workers: WorkerSettings,
 ) -> None:
-    """Plan for the available GPUs, and run the plan; an empty plan starts no Ray."""
+    """Plan for the device of the workers, and run the plan; an empty plan starts no Ray."""
     columns = [output.column for teacher in teachers for output in teacher.outputs]
     outcomes.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     with contextlib.ExitStack() as stack:
-        if address is not None:
+        shapes = machine_shapes()
+        if joins_cluster(address):
             stack.enter_context(ray_session(address=address))
-        units = planned(gpus=_gpus(address))
+            shapes = node_shapes()
+        units = planned(device=chosen_device(workers, shapes))
         if units:
             stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
-            if address is None:
-                stack.enter_context(ray_session())
-            _run(lake, teachers, units, outcomes)
-
-
-def _gpus(address: str | None) -> int:
-    """Return the number of GPUs of the cluster, or of this machine."""
-    if address is not None:
-        import ray
-
-        return int(ray.cluster_resources().get("GPU", 0))
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return 0 if hidden else len(list(Path("/dev").glob("nvidia[0-9]*")))
+            stack.enter_context(ray_session(address=address))
+            outcomes.workers = place(workers, node_shapes(), most=len(units))
+            stack.enter_context(announced(outcomes.workers))
+            _run(lake, teachers, units, outcomes, outcomes.workers)
 
 
 def _run(
-    lake: Lake, teachers: Sequence[Teacher], units: Sequence[Unit], outcomes: ExtractResult
+    lake: Lake,
+    teachers: Sequence[Teacher],
+    units: Sequence[Unit],
+    outcomes: ExtractResult,
+    workers: Placement,
 ) -> None:
     start = time.perf_counter()
     total = sum(unit.tiles * len(unit.fields) for unit in units)
     waiting: dict[float, list[ColumnFile]] = defaultdict(list)
     since = time.monotonic()
     with progress("extract", total=total, unit="tile features") as bar:
-        for outcome in _outcomes(lake.store, teachers, units):
+        bar.note(str(workers))
+        for outcome in _outcomes(lake.store, teachers, units, workers):
             _count(outcome, outcomes)
             bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
             if outcome.reason:
@@ -223,25 +237,21 @@ def _count(outcome: Outcome, outcomes: ExtractResult) -> None:
 
 
 def _outcomes(
-    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit]
+    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit], workers: Placement
 ) -> Iterator[Outcome]:
-    import ray
     import ray.data
 
-    resources = ray.cluster_resources()
-    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-    actors = min(len(units), gpus or cpus)
     settings = {
         "teachers": pickle.dumps(list(teachers)),
         "store": store.uri,
-        "threads": cpus // actors,
-        "gpu": bool(gpus),
+        "threads": workers.threads,
+        "device": workers.device,
     }
     task_rows = [{"unit": pickle.dumps(unit), **settings} for unit in units]
     # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
-    share = {"num_cpus": 0.9 * cpus / actors, "num_gpus": 1 if gpus else 0}
+    share = {"num_cpus": 0.9 * workers.cpus_per_worker, "num_gpus": workers.gpus_per_worker}
     outcomes = ray.data.from_items(task_rows, override_num_blocks=len(task_rows)).map(
-        Extractor, compute=ray.data.ActorPoolStrategy(size=actors), **share
+        Extractor, compute=ray.data.ActorPoolStrategy(size=workers.workers), **share
     )
     with schedulable(**share):
         for row in outcomes.iter_rows():

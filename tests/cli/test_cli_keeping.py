@@ -43,6 +43,8 @@ def test_damage_is_named_repaired_and_made_again(
     }
     text = slidelake("verify", lake_copy, code=1).stdout
     assert f"slide P000-1, at 0.5 mpp, teacher {TEACHERS[1]}: checksum" in text
+    trial = slidelake("repair", lake_copy, "--dry-run").stdout
+    assert trial == "nothing was changed (--dry-run)\n"
     done = json.loads(slidelake("repair", lake_copy, "--yes", "--json").stdout)
     assert done["slides"] == [REAL_SLIDE.stem]
     assert [(c["teacher"], c["mpp"]) for c in done["columns"]] == [(TEACHERS[1], 0.5)]

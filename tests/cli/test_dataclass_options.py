@@ -257,6 +257,10 @@ def test_no_two_options_set_one_field(options: tuple[FieldOption, ...]) -> None:
 
 
 def test_resources_have_the_same_words_in_every_command() -> None:
+    for name in ("build", "distill", "extract"):
+        assert {"--workers", "--device", "--cpus-per-worker", "--gpus-per-worker"} <= set(
+            parameters_of(slidelake.app, name)
+        )
     names = ("distill", "evaluate", "mil", "survival")
     flags = {flag for name in names for flag in parameters_of(slidelake.app, name)}
     assert {"--workers", "--device", "--cpus-per-worker", "--gpus-per-worker"} <= flags

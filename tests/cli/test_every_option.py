@@ -68,6 +68,8 @@ def options_of_lines() -> dict[str, set[str]]:
         words = line.words(_AnyPlace())
         options, name = given_options(APP, words)
         options_by_command.setdefault("", set()).update(options)
+        if not name:  # as `slidelake --version`
+            continue
         after = words[words.index(name) + 1 :]
         options_by_command.setdefault(name, set()).update(given_options(COMMANDS[name], after)[0])
     return options_by_command

@@ -14,7 +14,7 @@ from tests.worlds.small_lake import contents
 Run = Callable[..., Answer]
 
 RESTORE = command_line("restore {lake} --at 4 --json")
-COPY = command_line("copy {lake} {tmp}/copy --at 4 --json")
+COPY = command_line("copy {lake} {tmp}/copy --at 4 --quiet --json")
 QUERY = command_line(
     "query {lake} 'SELECT slide_id, grade FROM slides JOIN clinical USING (slide_id) ORDER BY 1' "
     "--table clinical={tmp}/clinical.csv --json"

@@ -72,10 +72,10 @@ DEBUG = command_line("--debug info no-such-lake")
 QUERY = command_line(f"query {{fragments}} {COUNT} --format json --out {{tmp}}/answer.txt --json")
 QUERY_AT = command_line("query {fragments} 'SELECT count(*) FROM slides' --format csv --at 4")
 INFO = command_line("info {fragments} --at 4 --json")
-VERIFY = command_line("verify {fragments} --sample 0.01 --json")
+VERIFY = command_line("verify {fragments} --sample 0.01 --quiet --json")
 VERIFY_AT = command_line("verify {fragments} --at 4 --json")
-REPAIR = command_line("repair {lake} --json")
-COMPACT = command_line("compact {lake} --rows 100 --json")
+REPAIR = command_line("repair {lake} --quiet --json")
+COMPACT = command_line("compact {lake} --rows 100 --quiet --json")
 COMPACT_ALL = command_line("compact {lake}")
 VACUUM_TRY = command_line("vacuum {lake} --keep 1 --dry-run --json")
 VACUUM = command_line("vacuum {lake} --keep 3 --json")
@@ -136,10 +136,11 @@ IMPORT_CLAM = command_line(
     "--teacher resnet50 --json"
 )
 IMPORT_STAMP = command_line(
-    "import {tmp}/stamp-lake {tmp}/stamp --format stamp --level0-mpp 0.25 --json"
+    "import {tmp}/stamp-lake {tmp}/stamp --format stamp --level0-mpp 0.25 --quiet --json"
 )
 EXPORT = command_line(
-    "export {fragments} {tmp}/out --format geojson --tiles --teacher t --mpp 0.5 --at 6 --json"
+    "export {fragments} {tmp}/out --format geojson --tiles --teacher t --mpp 0.5 --at 6 --quiet "
+    "--json"
 )
 
 
@@ -169,7 +170,9 @@ def test_export_writes_tiles_of_one_mpp_as_they_were_at_a_version(run: Run, plac
 
 # ---------------------------------------------------------------------- what features are worth
 
-STATS = command_line("stats {bags} --teacher good --mpp 0.5 --holdout 0.5 --seed 3 --at 8 --json")
+STATS = command_line(
+    "stats {bags} --teacher good --mpp 0.5 --holdout 0.5 --seed 3 --at 8 --quiet --json"
+)
 PROBE = command_line(
     "probe {bags} --labels {tiles} --target side --features good --features noise --mpp 0.5 "
     "--distinct-ids --shots 3 --draws 4 --tiles 100 --folds 3 --reference 'noise / linear' "

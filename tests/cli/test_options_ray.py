@@ -67,7 +67,7 @@ MIL = command_line(
     "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
     "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
     "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
-    "--accuracy 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --json"
+    "--accuracy 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --quiet --json"
 )
 MIL_FEW = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
@@ -89,7 +89,7 @@ COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
     "--slide-column picture --time months --event dead --features good --features noise "
     "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
-    "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --json"
+    "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --quiet --json"
 )
 HAZARDS = command_line(
     "survival {bags} --labels {labels} --time months --event dead --features good+noise "
@@ -213,7 +213,7 @@ def test_survival_sets_any_field_and_starts_from_another_run(run: Run, places: P
 INGEST = command_line("ingest {tmp}/cut {tmp}/in --mpp 2.0 --json")
 INGEST_TEXT = command_line("ingest {tmp}/cut {tmp}/in --mpp 2.0")
 INGEST_AGAIN = command_line(
-    "ingest {tmp}/cut {tmp}/in --only bare --retry-failed --mpp-override 2.0 --json"
+    "ingest {tmp}/cut {tmp}/in --only bare --retry-failed --mpp-override 2.0 --quiet --json"
 )
 INGEST_REPLACE = command_line(
     "ingest {tmp}/cut {tmp}/moved/real.svs --replace --auto-vacuum --json"
@@ -260,7 +260,8 @@ DISTILL = command_line(
     "--architecture test_efficientnet --input-px 32 --epochs 1 --batch-tiles 16 --accumulate 2 "
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
-    "--holdout 0.3 --split-seed 2 --seed 4 --workers 2 --checkpoint-s 0.01 --at 8 --json"
+    "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 2 --cpus-per-worker 0.5 "
+    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --quiet --json"
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
@@ -273,13 +274,14 @@ DISTILL_LIKE = command_line(
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
-    "--device cpu --threads 1 --at 8 --json"
+    "--device cpu --threads 1 --at 8 --quiet --json"
 )
 EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
 EXTRACT_STUDENT = command_line("extract {bags} --teacher both --engine onnxruntime --json")
 EXTRACT = command_line(
     "extract {bags} --teacher efficientnet_lite0 --weights {tmp}/weights --mpp 0.5 "
-    "--precision bfloat16 --where 'x < 512' --share 0.5 --auto-vacuum --json"
+    "--precision bfloat16 --where 'x < 512' --share 0.5 --auto-vacuum --device cpu --workers 1 "
+    "--cpus-per-worker 1.5 --gpus-per-worker 0 --quiet --json"
 )
 
 
@@ -289,6 +291,9 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
     folder = Path(str(places["bags"]), "runs", report["run"])
     config = json.loads((folder / "config.json").read_text())
     recipe = config["recipe"]
+    kept = json.loads(Path(str(places["bags"]), "students/both/report.json").read_text())
+    workers = {"device": "cpu", "workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
+    assert {name: kept[name] for name in workers} == workers
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
     expected = {
@@ -361,6 +366,8 @@ def test_extract_takes_some_tiles_and_the_weights_of_a_folder(run: Run, places: 
     shutil.copy(weights, folder / "efficientnet_lite0.pth")
     extracted = run(EXTRACT).value
     assert extracted["freed"]["versions"] > 0
+    assert extracted["workers"] == {"device": "cpu", "workers": 1, "cpus_per_worker": 1.5,
+        "gpus_per_worker": 0.0}  # fmt: skip
     counts = extracted["teachers"]["efficientnet_lite0"]
     lake = open_lake(Path(str(places["bags"])))
     tiles = lake.tiles(mpp=0.5).filter(pl.col("x") < 512).collect().height
@@ -377,6 +384,7 @@ TINY = "--architecture test_efficientnet --input-px 32"
 ELSEWHERE = [
     command_line(f"ingest {{tmp}}/away {{slide}} --mpp 2.0 {NOWHERE}"),
     command_line(f"extract {{bags}} --teacher efficientnet_lite1 {NOWHERE}"),
+    command_line(f"build {{tmp}}/away {{slide}} --teacher efficientnet_lite1 --mpp 2.0 {NOWHERE}"),
     command_line(f"distill {{bags}} --teacher good --name away {TINY} {NOWHERE}"),
     command_line(f"mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"),
     command_line(
@@ -416,7 +424,7 @@ def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
 
 # ---------------------------------------------------------------------- the whole way
 
-DEMO = command_line("demo {tmp}/demo --quick --json")
+DEMO = command_line("demo {tmp}/demo --quick --quiet --json")
 
 
 @pytest.mark.timeout(900)

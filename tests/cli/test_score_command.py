@@ -10,7 +10,7 @@ from tests.worlds.command_lines import Output, Places, command_line
 
 TRY = command_line("score {lake} haematoxylin --dry-run --json")
 SCORE = command_line("score {lake} haematoxylin")
-DROP = command_line("score {lake} haematoxylin --drop --json")
+DROP = command_line("score {lake} haematoxylin --drop --quiet --json")
 WRONG = command_line("score {lake} pen")
 
 

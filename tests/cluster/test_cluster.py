@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 import cluster
-from cluster import progress
+from cluster import is_quiet, progress, progress_of_stages, quiet_progress
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
-from cluster.ray_session import _check_reachable
+from cluster.ray_session import _check_reachable, ray_session
 from cluster.ray_submit import _entrypoint, _resolve_address, submit
 from cluster.ray_token import auth_headers, check_address
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory
@@ -168,9 +169,66 @@ def test_a_terminal_gets_a_bar_and_stdout_nothing(
     assert capsys.readouterr().out == ""
 
 
+def test_a_stage_is_named_beside_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, clock = io.StringIO(), Clock()
+    with progress_of_stages("build", "ingest", "extract"):
+        for stage in ("ingest", "extract"):
+            with progress(stage, total=2, unit="things", stream=out, clock=clock) as bar:
+                bar.note("hello")
+                bar.advance(2)
+        monkeypatch.setenv("SLIDELAKE_PROGRESS", "plain")
+        with progress("scores", total=1, stream=out, clock=clock) as bar:
+            bar.note("further")
+    *lines, note, plain = out.getvalue().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [(one["event"], one["title"], one["stage"]) for one in events] == [
+        (event, "build", stage) for stage in ("ingest", "extract") for event in ("note", "done")
+    ]
+    assert note == "build scores: further"
+    assert plain.startswith("build scores: 0/1 items")
+    with progress("ingest", stream=out, clock=clock):
+        pass
+    assert "build" not in out.getvalue().splitlines()[-1]
+
+
+def test_a_terminal_shows_all_stages_of_a_command_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    out = Terminal()
+    with progress_of_stages("build", "ingest", "extract"):
+        with progress("ingest", total=2, unit="slides", stream=out) as bar:
+            bar.advance(2)
+        first = out.getvalue()
+    assert re.search("ingest.*extract.*waits", first, re.DOTALL)
+    last = out.getvalue().rpartition("ingest")[2]  # as it was drawn last
+    assert re.search("2/2 slides.*done.*extract.*nothing to do", last, re.DOTALL)
+    assert "waits" not in last
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_quiet_progress_shows_nothing_in_this_process_and_those_that_it_starts(
+    monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal() if terminal else io.StringIO()
+    with quiet_progress():
+        assert is_quiet()
+        assert os.environ["SLIDELAKE_PROGRESS"] == "none"
+        with (
+            progress_of_stages("build", "ingest"),
+            progress("ingest", total=1, stream=out) as bar,
+        ):
+            bar.note("slide7 failed")
+            bar.advance(1)
+    assert out.getvalue() == ""
+    assert not is_quiet()
+
+
 def test_an_unknown_view_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIDELAKE_PROGRESS", "fancy")
-    with pytest.raises(ClusterError, match=r"'fancy'.*auto, bar, plain, json"), progress("x"):
+    with pytest.raises(ClusterError, match=r"'fancy'.*auto, bar, plain, json, none"), progress("x"):
         pass
 
 
@@ -322,3 +380,20 @@ def test_ray_version_is_the_same_in_every_file() -> None:
     spec = yaml.safe_load((CLUSTER / "kuberay" / "raycluster.yaml").read_text())["spec"]
     floor = (CLUSTER.parent / "pyproject.toml").read_text().split("ray[data,default,train]>=")[1]
     assert spec["rayVersion"].startswith(floor.split('"')[0])
+
+
+@pytest.mark.parametrize(("bound", "cores"), [({0, 3}, 2), (set(range(8)), None)])
+def test_a_private_ray_takes_the_cores_that_the_process_is_bound_to(
+    monkeypatch: pytest.MonkeyPatch, bound: set[int], cores: int | None
+) -> None:
+    """As SLURM binds a job to some cores of a node; Ray itself would count all eight."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: bound)
+    starts: list[dict[str, object]] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: starts.append(options))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session(ray_data=False):
+        pass
+    assert [start["num_cpus"] for start in starts] == [cores]

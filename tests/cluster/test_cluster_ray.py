@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -18,7 +19,15 @@ from urllib.request import Request, urlopen
 import pytest
 
 import cluster
-from cluster import ClusterError, quiet_ray_data, ray_map, ray_session, schedulable, submit
+from cluster import (
+    ClusterError,
+    quiet_ray_data,
+    ray_map,
+    ray_session,
+    schedulable,
+    shared_ray_session,
+    submit,
+)
 from cluster.scratch import scratch_directory
 from featurestore import LakeConfig, create_lake
 from tests.worlds.command_lines import command_line
@@ -80,6 +89,36 @@ def _kill(mark: str) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def test_jobs_that_share_a_session_start_one_ray_and_only_if_one_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
+        events.append("start")
+        yield
+        events.append("stop")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # the module, of whose name the door has a function
+    monkeypatch.setattr(sys.modules["cluster.ray_session"], "_started_here", started_here)
+    monkeypatch.setattr("ray.is_initialized", lambda: len(events) % 2 == 1)
+    with shared_ray_session():
+        events.extend([])
+    assert events == []
+    with shared_ray_session():
+        for _ in range(2):
+            with ray_session(ray_data=False):
+                assert events == ["start"]
+        assert events == ["start"]
+    assert events == ["start", "stop"]
+    for _ in range(2):
+        with ray_session(ray_data=False):
+            pass
+    assert events == ["start", "stop"] * 3
 
 
 @pytest.mark.usefixtures("ray_up")

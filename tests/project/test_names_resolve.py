@@ -22,14 +22,15 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "cluster" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 TICKED = re.compile(r"`+([^`\s]+)`+")
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)}|slidelake|tests|benchmarks)(?:\.\w+)+")
 FILE = re.compile(r"[\w/.-]*\w\.py")
 #: Files that users write, and sources of other projects that a module names.
 OTHER_FILES = {"FILE.py", "ingest.py", "my_encoder.py", "my_segmenter.py", "layers/hmsa.py",
-               "metrics/retrieval.py", "plotting/metrics.py"}  # fmt: skip
+               "metrics/retrieval.py", "plotting/metrics.py", "create_heatmaps.py",
+               "create_splits_seq.py", "eval.py", "main.py"}  # fmt: skip
 DATA_FILE = re.compile(r".*\.(?:html|json|png)")
 #: Options of a command line, and calls in Python, that take names of teachers.
 OPTION = re.compile(r"--(?:teacher|features|student|single)[ =]([^\s`|)]+)")
@@ -38,7 +39,9 @@ CALL = re.compile(
     r"\"([^\"]+)\""
 )
 #: Columns that examples make: students, and those that an import brings.
-MADE = re.compile(r"slidelake distill .*--name (\S+)|slidelake import .*--teacher (\S+)")
+MADE = re.compile(
+    r"slidelake distill .*--name (\S+)|slidelake import .*--teacher (\S+)|name=\"([\w-]+)\""
+)
 PLACEHOLDERS = {"NAME", "NAME:POOLING", "NAME=FOLDER", "TEACHER:patches"}
 
 

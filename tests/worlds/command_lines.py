@@ -56,11 +56,15 @@ class CommandLine:
 
 
 def run_words(output: Output, words: list[str], *, code: int | None = 0) -> Answer:
-    """Run `slidelake` with some words in this process, and check its exit code, if one is given."""
+    """Run `slidelake` with some words in this process, and check its exit code, if one is given.
+
+    A line with --quiet that succeeds prints one line and nothing else.
+    """
     output.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["slidelake", *words])
         patch.setenv("SLIDELAKE_DEBUG", "")
+        patch.delenv("SLIDELAKE_PROGRESS", raising=False)
         with pytest.raises(SystemExit) as ended:
             slidelake.main()
     printed = output.readouterr()
@@ -68,6 +72,8 @@ def run_words(output: Output, words: list[str], *, code: int | None = 0) -> Answ
     assert code in (None, answer.code), (
         f"slidelake {shlex.join(words)}\n{answer.stdout}\n{answer.stderr}"
     )
+    if "--quiet" in words and answer.code == 0:
+        assert (answer.stderr, answer.stdout.count("\n")) == ("", 1), shlex.join(words)
     return answer
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+from cluster import WorkerSettings
 from distill.recipes.recipe_table import make_recipe
 from distill.train.ray_train import distill
 from tests.conftest import TEACHERS
@@ -19,7 +20,8 @@ def main() -> None:
     """LAKE NAME WORKERS: checkpoints come as often as they can."""
     lake, name, workers = sys.argv[1:]
     recipe = make_recipe("agglomerate", TEACHERS, **TINY, mpps=(0.5,))
-    distill(lake, recipe, name=name, workers=int(workers), checkpoint_s=0.5)
+    together = WorkerSettings(workers=int(workers))
+    distill(lake, recipe, name=name, workers=together, checkpoint_s=0.5)
 
 
 if __name__ == "__main__":

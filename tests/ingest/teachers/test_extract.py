@@ -75,7 +75,8 @@ def test_everything_is_complete(lake: Lake) -> None:
 
 
 def test_nothing_left_needs_no_ray(lake_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.teachers.ray_extract.ray_session", None)
+    for name in ("ray.init", "ingest.teachers.ray_extract.place"):
+        monkeypatch.setattr(name, None)
     result = extract(str(lake_copy), TEACHERS)
     assert [counts["tiles"] for counts in result.teachers.values()] == [0, 0]
 
@@ -105,7 +106,7 @@ def run_unit(
     extractor: Extractor, lake: Lake, teachers: list[Teacher], unit: Unit, threads: int = 1
 ) -> Outcome:
     """Do what an actor does with a unit, without the pool around it."""
-    settings = {"store": lake.uri, "threads": threads, "gpu": False}
+    settings = {"store": lake.uri, "threads": threads, "device": "cpu"}
     item = {"unit": pickle.dumps(unit), "teachers": pickle.dumps(teachers), **settings}
     outcome: Outcome = pickle.loads(extractor(item)["outcome"])
     return outcome
