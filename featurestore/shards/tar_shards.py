@@ -213,6 +213,30 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.tile_id)
 
+    def fetch(self) -> None:
+        """Copy a bucket's shard to this machine's disk by one request; tiles are then read there.
+
+        For a reader of all tiles, which would send a request for each batch. The copy has no name,
+        so that nothing is left of it when the reader is closed or killed.
+
+        Raises:
+            DamageError: the shard is gone.
+            AccessError: it can't be read now.
+            DiskFullError: there is no room for it in the folder of temporary files.
+        """
+        if self._fd is not None:
+            return
+        copy = _remote_scratch()
+        try:
+            with naming_full_disk(str(copy.parent)):
+                self._store.fetch(self.path, copy)
+            self._fd = os.open(copy, os.O_RDONLY)
+        except OSError as error:
+            raise self._read_error(error) from error
+        finally:
+            copy.unlink(missing_ok=True)
+        self._bytes = os.fstat(self._fd).st_size
+
     def jpeg(self, position: int) -> bytes:
         """Return the JPEG bytes of the tile at a position of `tile_id`."""
         return bytes(self._adjacent_jpegs(position, position + 1)[0])

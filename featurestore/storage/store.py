@@ -255,6 +255,12 @@ class Store:
         local.unlink()
 
     @with_clear_errors
+    def fetch(self, rel: str, local: Path) -> None:
+        """Copy a file to this machine's disk; from S3 by one request, whatever its size."""
+        one_request = {"max_concurrency": 1} if self._protocol == "s3" else {}
+        self.fs.get_file(self.path(rel), str(local), **one_request)
+
+    @with_clear_errors
     def remove(self, rel_paths: Sequence[str]) -> None:
         """Delete files, many at once; skip missing files."""
         if self._protocol == "s3":

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
 
+#: Share of a slide's tiles above which all of its shard is fetched from a bucket.
+FETCHED_SHARE = 0.25
+
 Row = dict[str, Any]
 Int64Array = npt.NDArray[np.int64]
 RgbArray = npt.NDArray[np.uint8]
@@ -137,14 +140,13 @@ class Extractor:
         outcome.seconds = dict.fromkeys((column.name for column in unit.fields), 0.0)
         work, start = list(self._work(unit, teachers)), time.perf_counter()
         writers = {f.name: ColumnWriter(store, unit.mpp, f, unit.fragment) for f in unit.fields}
-        for row in unit.slides:
+        for row, ids, rows, shard in _opened_slides(store, unit):
             for writer in writers.values():
                 writer.skip(row["row_start"] - writer.rows)
-            ids, rows = _chosen_tiles(store, unit, row)
             outcome.tiles += len(rows)
             put = functools.partial(_put, writers, row, ids, outcome, self._threads)
             before: tuple[Int64Array, list[RunningBatch]] | None = None
-            for places, tiles in self._batches(row, ids, rows):
+            for places, tiles in self._batches(shard, rows):
                 started = _start(work, tiles, ids[places])
                 if before is not None:  # the networks are busy while it is written
                     put(*before)
@@ -173,19 +175,11 @@ class Extractor:
                 yield self._encoder(teacher, precision, engine), outputs
 
     def _batches(
-        self, row: Row, ids: Int64Array, rows: Int64Array
+        self, shard: ShardReader, rows: Int64Array
     ) -> Iterator[tuple[Int64Array, RgbArray]]:
         """Yield a slide's tiles in batches, decoded while the networks work on earlier batches."""
-        # Features of damaged pixels would be wrong for good, under a checksum of their own.
-        check_shard(self._store, row)
         size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
-        with (
-            ShardReader.of(self._store, row) as shard,
-            ThreadPoolExecutor(self._threads) as pool,
-        ):
-            if not np.array_equal(shard.tile_id, ids):
-                msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"
-                raise SlideError(msg)
+        with ThreadPoolExecutor(self._threads) as pool:
             ahead: deque[tuple[Int64Array, Future[RgbArray]]] = deque()
             waiting = [rows[at : at + size] for at in range(0, len(rows), size)][::-1]
             while waiting or ahead:
@@ -194,6 +188,45 @@ class Extractor:
                     ahead.append((places, pool.submit(_decoded, shard, places)))
                 places, future = ahead.popleft()
                 yield places, future.result()
+
+
+def _opened_slides(
+    store: Store, unit: Unit
+) -> Iterator[tuple[Row, Int64Array, Int64Array, ShardReader]]:
+    """Yield each slide with its keys, the places of its chosen tiles, and its open shard.
+
+    The next slide is opened, and fetched from a bucket, while the caller works on this one.
+    """
+    with ThreadPoolExecutor(1) as opener:
+        waiting = list(unit.slides)[::-1]
+        opened = opener.submit(_opened_slide, store, unit, waiting.pop()) if waiting else None
+        while opened is not None:
+            slide = opened.result()
+            opened = opener.submit(_opened_slide, store, unit, waiting.pop()) if waiting else None
+            with slide[-1]:
+                yield slide
+
+
+def _opened_slide(
+    store: Store, unit: Unit, row: Row
+) -> tuple[Row, Int64Array, Int64Array, ShardReader]:
+    """Open a slide's shard, and compare it with the rows of its tiles.
+
+    Raises:
+        DamageError: the shard is gone, damaged or replaced.
+        SlideError: the shard holds other tiles.
+    """
+    # Features of damaged pixels would be wrong for good, under a checksum of their own.
+    check_shard(store, row)
+    ids, rows = _chosen_tiles(store, unit, row)
+    shard = ShardReader.of(store, row)
+    if not np.array_equal(shard.tile_id, ids):
+        shard.close()
+        msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"
+        raise SlideError(msg)
+    if len(rows) > FETCHED_SHARE * len(ids):
+        shard.fetch()
+    return row, ids, rows, shard
 
 
 def _chosen_tiles(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
@@ -209,7 +242,7 @@ def _chosen_tiles(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64
 
 
 def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
-    return np.stack([decode_tile(shard.jpeg(place)) for place in places.tolist()])
+    return np.stack([decode_tile(jpeg) for jpeg in shard.jpegs(shard.tile_id[places])])
 
 
 def _start(

@@ -2,12 +2,16 @@
 
 import io
 import pickle
+import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import s3fs
 import timm
 import torch
 from PIL import Image
@@ -15,7 +19,7 @@ from PIL import Image
 from distill.errors import DistillError
 from distill.recipes.recipe_table import make_recipe
 from distill.train.ray_train import distill
-from featurestore import IdentityError, Lake, LakeError, open_lake, verify
+from featurestore import IdentityError, Lake, LakeError, copy_lake, open_lake, verify
 from featurestore.annotations.annotating import annotate
 from ingest import (
     CARDS,
@@ -33,6 +37,7 @@ from ingest.teachers.ray_extract import extract
 from ingest.teachers.weights.weights_files import find_weights
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
+from tests.worlds.s3 import Bucket
 
 ALL = Choice()
 
@@ -128,6 +133,44 @@ def fill(
         assert outcome.reason is None
         lake.committer.commit_columns(mpp, outcome.files)
     return lake.refreshed()
+
+
+@pytest.mark.slow
+def test_a_slide_in_a_bucket_takes_two_requests_for_its_tiles(
+    filled: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for the index and one for the shard, however many tiles there are."""
+    local = open_lake(filled)
+    copy_lake(filled, bucket.uri)
+    lake = open_lake(bucket.uri)
+    gets: Counter[str] = Counter()
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: s3fs.S3FileSystem, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if method == "get_object" and "/tiles/" in kwargs["Key"]:
+            gets[kwargs["Key"].rpartition("/tiles/")[2]] += 1
+        return await call(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("ingest.teachers.extractor.BATCH_TILES", 3)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    (teacher,) = find_teachers(lake.store, [f"{TEACHERS[0]}@S1"])
+    extractor = Extractor()
+    for unit in plan(lake, [teacher], [0.5]):
+        outcome = run_unit(extractor, lake, [teacher], unit, threads=2)
+        assert outcome.reason is None
+        lake.committer.commit_columns(0.5, outcome.files)
+    tiles = local.tiles_of(mpp=0.5)
+    assert tiles["tiles"].max() > 9
+    assert set(gets.values()) == {1}
+    assert len(gets) == 2 * tiles.height
+    assert not list(tmp_path.iterdir())
+    gets.clear()
+    few = Choice(where="tile_id % 7 = 0")
+    for unit in plan(lake, find_teachers(lake.store, [f"{TEACHERS[0]}@S2"]), [0.5], choice=few):
+        teachers = find_teachers(lake.store, [f"{TEACHERS[0]}@S2"])
+        assert run_unit(extractor, lake, teachers, unit).reason is None
+    assert max(gets.values()) < 9
 
 
 def test_damaged_shard_fails_its_fragment_and_no_other(
