@@ -21,7 +21,7 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from cluster import ClusterError, extend
+    from cluster import ClusterError, ExtensionError, extend
     from distill import DistillError, Recipe
     from distill.recipes.recipe_table import make_recipe
     from distill.students.feature_students import build_lake, extract
@@ -105,6 +105,7 @@ PUBLIC = {
     "DamageError": "featurestore",
     "DiskFullError": "featurestore.storage",
     "DistillError": "distill",
+    "ExtensionError": "cluster",
     "ExtractResult": "ingest.teachers.ray_extract",
     "FormatError": "featurestore",
     "IdentityError": "featurestore",
@@ -176,6 +177,7 @@ __all__ = [
     "DamageError",
     "DiskFullError",
     "DistillError",
+    "ExtensionError",
     "ExtractResult",
     "FormatError",
     "IdentityError",

@@ -15,4 +15,11 @@ class ClusterError(RuntimeError):
 
 
 class ExtensionError(ValueError):
-    """Raised for a user's file of own readers, scores or models that can't be run."""
+    """Raised for a user's file of own readers, scores or models that can't be run.
+
+    Examples:
+        >>> sl.extend("my_models.py")
+        Traceback (most recent call last):
+            ...
+        cluster.errors.ExtensionError: ...
+    """

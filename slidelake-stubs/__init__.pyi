@@ -5,10 +5,12 @@ import pathlib
 import typer
 
 from cluster import ClusterError as ClusterError
+from cluster import ExtensionError as ExtensionError
 from cluster import extend as extend
 from distill import DistillError as DistillError
 from distill import Recipe as Recipe
 from distill.recipes.recipe_table import make_recipe as make_recipe
+from distill.students.feature_students import build_lake as build_lake
 from distill.students.feature_students import extract as extract
 from distill.targets.missing_stats import stats as stats
 from distill.train.ray_train import distill as distill
@@ -94,6 +96,7 @@ __all__ = [
     "DamageError",
     "DiskFullError",
     "DistillError",
+    "ExtensionError",
     "ExtractResult",
     "FormatError",
     "IdentityError",
@@ -124,6 +127,7 @@ __all__ = [
     "TileBatch",
     "Verdict",
     "annotate",
+    "build_lake",
     "compact",
     "copy_lake",
     "create_lake",

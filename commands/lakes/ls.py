@@ -23,7 +23,7 @@ class LsOptions:
     json: JsonOpt = False
 
 
-@command(app, "ls")
+@command(app, "ls", without_pandas=True)
 def ls_command(options: LsOptions) -> None:
     """List a lake at a glance: slides, tiles, columns, students, annotations, runs, snapshots.
 

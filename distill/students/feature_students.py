@@ -100,6 +100,7 @@ def extract(
     )
 
 
+# Long for its documentation: the public function of the first two stages.
 def build_lake(
     lake_uri: str,
     slides: Sequence[str],

@@ -45,6 +45,7 @@ CHECKPOINT_S = 60.0
 RETRIES = 3
 
 
+# Long for its documentation: the public function of a whole stage.
 def distill(
     lake_uri: str,
     recipe: Recipe,

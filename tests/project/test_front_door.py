@@ -158,6 +158,7 @@ from typer.testing import CliRunner
 import slidelake
 for words in (
     ["info", "my-lake"],
+    ["ls", "my-lake"],
     ["query", "my-lake", "SELECT count(*) FROM tiles_mpp0_5"],
     ["runs", "my-lake"],
     ["snapshot", "my-lake", "first"],

@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import polars as pl
 
+from cluster import Placement, machine_shapes
 from downstream.run import run_study
 from downstream.run.study_spec import Resources
 from featurestore import LakeConfig, SlideCut, Store, open_lake
@@ -62,12 +63,14 @@ def without_ray() -> Iterator[None]:
         mock.patch.object(ray_ingest, "ray_session", _no_session),
         mock.patch.object(ray_extract, "_outcomes", _extract_all),
         mock.patch.object(ray_extract, "ray_session", _no_session),
+        mock.patch.object(ray_extract, "node_shapes", machine_shapes),
+        mock.patch.object(ray_extract, "announced", _no_session),
         mock.patch.object(run_study, "on_ray", _run_all),
     ):
         yield
 
 
-def _no_session(**_: object) -> AbstractContextManager[None]:
+def _no_session(*_: object, **__: object) -> AbstractContextManager[None]:
     return nullcontext()
 
 
@@ -79,12 +82,12 @@ def _cut_all(
 
 
 def _extract_all(
-    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit]
+    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit], workers: Placement
 ) -> Iterator[Outcome]:
     extractor = Extractor()
     settings = {"teachers": pickle.dumps(list(teachers)), "store": store.uri, "threads": 1}
     for unit in units:
-        answer = extractor({"unit": pickle.dumps(unit), **settings, "gpu": False})
+        answer = extractor({"unit": pickle.dumps(unit), **settings, "device": workers.device})
         yield pickle.loads(answer["outcome"])
 
 
