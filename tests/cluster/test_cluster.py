@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 import cluster
 from cluster import is_quiet, progress, progress_of_stages, quiet_progress

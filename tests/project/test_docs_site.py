@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import slidelake

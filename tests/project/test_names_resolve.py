@@ -28,8 +28,8 @@ TICKED = re.compile(r"`+([^`\s]+)`+")
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)}|slidelake|tests|benchmarks)(?:\.\w+)+")
 FILE = re.compile(r"[\w/.-]*\w\.py")
 #: Files that users write, and sources of other projects that a module names.
-OTHER_FILES = {"FILE.py", "ingest.py", "my_encoder.py", "my_segmenter.py", "layers/hmsa.py",
-               "metrics/retrieval.py", "plotting/metrics.py", "create_heatmaps.py",
+OTHER_FILES = {"FILE.py", "ingest.py", "json.py", "numpy.py", "my_encoder.py", "my_score.py",
+               "my_segmenter.py", "layers/hmsa.py", "metrics/retrieval.py", "plotting/metrics.py", "create_heatmaps.py",
                "create_splits_seq.py", "eval.py", "main.py"}  # fmt: skip
 DATA_FILE = re.compile(r".*\.(?:html|json|png)")
 #: Options of a command line, and calls in Python, that take names of teachers.
@@ -40,9 +40,10 @@ CALL = re.compile(
 )
 #: Columns that examples make: students, and those that an import brings.
 MADE = re.compile(
-    r"slidelake distill .*--name (\S+)|slidelake import .*--teacher (\S+)|name=\"([\w-]+)\""
+    r"slidelake (?:--extend \S+ )*distill .*--name (\S+)|"
+    r"slidelake import .*--teacher (\S+)|name=\"([\w-]+)\""
 )
-PLACEHOLDERS = {"NAME", "NAME:POOLING", "NAME=FOLDER", "TEACHER:patches"}
+PLACEHOLDERS = {"FILE", "NAME", "NAME:POOLING", "NAME=FOLDER", "TEACHER:patches"}
 
 
 def docstrings(path: Path) -> Iterator[str]:
@@ -64,7 +65,7 @@ def file_names() -> frozenset[str]:
     paths = [path.relative_to(ROOT).parts for path in SOURCES]
     paths += [
         path.relative_to(ROOT).parts
-        for folder in ("tests", "benchmarks")
+        for folder in ("tests", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*.py")
     ]
     return frozenset("/".join(parts[at:]) for parts in paths for at in range(len(parts)))

@@ -26,7 +26,7 @@ from featurestore.interop.lake_tiles import tile_places
 from featurestore.read.torch_bags import Bags, TorchBag
 from featurestore.tables.lance_flat import FlatColumn
 from featurestore.tables.schema import features_table
-from ingest.teachers.extractor import Extractor
+from ingest.teachers.extractor import Unit, _opened_slides
 from tests.worlds.training_lake import DIMS, make
 
 PLAIN, PACKED = DIMS  # read in place, and by Lance's file reader
@@ -230,9 +230,7 @@ def test_damaged_pixels_are_refused_by_streams_and_extraction(copied: Lake) -> N
     with pytest.raises(DamageError, match=text):
         streamed(copied, PLAIN, pixels="jpeg")
     streamed(copied, PLAIN)
-    extractor = Extractor()
-    extractor._store, extractor._device, extractor._threads = copied.store, "cpu", 1
-    keys = copied.bag(SLIDE, PLAIN, mpp=MPP).tile_id
+    unit = Unit(mpp=MPP, fragment=row["fragment"], fields=(), slides=(row,), rows=row["tiles"])
     with pytest.raises(DamageError, match=text):
-        next(extractor._batches(row, keys, np.arange(len(keys))))
+        next(_opened_slides(copied.store, unit))
     streamed(open_lake(copied.uri, check=None), PLAIN, pixels="jpeg")
