@@ -117,20 +117,20 @@ def build_lake(
     what the lake has is not made again. A slide that fails does not stop the others; look at
     `result.failed`, and open `result.page`, which shows every slide with its tissue and tiles.
 
-        import slidelake as sl
-
-        built = sl.build_lake("my-lake", ["slides/"], ["uni2_h", "virchow2"], mpps=[0.5, 2.0])
-        print(built.page, built.failed)
-        lake = sl.open_lake("my-lake")
-
     Examples:
+        >>> import slidelake as sl
+        >>> slides = [sl.sample_slide()]
+        >>> built = sl.build_lake("new-lake", slides, ["efficientnet_lite0"], mpps=[1.0])
+        >>> built.ingested.tiles, built.failed
+        ({'1.0': 17}, [])
+        >>> lake = sl.open_lake("new-lake")
+
         What is wrong is refused before a slide is opened.
 
-        >>> import slidelake as sl
-        >>> sl.build_lake("no-lake", ["slides/"], ["uni3_h"])
+        >>> sl.build_lake("new-lake", slides, ["uni3_h"])
         Traceback (most recent call last):
             ...
-        ingest.errors.TeacherError: no teacher 'uni3_h': did you mean uni2_h? ...
+        ingest.errors.TeacherError: no teacher 'uni3_h': did you mean uni2_h or uni? ...
 
     Args:
         lake_uri: folder or URL of the lake; it is made if it is new.

@@ -18,7 +18,7 @@ from cluster import Placement, machine_shapes
 from downstream.run import run_study
 from downstream.run.study_spec import Resources
 from featurestore import LakeConfig, SlideCut, Store, open_lake
-from ingest import ray_ingest
+from ingest import lake_building, ray_ingest
 from ingest.cut import cut_or_reason
 from ingest.teachers import ray_extract
 from ingest.teachers.extractor import Extractor, Outcome, Unit
@@ -65,6 +65,7 @@ def without_ray() -> Iterator[None]:
         mock.patch.object(ray_extract, "ray_session", _no_session),
         mock.patch.object(ray_extract, "node_shapes", machine_shapes),
         mock.patch.object(ray_extract, "announced", _no_session),
+        mock.patch.object(lake_building, "shared_ray_session", _no_session),
         mock.patch.object(run_study, "on_ray", _run_all),
     ):
         yield
