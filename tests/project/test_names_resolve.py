@@ -61,7 +61,7 @@ def file_names() -> frozenset[str]:
     paths = [path.relative_to(ROOT).parts for path in SOURCES]
     paths += [
         path.relative_to(ROOT).parts
-        for folder in ("tests", "benchmarks")
+        for folder in ("tests", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*.py")
     ]
     return frozenset("/".join(parts[at:]) for parts in paths for at in range(len(parts)))
