@@ -69,12 +69,24 @@ def _logical_line(lines: Sequence[str], at: int) -> tuple[int, str]:
     while whole.endswith("\\") and at + 1 < len(lines):
         at += 1
         whole = whole[:-1] + " " + without_comment(lines[at])
+    while "slidelake " in whole and _is_open(whole) and at + 1 < len(lines):
+        at += 1
+        whole += "\n" + lines[at]
     if heredoc := HEREDOC.search(whole):
         at += 1
         while at + 1 < len(lines) and lines[at].strip() != heredoc[1]:
             at += 1
         whole = whole[: heredoc.start()] + whole[heredoc.end() :]
     return at, whole
+
+
+def _is_open(line: str) -> bool:
+    """Return whether a quotation goes on in the next line."""
+    try:
+        shlex.split(line)
+    except ValueError:
+        return True
+    return False
 
 
 def without_comment(line: str) -> str:
@@ -102,6 +114,8 @@ def simple_commands(line: str) -> Iterator[tuple[str, ...]]:
     >>> list(simple_commands("kubectl get secret slidelake -o json && slidelake ls $LAKE &"))
     [('ls', '1')]
     """
+    if "slidelake " not in line:  # a drawing may hold any sign
+        return
     lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
     lexer.whitespace_split, lexer.commenters = True, ""
     words: list[str] = []
@@ -143,12 +157,17 @@ def inline_commands(text: str, page: str) -> Iterator[PageCommand]:
     for span in INLINE.finditer(text):
         words = tuple(
             word.strip("[]")
-            for word in shlex.split(" ".join(span[1].split()))[1:]
+            for word in _split(" ".join(span[1].split()))[1:]
             if word not in ("...", "\N{HORIZONTAL ELLIPSIS}")
         )
         if words:
             line = text.count("\n", 0, span.start()) + 1
             yield PageCommand(page=page, line=line, words=words, inline=True)
+
+
+def _split(text: str) -> list[str]:
+    """Return the words of a span; at blanks if a quotation in it has no end."""
+    return text.split() if _is_open(text) else shlex.split(text)
 
 
 def help_commands(help_text: str, page: str) -> Iterator[PageCommand]:
