@@ -390,7 +390,7 @@ def test_command_lines_of_a_page_run(
     monkeypatch.chdir(here)
     for command in RUN[page]:
         # folders at the root of the user's machine are ours here
-        words = [re.sub(r"^/", f"{tmp_path}/root/", word) for word in command.words]
+        words = [re.sub(r"^/", f"{tmp_path}/elsewhere/", word) for word in command.words]
         answer = run_words(capsys, words, code=None)
         assert answer.code == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
 
