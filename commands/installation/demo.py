@@ -33,6 +33,8 @@ class DemoOptions:
 def demo_command(options: DemoOptions) -> None:
     """Run every stage on a small cohort: slides, tiles, teachers, a student, MIL, survival, report.
 
+    Example: slidelake demo demo-lake --quick
+
     Takes about six minutes on two cores. Run it again: finished stages are not run twice.
     """
     from examples.demo import QUICK, DemoSettings, run_demo

@@ -70,6 +70,7 @@ def as_callback(function: Callable[..., None]) -> Callable[..., None]:
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     signature = inspect.Signature([context, *option_parameters(options_type)])
     callback.__dict__["__signature__"] = signature
+    callback.__dict__["options_type"] = options_type
     callback.__doc__, callback.__name__ = function.__doc__, function.__name__
     return callback
 

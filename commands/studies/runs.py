@@ -27,7 +27,10 @@ class RunsOptions:
 
 @command(app, "runs", without_pandas=True)
 def runs_command(options: RunsOptions) -> None:
-    """List every measure of every finished run, one row each, with lake version and seeds."""
+    """List every measure of every finished run, one row each, with lake version and seeds.
+
+    Example: slidelake runs my-lake --out runs.csv
+    """
     from downstream.run.run_table import run_table
     from featurestore import open_lake
 
