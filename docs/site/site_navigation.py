@@ -65,11 +65,6 @@ NAVIGATION = {
     ),
 }
 
-#: Pages that are still being written: no error while they are not there.
-EXPECTED = {"docs/tutorial", "docs/concepts", "docs/reading", "docs/recipes",
-            "docs/troubleshooting", "docs/faq", "docs/feature-licences"}  # fmt: skip
-
-
 #: Pages that repeat what others say: the search leaves them out.
 NOT_SEARCHED = {"README", "CHANGELOG"}
 
@@ -86,8 +81,7 @@ def entries(names: tuple[str, ...]) -> Iterator[str]:
     """Yield the pages of one heading: those of a folder without an index one by one."""
     for name in names:
         if not name.endswith("/"):
-            if name not in EXPECTED or (ROOT / f"{name}.md").exists():
-                yield name
+            yield name
         elif (ROOT / name / "index.md").exists():
             yield f"{name}index"
         else:
