@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
@@ -59,7 +59,8 @@ def export_command(options: ExportOptions) -> None:
     errors = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
     lines = [f"{slide['slide']} left out: {slide['reason']}" for slide in exported.left_out]
     lines.append(
-        f"{exported.out}: {exported.written} slides written in {exported.files} files, "
+        f"{exported.out}: {counted(exported.written, 'slide')} written in "
+        f"{counted(exported.files, 'file')}, "
         f"{exported.complete} were there already, {len(exported.failed)} failed"
     )
     print_answer(asdict(exported), as_json=options.json, errors=errors, text="\n".join(lines))

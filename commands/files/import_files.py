@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
@@ -66,10 +66,11 @@ def import_command(options: ImportOptions) -> None:
         )
     errors = [f"{failure['slide_id']} failed: {failure['reason']}" for failure in imported.failed]
     lines = [f"{slide['slide_id']} left out: {slide['reason']}" for slide in imported.left_out]
-    lines += [f"{tiles:,} tiles at {name} mpp" for name, tiles in imported.tiles.items()]
-    lines += [f"{name}: {slides} slides" for name, slides in imported.features.items()]
+    lines += [f"{counted(tiles, 'tile')} at {name} mpp" for name, tiles in imported.tiles.items()]
+    lines += [f"{name}: {counted(slides, 'slide')}" for name, slides in imported.features.items()]
     lines.append(
-        f"{imported.slides} slides, {imported.new} new; {len(imported.failed)} files failed"
+        f"{counted(imported.slides, 'slide')}, {imported.new} new; "
+        f"{counted(len(imported.failed), 'file')} failed"
     )
     print_answer(asdict(imported), as_json=options.json, errors=errors, text="\n".join(lines))
     raise typer.Exit(1 if imported.failed else 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
@@ -53,7 +53,7 @@ def copy_command(options: CopyOptions) -> None:
         )
     versions = ", ".join(str(version) for version in copied.versions)
     text = (
-        f"{copied.uri}: version {copied.version}, {copied.files:,} files, "
+        f"{copied.uri}: version {copied.version}, {counted(copied.files, 'file')}, "
         f"{copied.bytes / 1e6:,.1f} MB ({copied.copied:,} copied now); readable: versions "
         f"{versions}"
     )

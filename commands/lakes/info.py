@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
 
 app = typer.Typer()
@@ -36,8 +36,10 @@ def info_command(options: InfoOptions) -> None:
 
 def _info_lines(info: dict[str, Any]) -> list[str]:
     lines = [f"{info['lake']}: format {info['format']}, version {info['version']}"]
-    lines.append(", ".join(f"{count} slides {state}" for state, count in info["slides"].items()))
-    lines += [f"{count:,} tiles at {mpp} mpp" for mpp, count in info["tiles"].items()]
+    lines.append(
+        ", ".join(f"{counted(count, 'slide')} {state}" for state, count in info["slides"].items())
+    )
+    lines += [f"{counted(count, 'tile')} at {mpp} mpp" for mpp, count in info["tiles"].items()]
     lines += [
         f"{column['teacher']} at {column['mpp']} mpp: {column['tiles']:,} x {column['dim']}"
         + "".join(f", {name} {column[name]}" for name in ("where", "share") if name in column)
@@ -62,4 +64,4 @@ def _annotation_line(annotation: dict[str, Any]) -> str:
     )
     source = f", from {annotation['source']}" if annotation["source"] else ""
     heading = f"annotation {annotation['name']} of {annotation['level']}s{place}"
-    return f"{heading}: {annotation['rows']:,} rows, {columns}{source}"
+    return f"{heading}: {counted(annotation['rows'], 'row')}, {columns}{source}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
 
 app = typer.Typer()
@@ -58,7 +58,9 @@ def query_command(options: QueryOptions) -> None:
             "columns": frame.columns,
             "rows": frame.height,
         }
-        print_answer(answer, as_json=as_json, text=f"{frame.height:,} rows written to {out}")
+        print_answer(
+            answer, as_json=as_json, text=f"{counted(frame.height, 'row')} written to {out}"
+        )
     elif as_json:
         print_answer({"columns": frame.columns, "rows": frame.rows()}, as_json=True, text="")
     else:

@@ -8,7 +8,7 @@ import typer
 from cluster.progress import is_quiet
 from commands.lakes.damage_lines import advice, damage_line
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _plan_lines(plan: "RepairPlan") -> list[str]:
 def _repaired_lines(repaired: "Repaired", added: dict[str, int]) -> list[str]:
     lines = [f"to be ingested again: {slide}" for slide in repaired.slides]
     lines += [
-        f"to be extracted again: {teacher} at {mpp} mpp on {len(slides)} slides"
+        f"to be extracted again: {teacher} at {mpp} mpp on {counted(len(slides), 'slide')}"
         for teacher, mpp, slides in repaired.columns
     ]
     lines += [f"made again: {name}" for name in repaired.rebuilt]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
 
 app = typer.Typer()
@@ -38,7 +38,8 @@ def vacuum_command(options: VacuumOptions) -> None:
     removed = vacuum(open_lake(options.lake), keep=options.keep, dry_run=options.dry_run)
     verb = "would remove" if options.dry_run else "removed"
     text = (
-        f"{verb} {removed.versions} versions, {removed.files} files, {removed.bytes / 1e6:,.1f} "
-        f"MB; readable: versions {', '.join(str(version) for version in removed.kept)}"
+        f"{verb} {counted(removed.versions, 'version')}, {counted(removed.files, 'file')}, "
+        f"{removed.bytes / 1e6:,.1f} MB; readable: versions "
+        f"{', '.join(str(version) for version in removed.kept)}"
     )
     print_answer(asdict(removed), as_json=options.json, text=text)

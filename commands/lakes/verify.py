@@ -7,7 +7,7 @@ import typer
 
 from commands.lakes.damage_lines import advice, damage_line
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
@@ -60,7 +60,8 @@ def verify_command(options: VerifyOptions) -> None:
 def _checked_line(verdict: dict[str, Any]) -> str:
     checked = verdict["checked"]
     return (
-        f"version {verdict['version']}: {checked['slides']:,} slides, {checked['tiles']:,} tiles, "
+        f"version {verdict['version']}: {counted(checked['slides'], 'slide')}, "
+        f"{counted(checked['tiles'], 'tile')}, "
         f"{checked['features']:,} bags of features, {checked['shards']:,} shards, "
         f"{checked['bytes'] / 1e6:,.0f} MB read: "
         + ("all as it was committed" if verdict["ok"] else f"{len(verdict['damage'])} damaged")

@@ -40,8 +40,17 @@ def print_answer(
         typer.echo("\n".join([*errors, text]))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the singular or the plural.
+
+    >>> counted(1, "slide"), counted(1200, "tile")
+    ('1 slide', '1,200 tiles')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def freed_lines(freed: "Vacuumed | None") -> list[str]:
     """Return a line on what an automatic vacuum removed; none if it did not run."""
     if freed is None:
         return []
-    return [f"freed {freed.versions:,} old versions, {freed.bytes / 1e6:,.1f} MB"]
+    return [f"freed {counted(freed.versions, 'old version')}, {freed.bytes / 1e6:,.1f} MB"]

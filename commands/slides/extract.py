@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import freed_lines, print_answer
+from commands.options.printing import counted, freed_lines, print_answer
 from commands.options.shared_options import (
     AddressOpt,
     AutoVacuumOpt,
@@ -113,7 +113,9 @@ def extract_lines(extracted: "ExtractResult") -> list[str]:
         for name, counts in extracted.teachers.items()
     ]
     if extracted.pending:
-        lines.append(f"{extracted.pending} slides pending: slidelake ingest goes on with them")
+        lines.append(
+            f"{counted(extracted.pending, 'slide')} pending: slidelake ingest goes on with them"
+        )
     if not extracted.ready:
         lines.append("no slide is ready, so there is no tile to run on")
     return lines
@@ -124,5 +126,5 @@ def extract_summary(extracted: "ExtractResult") -> str:
     tiles = ", ".join(
         f"{name}: {counts['tiles']:,.0f} tiles" for name, counts in extracted.teachers.items()
     )
-    failed = f"; {len(extracted.failed)} fragments failed" if extracted.failed else ""
+    failed = f"; {counted(len(extracted.failed), 'fragment')} failed" if extracted.failed else ""
     return tiles + failed if extracted.ready else extract_lines(extracted)[-1]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()
@@ -51,7 +51,7 @@ def score_command(options: ScoreOptions) -> None:
         return
     filled = fill_scores(options.lake, names, dry_run=options.dry_run)
     verb = "would get" if options.dry_run else "got"
-    lines = [f"{count:,} tiles {verb} {score}" for score, count in filled.tiles.items()]
+    lines = [f"{counted(count, 'tile')} {verb} {score}" for score, count in filled.tiles.items()]
     if filled.no_pixels:
         lines.append(f"{len(filled.no_pixels)} slides have none: the lake has no pixels of them")
     if not options.dry_run:

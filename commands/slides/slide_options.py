@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from commands.options.printing import counted
 from commands.options.shared_options import DistinctIdsOpt
 
 if TYPE_CHECKING:
@@ -149,8 +150,11 @@ def ingest_lines(ingested: "IngestResult") -> list[str]:
 
 def ingest_summary(ingested: "IngestResult") -> str:
     """Return the outcome of an ingest in one line."""
-    tiles = ", ".join(f"{count:,} tiles at {name} mpp" for name, count in ingested.tiles.items())
-    return f"{ingested.ready} slides ready, {len(ingested.failed)} failed; the lake has {tiles}"
+    tiles = ", ".join(
+        f"{counted(count, 'tile')} at {name} mpp" for name, count in ingested.tiles.items()
+    )
+    ready = counted(ingested.ready, "slide")
+    return f"{ready} ready, {len(ingested.failed)} failed; the lake has {tiles}"
 
 
 def plan_lines(plan: "IngestPlan") -> list[str]:
@@ -160,9 +164,11 @@ def plan_lines(plan: "IngestPlan") -> list[str]:
     lines = list(plan.notes)
     if not plan.slides:
         return [*lines, "no slides to cut; nothing was written"]
-    tiles = ", ".join(f"about {count:,} tiles at {name} mpp" for name, count in plan.tiles.items())
+    tiles = ", ".join(
+        f"about {counted(count, 'tile')} at {name} mpp" for name, count in plan.tiles.items()
+    )
     time = f"about {duration(plan.seconds)} on {plan.cores} cores"
-    lines.append(f"{plan.slides} slides to cut ({plan.sampled} looked at): {tiles}")
+    lines.append(f"{counted(plan.slides, 'slide')} to cut ({plan.sampled} looked at): {tiles}")
     return [*lines, f"{size(plan.bytes)} of shards; {time}; nothing was written"]
 
 

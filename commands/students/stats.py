@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import typer
 
 from commands.options.dataclass_options import command
-from commands.options.printing import print_answer
+from commands.options.printing import counted, print_answer
 from commands.options.shared_options import (
     AtOpt,
     JsonOpt,
@@ -54,8 +54,8 @@ def stats_command(options: StatsOptions) -> None:
         version=options.at,
     )
     lines = [
-        f"{fitted['teacher']} at {fitted['mpp']} mpp: {fitted['rows']:,} tiles of "
-        f"{fitted['slides']} slides, lake version {fitted['lake_version']}, "
+        f"{fitted['teacher']} at {fitted['mpp']} mpp: {counted(fitted['rows'], 'tile')} of "
+        f"{counted(fitted['slides'], 'slide')}, lake version {fitted['lake_version']}, "
         f"{'fitted' if fitted['new'] else 'kept'}: {fitted['path']}"
         for fitted in answer["sets"]
     ]

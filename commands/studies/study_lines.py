@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from commands.options.printing import counted
+
 
 def study_text(study: dict[str, Any]) -> str:
     """Return a line for each arm, then comparisons, and what was left out."""
@@ -12,7 +14,8 @@ def study_text(study: dict[str, Any]) -> str:
             estimate = f"{measure['estimate']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
         lines.append(f"{name}: {measure['metric']} {estimate}")
     lines += [comparison_line(row) for row in study["comparisons"]]
-    counts = f"{study['patients']} patients, {study['slides']} slides, {study['folds']} folds"
+    patients, slides = (counted(study[f"{noun}s"], noun) for noun in ("patient", "slide"))
+    counts = f"{patients}, {slides}, {study['folds']} folds"
     for key, reason in (
         ("missing", "labelled but not used"),
         ("surplus", "slides without a label"),
@@ -35,7 +38,8 @@ def probe_text(probe: dict[str, Any]) -> str:
         f"{len(probe['missing'])} labels are of no tile with features",
     ]
     lines.append(
-        f"{probe['tiles']:,} tiles of {probe['patients']} patients, {probe['folds']} folds"
+        f"{counted(probe['tiles'], 'tile')} of {counted(probe['patients'], 'patient')}, "
+        f"{probe['folds']} folds"
     )
     return "\n".join([*lines, f"runs/{probe['run']}/report.html"])
 

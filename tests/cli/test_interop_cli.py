@@ -64,7 +64,7 @@ def test_import_lists_each_failure_and_goes_on(
     )
     assert code == 1
     assert "b failed: " in out
-    assert "2 slides, 0 new; 1 files failed" in out
+    assert "2 slides, 0 new; 1 file failed" in out
 
 
 def test_import_of_clam_asks_for_what_its_files_do_not_say(

@@ -43,7 +43,7 @@ def test_extract_with_nothing_left_to_do_is_a_success_unless_slides_wait(tmp_pat
     assert (done.exit_code, "pending" in done.output) == (0, False)
     lake.committer.register([{"slide_id": "b", "uri": "b.svs"}])
     done = CliRunner().invoke(slidelake.app, words)
-    assert (done.exit_code, "1 slides pending" in done.output) == (1, True)
+    assert (done.exit_code, "1 slide pending" in done.output) == (1, True)
 
 
 def test_studies_name_pending_slides(pending: Lake, tmp_path: Path) -> None:

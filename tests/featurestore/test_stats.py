@@ -288,7 +288,7 @@ def test_stats_command_tells_what_is_kept(small: Lake, slidelake: Slidelake) -> 
     }
     assert lake.exists(f"{kept['path']}/card.json")
     again = slidelake("stats", lake.uri, "--teacher", "t", "--mpp", "0.5").stdout
-    assert again.startswith(f"t at 0.5 mpp: {kept['rows']} tiles of 1 slides")
+    assert again.startswith(f"t at 0.5 mpp: {kept['rows']} tiles of 1 slide")
     assert f"kept: {kept['path']}" in again
     with pytest.raises(LakeError, match=r"no features of 't' at mpp 2.0"):
         stats(lake.uri, ["t"], mpps=[2])

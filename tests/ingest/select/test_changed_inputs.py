@@ -303,7 +303,7 @@ def test_command_says_sizes_and_times_that_are_not_nothing(slide: Path, tmp_path
     masked = [*words, "--tissue", "fixed", "--masks", str(tmp_path / "masks"), "--pen-veto"]
     done = CliRunner().invoke(slidelake.app, masked)
     assert done.exit_code == 0, done.output
-    assert "1 slides to cut (1 looked at): about 1 tiles at 2.0 mpp" in done.output
+    assert "1 slide to cut (1 looked at): about 1 tile at 2.0 mpp" in done.output
     assert re.search(r"\d+\.\d kB of shards; about \d+\.\d s on \d+ cores", done.output)
     run(create_lake(tmp_path / "new", CONFIG), slide)
     done = CliRunner().invoke(slidelake.app, words)
