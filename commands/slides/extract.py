@@ -1,5 +1,6 @@
 """`slidelake extract`: tiles to columns of features."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -107,11 +108,7 @@ def failed_fragments(extracted: "ExtractResult") -> list[str]:
 
 def extract_lines(extracted: "ExtractResult") -> list[str]:
     """Return a line for each column, and on slides that have no tiles to run on."""
-    lines = [
-        f"{name}: {counts['tiles']:,.0f} tiles, {counts.get('tiles_per_s', 0):,.1f} tiles/s, "
-        f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
-        for name, counts in extracted.teachers.items()
-    ]
+    lines = [_column_line(name, counts) for name, counts in extracted.teachers.items()]
     if extracted.pending:
         lines.append(
             f"{counted(extracted.pending, 'slide')} pending: slidelake ingest goes on with them"
@@ -119,6 +116,15 @@ def extract_lines(extracted: "ExtractResult") -> list[str]:
     if not extracted.ready:
         lines.append("no slide is ready, so there is no tile to run on")
     return lines
+
+
+def _column_line(name: str, counts: Mapping[str, float]) -> str:
+    if not counts["tiles"]:
+        return f"{name}: 0 tiles to run on; `slidelake info` shows what is there"
+    return (
+        f"{name}: {counts['tiles']:,.0f} tiles, {counts.get('tiles_per_s', 0):,.1f} tiles/s, "
+        f"{counts['seconds']:.0f} s of computing, {counts['stall']:.1%} waiting for data"
+    )
 
 
 def extract_summary(extracted: "ExtractResult") -> str:
