@@ -197,5 +197,6 @@ def _write_report(lake: Lake, report: Report, labels: pl.DataFrame | None) -> Re
     run = f"evaluate-{digest.hexdigest()[:12]}"
     written: Report = strict_json({"schema": report["schema"], "run": run, **report})
     lake.write_bytes(f"runs/{run}/report.html", evaluation_page(written).encode())
-    lake.write_bytes(f"runs/{run}/report.json", json_bytes(sealed(written, {})))
+    written = sealed(written, {})
+    lake.write_bytes(f"runs/{run}/report.json", json_bytes(written))
     return written

@@ -260,7 +260,7 @@ DISTILL = command_line(
     "--architecture test_efficientnet --input-px 32 --epochs 1 --batch-tiles 16 --accumulate 2 "
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
-    "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 2 --cpus-per-worker 0.5 "
+    "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 1 --cpus-per-worker 0.5 "
     "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --quiet --json"
 )
 COMPILE = command_line(
@@ -292,7 +292,7 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
     config = json.loads((folder / "config.json").read_text())
     recipe = config["recipe"]
     kept = json.loads(Path(str(places["bags"]), "students/both/report.json").read_text())
-    workers = {"device": "cpu", "workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
+    workers = {"device": "cpu", "workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
     assert {name: kept[name] for name in workers} == workers
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
@@ -314,7 +314,7 @@ def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -
     lake = open_lake(str(places["bags"]))
     for path in files:
         written = path.read_bytes()
-        at = len(written) // 2
+        at = next(at for at in range(len(written) // 2, len(written)) if chr(written[at]).isalpha())
         path.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
         named = {part.path for part in verify(lake).damage}
         path.write_bytes(written)

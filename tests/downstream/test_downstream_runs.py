@@ -393,7 +393,8 @@ def test_each_file_of_a_finished_run_is_checked(lake: Lake) -> None:
     assert {path.parent.name for path in files} >= {made.run, "cells", "attention"}
     for path in files:
         whole = path.read_bytes()
-        at = len(whole) // 2
+        # not a digit: the last of a long number may change without changing the number
+        at = next(at for at in range(len(whole) // 2, len(whole)) if chr(whole[at]).isalpha())
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         named = [part.path for part in verify(lake).damage]
         assert named == [str(path.relative_to(folder.parent.parent))]

@@ -113,6 +113,7 @@ def test_index(page: Run, demo: Path) -> None:
         assert red == pytest.approx(pixels[key][..., 0].mean(), abs=0.3)
 
 
+@pytest.mark.slow
 def test_score(page: Run, demo: Path) -> None:
     page("score.md")
     frame = columns_of(demo / "demo-lake", "0.5", "tile_id", "sharpness", "eosin_share")
@@ -146,6 +147,7 @@ def test_export(page: Run, demo: Path) -> None:
     assert lines[1:] == expected
 
 
+@pytest.mark.slow
 def test_reader(page: Run, demo: Path) -> None:
     page("reader.md")
     [row] = open_lake(demo / "array-lake").slides().collect().to_dicts()
