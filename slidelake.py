@@ -21,7 +21,7 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from cluster import ClusterError, ExtensionError, extend
+    from cluster import ClusterError, ExtensionError, WorkerSettings, extend
     from distill import DistillError, Recipe
     from distill.recipes.recipe_table import make_recipe
     from distill.students.feature_students import build_lake, extract
@@ -77,11 +77,12 @@ if TYPE_CHECKING:
         verify,
     )
     from featurestore.errors import InUseError
+    from featurestore.interop.foreign_slide import InteropError
     from featurestore.read.stream import Stream
     from featurestore.read.torch_bags import Bags
     from featurestore.storage import DiskFullError
     from featurestore.tables.annotation import AnnotationError
-    from ingest import InputError, SlideError, TeacherError
+    from ingest import BuildResult, InputError, SlideError, TeacherError
     from ingest.ray_ingest import IngestResult, ingest
     from ingest.teachers.cards.card import Card
     from ingest.teachers.find_teacher import list_teachers
@@ -99,6 +100,7 @@ PUBLIC = {
     "BagError": "downstream",
     "Bags": "featurestore.read.torch_bags",
     "BucketError": "featurestore",
+    "BuildResult": "ingest",
     "Card": "ingest.teachers.cards.card",
     "ClusterError": "cluster",
     "CohortError": "downstream",
@@ -112,6 +114,7 @@ PUBLIC = {
     "InUseError": "featurestore.errors",
     "IngestResult": "ingest.ray_ingest",
     "InputError": "ingest",
+    "InteropError": "featurestore.interop.foreign_slide",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
     "LakeError": "featurestore",
@@ -135,6 +138,7 @@ PUBLIC = {
     "TeacherError": "ingest",
     "TileBatch": "featurestore",
     "Verdict": "featurestore",
+    "WorkerSettings": "cluster",
     "annotate": "featurestore",
     "build_lake": "distill.students.feature_students",
     "compact": "featurestore",
@@ -171,6 +175,7 @@ __all__ = [
     "BagError",
     "Bags",
     "BucketError",
+    "BuildResult",
     "Card",
     "ClusterError",
     "CohortError",
@@ -184,6 +189,7 @@ __all__ = [
     "InUseError",
     "IngestResult",
     "InputError",
+    "InteropError",
     "Lake",
     "LakeConfig",
     "LakeError",
@@ -207,6 +213,7 @@ __all__ = [
     "TeacherError",
     "TileBatch",
     "Verdict",
+    "WorkerSettings",
     "annotate",
     "build_lake",
     "compact",
@@ -338,6 +345,8 @@ add_commands(app)
 def _print_version(context: typer.Context, is_given: bool) -> None:
     """Print the version and end, if `--version` is given."""
     if is_given and not context.resilient_parsing:
+        import importlib.metadata  # slow to import, and needed for this alone
+
         try:
             version = importlib.metadata.version("slidelake")
         except importlib.metadata.PackageNotFoundError:

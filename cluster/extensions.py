@@ -59,7 +59,7 @@ def extend(*paths: str | os.PathLike[str]) -> None:
     """
     for path in paths:
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             msg = f"{path} can't be read: {error}; give the path of a Python file"
             raise ExtensionError(msg) from error
@@ -102,7 +102,7 @@ def _run(extension: Extension) -> None:
     before, sys.modules[name] = sys.modules.get(name), module
     try:
         exec(compile(extension.text, extension.path, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
@@ -121,7 +121,11 @@ def _check_name(extension: Extension) -> None:
             return
         msg = f"{path} and {_loaded[name].path} have one name; rename one of them"
         raise ExtensionError(msg)
-    spec = None if name == "__main__" else importlib.util.find_spec(name)
+    try:
+        spec = None if name == "__main__" else importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec
+        msg = f"{path} has the name of another module, {name}; rename the file"
+        raise ExtensionError(msg) from None
     if name == "__main__" or (spec and Path(spec.origin or "").resolve() != path.resolve()):
         place = spec.origin if spec else "Python itself"
         msg = f"{path} has the name of another module, {name} ({place}); rename the file"

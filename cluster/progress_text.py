@@ -137,3 +137,13 @@ def duration_text(seconds: float) -> str:
 
 def _rate_text(per_s: float) -> str:
     return f"{per_s:,.0f}/s" if per_s >= 10 else f"{per_s:.1f}/s"
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, in the singular or the plural.
+
+    >>> counted(1, "slide"), counted(1200, "tile"), counted(0.5, "GPU")
+    ('1 slide', '1,200 tiles', '0.5 GPUs')
+    """
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun}{'' if number == 1 else 's'}"

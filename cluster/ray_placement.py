@@ -6,16 +6,17 @@ cluster that grows (`4x8+1,10x8`: four nodes with 8 CPUs and a GPU, ten with 8 C
 leaves open is chosen so that it fits.
 """
 
+import contextlib
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cluster.errors import ClusterError
+from cluster.progress_text import counted
 
 #: Variable that names the groups of nodes that a growing cluster may have.
 NODES = "SLIDELAKE_NODES"
@@ -30,13 +31,17 @@ class WorkerSettings:
 
     Attributes:
         device: "cuda" takes GPUs, "cpu" takes none, "auto" takes GPUs where the cluster has any.
-        workers: number of workers; None for as many as the work and the cluster allow.
+        workers: greatest number of workers; None for as many as the work and the cluster allow.
         cpus_per_worker: CPUs that each worker reserves; None for an equal share of a node.
         gpus_per_worker: GPUs that each worker reserves, in part where several share one; None for
             one on "cuda".
 
     Raises:
         ClusterError: a number is not positive, or GPUs do not go with the device.
+
+    Examples:
+        >>> sl.WorkerSettings(workers=4, cpus_per_worker=8, gpus_per_worker=0.5).device
+        'auto'
     """
 
     device: Device = "auto"
@@ -48,6 +53,10 @@ class WorkerSettings:
         """Check the settings against each other."""
         if self.device not in ("auto", "cuda", "cpu"):
             msg = f"device {self.device!r} is not known; allowed are auto, cuda, cpu"
+            raise ClusterError(msg)
+        numbers = (self.cpus_per_worker, self.gpus_per_worker)
+        if any(number is not None and not math.isfinite(number) for number in numbers):
+            msg = f"{numbers} CPUs and GPUs per worker given; give finite numbers"
             raise ClusterError(msg)
         if self.workers is not None and self.workers < 1:
             msg = f"{self.workers} workers given; give 1 or more, or leave it out"
@@ -81,11 +90,15 @@ class NodeShape:
     def holds(self, cpus: float, gpus: float) -> int:
         """Return how many workers of this size such a node holds."""
         by_cpu = math.floor(self.cpus / cpus + 1e-9)
-        return min(by_cpu, math.floor(self.gpus / gpus + 1e-9)) if gpus else by_cpu
+        if not gpus:
+            return by_cpu
+        if gpus < 1:  # Ray takes a part from one GPU, never from two
+            return min(by_cpu, math.floor(self.gpus) * math.floor(1 / gpus + 1e-9))
+        return min(by_cpu, math.floor(self.gpus / gpus + 1e-9))
 
     def __str__(self) -> str:
-        gpus = f" and {_amount(self.gpus, 'GPU')}" if self.gpus else ""
-        return f"{self.count} x {_amount(self.cpus, 'CPU')}{gpus}"
+        gpus = f" and {counted(self.gpus, 'GPU')}" if self.gpus else ""
+        return f"{self.count} x {counted(self.cpus, 'CPU')}{gpus}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +124,9 @@ class Placement:
 
     def __str__(self) -> str:
         kind = "worker" if self.workers == 1 else "workers"
-        gpus = f" and {_amount(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
-        cpus = _amount(self.cpus_per_worker, "CPU")
+        gpus = f" and {counted(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
+        cpus = counted(self.cpus_per_worker, "CPU")
         return f"{self.workers} {kind} with {cpus}{gpus} each, on {self.device}"
-
-
-def _amount(number: float, unit: str) -> str:
-    return f"{number:g} {unit}{'' if number == 1 else 's'}"
 
 
 def place(
@@ -140,9 +149,15 @@ def place(
     >>> str(place(WorkerSettings(cpus_per_worker=4), nodes, most=100))
     '16 workers with 4 CPUs each, on cpu'
     """
+    given: object = settings  # a number was taken here once, and no checker sees a notebook
+    if not isinstance(given, WorkerSettings):
+        msg = f"workers={settings!r} given; give a WorkerSettings: WorkerSettings(workers=2)"
+        raise ClusterError(msg)
     gpus = _gpus_per_worker(settings, shapes)
     usable = [shape for shape in shapes if shape.holds(1e-9, gpus)]
     workers = settings.workers or _chosen_workers(settings, usable, gpus, most)
+    if not together:
+        workers = min(workers, most)
     cpus = settings.cpus_per_worker or _chosen_cpus(usable, gpus, workers)
     placement = Placement(
         device="cuda" if gpus else "cpu",
@@ -183,6 +198,8 @@ def _chosen_cpus(usable: Sequence[NodeShape], gpus: float, workers: int) -> floa
     for cpus in range(math.floor(largest), 1, -1):
         if room(usable, cpus, gpus) >= workers:
             return float(cpus)
+    if gpus and usable and room(usable, 1.0, gpus) < workers:  # nodes with fewer CPUs than GPUs
+        return min(shape.cpus / max(1, shape.holds(1e-9, gpus)) for shape in usable)
     return 1.0 if largest >= 1 else largest
 
 
@@ -193,8 +210,8 @@ def room(shapes: Sequence[NodeShape], cpus: float, gpus: float) -> int:
 
 def _no_room(placement: Placement, shapes: Sequence[NodeShape], places: int) -> ClusterError:
     nodes = ", ".join(map(str, shapes)) or "none with CPUs"
-    gpus = f" and {_amount(placement.gpus_per_worker, 'GPU')}" if placement.gpus_per_worker else ""
-    size = f"{_amount(placement.cpus_per_worker, 'CPU')}{gpus}"
+    gpus = f" and {counted(placement.gpus_per_worker, 'GPU')}" if placement.gpus_per_worker else ""
+    size = f"{counted(placement.cpus_per_worker, 'CPU')}{gpus}"
     if places:
         fault = f"{placement.workers} workers of {size} have to run at once, and {places} fit"
         advice = "give fewer --workers, or a smaller --cpus-per-worker"
@@ -212,8 +229,8 @@ def chosen_device(settings: WorkerSettings, shapes: Sequence[NodeShape]) -> Lite
 
 
 def machine_shapes() -> list[NodeShape]:
-    """Return the size of this machine, as a Ray that is started here will have it."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    """Return the size of this machine: its cores, and the GPUs that its devices show."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
     gpus = 0 if hidden else len(list(Path("/dev").glob("nvidia[0-9]*")))
     return [NodeShape(cpus=float(os.cpu_count() or 1), gpus=float(gpus), count=1)]
 
@@ -261,7 +278,7 @@ def _groups() -> Iterator[tuple[tuple[float, float], int]]:
         yield (float(cpus), float(gpus)), int(count)
 
 
-@contextmanager
+@contextlib.contextmanager
 def announced(placement: Placement) -> Iterator[None]:
     """Ask the cluster's autoscaler for the nodes of all workers at once, as long as the block runs.
 
@@ -279,4 +296,5 @@ def announced(placement: Placement) -> Iterator[None]:
     try:
         yield
     finally:
-        request_resources(bundles=[])
+        with contextlib.suppress(Exception):  # Ray may be gone: its own error is the one to raise
+            request_resources(bundles=[])

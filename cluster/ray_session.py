@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
+from cluster.ray_placement import NODES
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory, shm_free_bytes
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -93,10 +94,9 @@ def ray_session(
 
 def joins_cluster(address: str | None) -> bool:
     """Whether `ray_session` with this address uses a Ray that is up already."""
-    import ray
-
+    ray = sys.modules.get("ray")  # its import takes a second, which work that needs none has not
     target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    return ray.is_initialized() or target != _LOCAL
+    return (ray is not None and ray.is_initialized()) or target != _LOCAL
 
 
 @contextmanager
@@ -204,7 +204,8 @@ def _local_environ() -> dict[str, str | None]:
     """
     path = os.environ.get("PYTHONPATH")
     python_path = f"{_CHECKOUT}{os.pathsep}{path}" if path else str(_CHECKOUT)
-    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0"}
+    # A private Ray does not grow, whatever cluster the variable is set for.
+    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0", NODES: None}
 
 
 def _loopback_node_ip() -> str | None:

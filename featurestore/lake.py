@@ -662,7 +662,9 @@ class Lake:
             shuffle: false for tiles slide by slide, sorted by (y, x); true mixes tiles of eight
                 slides at a time.
             buffer_tiles: tiles in memory that are mixed, in each worker.
-            seed: seed of the order; `set_epoch` of the pipeline gives each epoch another.
+            seed: seed of the order. With workers of a DataLoader call `set_epoch(n)` before each
+                epoch, or every epoch has the same order: workers start anew. Those that persist,
+                and a process that reads by itself, count epochs by themselves.
             rank: rank of this process; None for that of torch.distributed, or `RANK`.
             world: number of processes; None likewise, or `WORLD_SIZE`.
 

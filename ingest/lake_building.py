@@ -10,8 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack, cast
 
-from cluster import WorkerSettings, progress_of_stages, shared_ray_session
-from featurestore import LakeConfig, Store, create_lake, open_lake
+from cluster import (
+    WorkerSettings,
+    joins_cluster,
+    machine_shapes,
+    node_shapes,
+    place,
+    progress_of_stages,
+    ray_session,
+    shared_ray_session,
+)
+from featurestore import LakeConfig, Shown, Store, create_lake, open_lake
 from ingest.errors import InputError
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.ray_ingest import COMMIT_SLIDES, SLIDE_TIMEOUT_S, IngestResult, ingest
@@ -58,8 +67,8 @@ class BuildOptions(IngestOptions, total=False):
     auto_vacuum: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BuildResult(Shown):
     """The outcome of a build.
 
     Attributes:
@@ -67,6 +76,11 @@ class BuildResult:
         extracted: outcome of the extract.
         page: path of the page that shows every slide, and the columns of the lake.
         seconds: seconds that the whole run took.
+
+    Examples:
+        >>> built = sl.build_lake("my-lake", sl.sample_slide(), ["efficientnet_lite0"])
+        >>> built.ingested.ready, built.failed
+        (1, [])
     """
 
     ingested: IngestResult
@@ -76,14 +90,20 @@ class BuildResult:
 
     @property
     def failed(self) -> list[dict[str, str]]:
-        """Return the failed slides of both stages, with their reasons."""
+        """Return the failed slides of both stages, with their reasons.
+
+        Examples:
+            >>> sl.build_lake("my-lake", [sl.sample_slide()], ["efficientnet_lite0"]).failed
+            []
+        """
         return [*self.ingested.failed, *self.extracted.failed]
 
 
+# Long by its docstring and by the names of the options that it passes on.
 def build_lake(
     lake_uri: str,
-    slides: Sequence[str],
-    teachers: Sequence[str],
+    slides: str | Sequence[str],
+    teachers: str | Sequence[str],
     *,
     mpps: Sequence[float] | None = None,
     config: LakeConfig | None = None,
@@ -106,13 +126,16 @@ def build_lake(
         LakeError: the lake exists with other settings, or `where` is no predicate on its tiles.
         TeacherError: a teacher is not known or its weights are missing; no slide was cut.
         IdentityError: a column of that name holds another encoder's features; no slide was cut.
+        ClusterError: no node of the cluster holds such a worker; no slide was cut.
     """
     start = time.perf_counter()
+    teachers = [teachers] if isinstance(teachers, str) else teachers
     cut = _ingest_options(options)
     lake_config = _lake_config(lake_uri, slides, mpps, config, cut)
     check_teachers(lake_uri, teachers, lake_config, column_makers=column_makers, **options)
     address = options.get("address")
     with shared_ray_session(), progress_of_stages("build", "ingest", "extract"):
+        _check_workers(options.get("workers", WorkerSettings()), address)
         ingested = ingest(
             lake_uri,
             slides,
@@ -140,6 +163,19 @@ def build_lake(
     page = write_contact_sheet(open_lake(lake_uri)) if made else ingested.sheet
     seconds = round(time.perf_counter() - start, 3)
     return BuildResult(ingested=ingested, extracted=extracted, page=page, seconds=seconds)
+
+
+def _check_workers(workers: WorkerSettings, address: str | None) -> None:
+    """Refuse workers that fit on no node, before hours of cutting.
+
+    Raises:
+        ClusterError: no node holds such a worker.
+    """
+    if joins_cluster(address):
+        with ray_session(address=address):  # `shared_ray_session` keeps it up
+            place(workers, node_shapes(), most=1)
+    else:
+        place(workers, machine_shapes(), most=1)
 
 
 def check_teachers(

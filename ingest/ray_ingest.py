@@ -34,7 +34,7 @@ from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.remote.remote_files import is_local
 from ingest.scores.fill_scores import keep_scores, unknown_scores
 from ingest.select.named_slides import IngestOptions, Row, find_named_slides
-from ingest.select.near_lake import refuse_near_lake
+from ingest.select.near_lake import refuse_folder_of_slides, refuse_near_lake
 from ingest.select.slides_to_cut import Todo, sort_out
 
 COMMIT_SLIDES = 64
@@ -89,7 +89,7 @@ class IngestResult(Shown):
 # Long for its documentation: the public function of a whole stage.
 def ingest(
     lake_uri: str,
-    inputs: Sequence[str],
+    inputs: str | Sequence[str],
     config: LakeConfig,
     *,
     slide_timeout_s: float = SLIDE_TIMEOUT_S,
@@ -113,7 +113,8 @@ def ingest(
 
     Raises:
         LakeError: the lake exists with other settings.
-        InputError: the inputs name no slide at all, or not those of `only`.
+        InputError: the inputs name no slide at all, or not those of `only`; or the folder of a new
+            lake holds slides.
 
     Examples:
         >>> outcome = sl.ingest("new-lake", [sl.sample_slide()], sl.LakeConfig(mpps=(0.5, 2.0)))
@@ -125,6 +126,7 @@ def ingest(
     """
     start = time.perf_counter()
     named = find_named_slides(inputs, options)
+    refuse_folder_of_slides(lake_uri)
     lake = create_lake(lake_uri, config)
     refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))
     rows = lake.committer.register(named.rows)

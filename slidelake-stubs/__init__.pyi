@@ -6,6 +6,7 @@ import typer
 
 from cluster import ClusterError as ClusterError
 from cluster import ExtensionError as ExtensionError
+from cluster import WorkerSettings as WorkerSettings
 from cluster import extend as extend
 from distill import DistillError as DistillError
 from distill import Recipe as Recipe
@@ -60,10 +61,12 @@ from featurestore import restore as restore
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
 from featurestore.errors import InUseError as InUseError
+from featurestore.interop.foreign_slide import InteropError as InteropError
 from featurestore.read.stream import Stream as Stream
 from featurestore.read.torch_bags import Bags as Bags
 from featurestore.storage import DiskFullError as DiskFullError
 from featurestore.tables.annotation import AnnotationError as AnnotationError
+from ingest import BuildResult as BuildResult
 from ingest import InputError as InputError
 from ingest import SlideError as SlideError
 from ingest import TeacherError as TeacherError
@@ -90,6 +93,7 @@ __all__ = [
     "BagError",
     "Bags",
     "BucketError",
+    "BuildResult",
     "Card",
     "ClusterError",
     "CohortError",
@@ -103,6 +107,7 @@ __all__ = [
     "InUseError",
     "IngestResult",
     "InputError",
+    "InteropError",
     "Lake",
     "LakeConfig",
     "LakeError",
@@ -126,6 +131,7 @@ __all__ = [
     "TeacherError",
     "TileBatch",
     "Verdict",
+    "WorkerSettings",
     "annotate",
     "build_lake",
     "compact",

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from cluster.progress import is_quiet
+from cluster.progress_text import counted
 from commands.lakes.damage_lines import advice, damage_line
 from commands.options.dataclass_options import command
-from commands.options.printing import counted, print_answer
+from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
 if TYPE_CHECKING:

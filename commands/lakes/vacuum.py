@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from cluster.progress_text import counted
 from commands.options.dataclass_options import command
-from commands.options.printing import counted, print_answer
+from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
 
 app = typer.Typer()

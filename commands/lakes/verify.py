@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.progress_text import counted
 from commands.lakes.damage_lines import advice, damage_line
 from commands.options.dataclass_options import command
-from commands.options.printing import counted, print_answer
+from commands.options.printing import print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
 app = typer.Typer()

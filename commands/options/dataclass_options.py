@@ -22,6 +22,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from cluster.progress import quiet_progress
 from commands.options.field_docs import field_docs
 from commands.options.field_options import FieldOptions
+from commands.options.printing import short_answers
 from commands.options.quick_start import starting_without_pandas
 from commands.options.typer_types import annotated, typer_type
 
@@ -64,7 +65,8 @@ def as_callback(function: Callable[..., None]) -> Callable[..., None]:
 
     def callback(context: typer.Context, **parsed_options: object) -> None:
         options = build_options(options_type, parsed_options, command_line_names(context))
-        with quiet_progress() if getattr(options, "quiet", False) else nullcontext():
+        quiet = quiet_progress() if getattr(options, "quiet", False) else nullcontext()
+        with quiet, short_answers(options):
             function(options)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)

@@ -1,15 +1,36 @@
 """How a command prints its answer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import typer
 
 from cluster.progress import is_quiet
+from cluster.progress_text import counted
+
+#: Whether the running command prints the last line of its answer alone.
+_SHORT: ContextVar[bool] = ContextVar("_SHORT", default=False)
 
 if TYPE_CHECKING:
     from featurestore import Vacuumed
+
+
+@contextmanager
+def short_answers(options: object) -> Iterator[None]:
+    """Print the last line of answers alone inside the block, if the command was told to be quiet.
+
+    SLIDELAKE_PROGRESS=none counts for commands that have `--quiet` only: the answer of others,
+    as of `slidelake info`, is what they are for.
+    """
+    quiet = getattr(options, "quiet", None)
+    before = _SHORT.set(quiet is not None and (quiet or is_quiet()))
+    try:
+        yield
+    finally:
+        _SHORT.reset(before)
 
 
 def print_answer(
@@ -29,24 +50,15 @@ def print_answer(
         errors: lines on what failed; they come before the text. With --quiet they go to stderr.
         summary: the line of `text` that --quiet prints; its last line if None.
     """
-    if is_quiet():
+    if _SHORT.get():
         for line in errors:
             typer.echo(line, err=True)
     if as_json:
         typer.echo(json.dumps(answer, default=str))
-    elif is_quiet():
+    elif _SHORT.get():
         typer.echo(summary or text.rpartition("\n")[2])
     else:
         typer.echo("\n".join([*errors, text]))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the singular or the plural.
-
-    >>> counted(1, "slide"), counted(1200, "tile")
-    ('1 slide', '1,200 tiles')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def freed_lines(freed: "Vacuumed | None") -> list[str]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.progress_text import counted
 from commands.options.dataclass_options import command
-from commands.options.printing import counted, freed_lines, print_answer
+from commands.options.printing import freed_lines, print_answer
 from commands.options.shared_options import (
     AddressOpt,
     AutoVacuumOpt,

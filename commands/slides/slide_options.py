@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.options.printing import counted
+from cluster.progress_text import counted
 from commands.options.shared_options import DistinctIdsOpt
 
 if TYPE_CHECKING:

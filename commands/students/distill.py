@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.progress_text import counted
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
 from commands.options.saved_settings import saved_config
@@ -214,12 +215,25 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
 def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
     lines = [
         f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
-        f"{fidelity['baseline']:.3f})"
+        f"{fidelity['baseline']:.3f}){_verdict(fidelity)}"
         for teacher, fidelity in report["fidelity"].items()
     ]
+    if count := report.get("slides_without_patient"):
+        lines.append(
+            f"{counted(count, 'slide')} without a patient, each taken for a patient of its own; "
+            "slidelake annotate LAKE patients.csv --name patients"
+        )
     speed = f"{report['tiles_per_s']:,.0f} tiles/s, {report['data_wait']:.1%} waiting for data"
     return [
         *lines,
         f"{report['steps']} steps, {speed}; runs/{report['run']}/curve.png",
         f"student '{name}' is in the lake",
+        f"next: slidelake extract LAKE --teacher {name}",
     ]
+
+
+def _verdict(fidelity: dict[str, float]) -> str:
+    """Return a warning if a student predicts a teacher worse than the teacher's mean feature."""
+    if fidelity["cosine"] > fidelity["baseline"]:
+        return ""
+    return ": it has learnt nothing of this teacher yet; train longer (--epochs)"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from commands.options.printing import counted
+from cluster.progress_text import counted
 
 
 def study_text(study: dict[str, Any]) -> str:

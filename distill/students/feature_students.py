@@ -38,7 +38,7 @@ class FeatureStudents:
 # Long, with eleven parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
-    teachers: Sequence[str],
+    teachers: str | Sequence[str],
     *,
     mpps: Sequence[float] | None = None,
     weights: str | None = None,
@@ -103,8 +103,8 @@ def extract(
 # Long for its documentation: the public function of the first two stages.
 def build_lake(
     lake_uri: str,
-    slides: Sequence[str],
-    teachers: Sequence[str],
+    slides: str | Sequence[str],
+    teachers: str | Sequence[str],
     *,
     mpps: Sequence[float] | None = None,
     config: LakeConfig | None = None,

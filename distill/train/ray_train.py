@@ -15,6 +15,8 @@ from typing import Any
 import polars as pl
 
 from cluster import (
+    ClusterError,
+    Placement,
     WorkerSettings,
     announced,
     load_extensions,
@@ -77,7 +79,7 @@ def distill(
         tiles_per_s, seconds.
 
     Raises:
-        ClusterError: the cluster does not hold all workers at once.
+        ClusterError: the cluster does not hold all workers at once, or they share a GPU.
         DistillError: features are missing, another student has this name, a slide is not in the
             lake, or the loss is not finite.
 
@@ -99,13 +101,36 @@ def distill(
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
     start = time.perf_counter()
-    _prepare(lake, run)
     with ray_session(address=address):
-        _fit(lake, run, workers=workers, checkpoint_s=checkpoint_s)
+        placement = place(workers, node_shapes(), most=1, together=True)
+        _check_gpus(placement)
+        _prepare(lake, run)
+        _fit(lake, run, placement=placement, checkpoint_s=checkpoint_s)
     report = read_sealed(lake.store, run.report_path)
-    report = resealed({**report, "seconds": round(time.perf_counter() - start, 3)})
+    patients = lake.slides().filter(pl.col("slide_id").is_in([*run.train, *run.held_out]))
+    report = resealed(
+        {
+            **report,
+            "seconds": round(time.perf_counter() - start, 3),
+            "slides_without_patient": patients.collect()["patient_id"].null_count(),
+        }
+    )
     lake.write_json(run.report_path, report)
     return ResultDict(report, name=f"student {name}", uri=lake.uri)
+
+
+def _check_gpus(placement: Placement) -> None:
+    """Refuse workers that share a GPU: NCCL, by which they exchange gradients, does.
+
+    Raises:
+        ClusterError: several workers would share a GPU.
+    """
+    if placement.workers > 1 and 0 < placement.gpus_per_worker < 1:
+        msg = (
+            f"{placement}: workers that train together need a GPU each; give --workers 1, or "
+            "--gpus-per-worker 1"
+        )
+        raise ClusterError(msg)
 
 
 def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
@@ -142,12 +167,11 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
     lake.write_bytes(run.config_path, json_bytes(settings))
 
 
-def _fit(lake: Lake, run: DistillRun, *, workers: WorkerSettings, checkpoint_s: float) -> None:
+def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
     """Train on Ray, and raise the error that stopped the workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    placement = place(workers, node_shapes(), most=workers.workers or 1, together=True)
     each = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
     _remove_old_status(lake, run)
     # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.

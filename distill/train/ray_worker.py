@@ -162,7 +162,7 @@ class RunRecords:
     def _seal(self) -> None:
         """Write the checksums of the run's files, which change no more, into its settings."""
         lake, run = self._lake, self._run
-        kept = [run.norms_path, run.checkpoint_path]
+        kept = [run.norms_path]  # a checkpoint holds its own checksums, and may be deleted
         kept += [run.lines_path, run.events_path, run.curve_path] if self._recorder.lines else []
         files = {run.name_of(path): lake.read_bytes(path) for path in kept}
         lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), files)))

@@ -21,7 +21,12 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class InteropError(LakeError):
-    """Raised for a file of another tool that breaks its format, or lacks something needed."""
+    """Raised for a file of another tool that breaks its format, or lacks something needed.
+
+    Examples:
+        >>> issubclass(sl.InteropError, sl.LakeError)
+        True
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

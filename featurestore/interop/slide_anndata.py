@@ -137,6 +137,7 @@ def _tiles(lake: LakeView, place: Row, rows: pl.DataFrame, mpp: float) -> SlideT
         tile_px_level0=place["tile_px_level0"],
         mpp=mpp,
         mpp_source="lake",
+        attrs={"overlap": lake.config.tile_px - lake.config.step_px},
     )
 
 

@@ -3,12 +3,12 @@
 Nothing here raises: an object that can't be shown, as after damage, still prints its name.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from featurestore.notebook.markup import (
-    MOST_CHARACTERS,
     cut,
     link,
     page,
@@ -16,6 +16,9 @@ from featurestore.notebook.markup import (
     summary,
     table,
 )
+
+#: Rows of a table that are shown; a dict may have thousands.
+MOST_ROWS = 200
 
 
 def never_failing(work: Callable[[], str], fallback: str) -> str:
@@ -38,7 +41,7 @@ def _attempt(work: Callable[[], str]) -> tuple[str, str | None]:
     """Return the text that some work makes, and its error; one of them is empty."""
     try:
         return work(), None
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
         raise
     except BaseException as error:  # noqa: BLE001 - to be shown is no reason to fail; Lance panics
         return "", f"can't be shown: {cut(str(error) or type(error).__name__)}"
@@ -117,13 +120,13 @@ class ResultDict(dict[str, Any]):
 
     def _page(self) -> str:
         if "metrics" not in self or "run" not in self:
-            return page(self.name, table((), list(self.items())[:MOST_CHARACTERS]))
+            return page(self.name, table((), list(self.items())[:MOST_ROWS]))
         names = ("target", "task", "patients", "slides", "folds", "seeds", "lake_version", "notes")
         facts = [(key, self[key]) for key in names if self.get(key)]
         address = f"{self.uri}/runs/{self['run']}/report.html" if self.uri else ""
         return page(
             f"{self.name} {self['run']}",
-            table(("arm", "score [95 % interval]"), list(self._scores())[:MOST_CHARACTERS]),
+            table(("arm", "score [95 % interval]"), list(self._scores())[:MOST_ROWS]),
             table((), facts),
             f"<div>{link(address, 'page of this run')}</div>" if address else "",
         )

@@ -21,9 +21,9 @@ def check_zip(store: Store, path: str) -> None:
                 part = archive.testzip()
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as err:
             part = str(err)
-        if part is not None:
-            msg = (
-                f"{path} is not what was written (checksum of {part}); delete it, and the same "
-                "command trains from the first step again"
-            )
-            raise DamageError(msg)
+    if part is not None:
+        msg = (
+            f"{path} is not what was written (checksum of {part}); delete it: an unfinished "
+            "training starts again from its first step, a finished one needs it no more"
+        )
+        raise DamageError(msg)

@@ -1,11 +1,14 @@
 """Slides and patients that a lake has under next to the same name."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from featurestore import Lake
 from featurestore.usertables import refuse_near_others, tables_raise
 from ingest.errors import InputError
+from ingest.remote.remote_files import is_local
+from ingest.select.folders import is_slide
 
 
 def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_ids: bool) -> None:
@@ -34,3 +37,21 @@ def refuse_near_lake(lake: Lake, rows: Sequence[Mapping[str, Any]], *, distinct_
         ):
             names = {row[column] for row in rows if row[column] is not None}
             refuse_near_others(names, lake_names[column].drop_nulls().unique(), kind, "the lake")
+
+
+def refuse_folder_of_slides(lake_uri: str) -> None:
+    """Refuse to make a lake in a folder of slides, as where lake and slides were exchanged.
+
+    Raises:
+        InputError: the folder is no lake and holds slides.
+    """
+    folder = Path(lake_uri).expanduser()
+    if not is_local(lake_uri) or not folder.is_dir() or (folder / "lake.json").exists():
+        return
+    slides = [path.name for path in folder.iterdir() if is_slide(path.name) and path.is_file()]
+    if slides:
+        msg = (
+            f"{lake_uri} is no lake and holds slides ({sorted(slides)[0]}, ...); the lake "
+            f"comes first: slidelake ingest LAKE {lake_uri}"
+        )
+        raise InputError(msg)

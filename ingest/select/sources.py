@@ -51,23 +51,25 @@ class Source:
 
 
 def resolve(
-    inputs: Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
+    inputs: str | Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
 ) -> list[Source]:
     """Return all slides that the inputs name, in order.
 
     A file is one slide, unless a manifest has several slide_ids for it (two sections on one
     glass): it is then a slide of each, and not of its own name. A path that does not exist is kept:
-    it becomes a failed slide with that reason.
+    it becomes a failed slide with that reason, if its name is a slide's.
 
     Args:
-        inputs: files, folders, globs, manifests, URLs.
+        inputs: files, folders, globs, manifests, URLs; or one of them.
         note: function that is called with a sentence for each file that is left out.
         distinct_ids: whether ids of manifests that differ by case, blanks or Unicode form only are
             different; else they are refused.
 
     Raises:
-        InputError: there is no input, or a manifest can't be read.
+        InputError: there is no input, an input does not exist, or a manifest can't be read.
     """
+    if isinstance(inputs, str):  # each letter of it would be a path, `/` among them
+        inputs = [inputs]
     sources = [
         source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
     ]
@@ -193,7 +195,21 @@ def _resolve_one(text: str, note: Note, *, distinct_ids: bool) -> Iterator[Sourc
         for row in read_manifest(text, distinct_ids=distinct_ids):
             yield from _from_row(row, note)
         return
+    _check_there(text)
     yield from (_from_uri(uri) for uri in _files(text, note))
+
+
+def _check_there(text: str) -> None:
+    """Refuse a path that does not exist, unless its name is a slide's: that is a failed slide.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    path = str(Path(text).expanduser()) if is_local(text) else text
+    is_pattern = any(mark in path for mark in "*?[")
+    if is_local(text) and not is_pattern and not is_slide(path) and not os.path.lexists(path):
+        msg = f"{text} does not exist; give a file, a folder or a pattern of slides"
+        raise InputError(msg)
 
 
 def _files(text: str, note: Note) -> list[str]:

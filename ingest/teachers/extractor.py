@@ -3,6 +3,7 @@
 Shards are read once and decoded once, ahead of the networks; every teacher sees the same tiles.
 """
 
+import contextlib
 import functools
 import pickle
 import time
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
 from featurestore.shards import check_shard
-from featurestore.storage import disk_full_error
+from featurestore.storage import DiskFullError, disk_full_error
 from featurestore.tables import identity_of, keys_in
 from ingest.errors import SlideError
 from ingest.stain import stain_variant
@@ -225,7 +226,8 @@ def _opened_slide(
         msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"
         raise SlideError(msg)
     if len(rows) > FETCHED_SHARE * len(ids):
-        shard.fetch()
+        with contextlib.suppress(DiskFullError):  # tiles are then read where they lie
+            shard.fetch()
     return row, ids, rows, shard
 
 

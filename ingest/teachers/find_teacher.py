@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -239,14 +240,14 @@ def weights_of(store: "Store", card: Card, folder: str | None = None) -> Iterato
 
 
 def list_teachers(
-    lake: "Lake | Store | None" = None, *, folder: str | None = None
+    lake: "Lake | Store | str | os.PathLike[str] | None" = None, *, folder: str | None = None
 ) -> list[dict[str, Any]]:
     """Return a row for each teacher, and for each finished student of a given lake.
 
     A student of features reads columns of the lake, so its row has no pooling, pixels or precision.
 
     Args:
-        lake: a lake, or its files; None for teachers alone.
+        lake: a lake, its files, or its folder or URL; None for teachers alone.
         folder: folder in which weights are looked for first.
 
     Examples:
@@ -255,6 +256,10 @@ def list_teachers(
         (1536, True)
     """
     lake_or_store: Any = lake  # no import of either, so that the command starts at once
+    if isinstance(lake_or_store, str | os.PathLike):
+        from featurestore import Store as LakeStore
+
+        lake_or_store = LakeStore(lake_or_store)
     store: Store | None = getattr(lake_or_store, "store", lake_or_store)
     rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
     for name in store.names("students") if store else []:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cluster import (
+    ClusterError,
     Placement,
     WorkerSettings,
     announced,
@@ -98,7 +99,7 @@ class ExtractResult(Shown):
 # With twelve parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
-    teachers: Sequence[str],
+    teachers: str | Sequence[str],
     *,
     mpps: Sequence[float] | None = None,
     weights: str | None = None,
@@ -138,6 +139,7 @@ def extract(
         IdentityError: a column of that name holds another encoder's features.
     """
     lake = open_lake(lake_uri)
+    teachers = [teachers] if isinstance(teachers, str) else teachers
     made_by = {
         name: maker for name in teachers for maker in column_makers if maker.makes(lake.store, name)
     }
@@ -177,11 +179,18 @@ def _run_encoders(
         if joins_cluster(address):
             stack.enter_context(ray_session(address=address))
             shapes = node_shapes()
-        units = planned(device=chosen_device(workers, shapes))
+        device = chosen_device(workers, shapes)
+        units = planned(device=device)
         if units:
             stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
             stack.enter_context(ray_session(address=address))
             outcomes.workers = place(workers, node_shapes(), most=len(units))
+            if outcomes.workers.device != device:  # columns say how they are computed
+                msg = (
+                    f"this machine has devices for {device}, but Ray has workers on "
+                    f"{outcomes.workers.device}; give --device cpu or --device cuda"
+                )
+                raise ClusterError(msg)
             stack.enter_context(announced(outcomes.workers))
             _run(lake, teachers, units, outcomes, outcomes.workers)
 

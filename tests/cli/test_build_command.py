@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def test_build_gives_each_stage_what_its_own_command_gives_it(
         monkeypatch.setattr(f"{module}.ingest", ingest)
     for module in ("ingest.lake_building", "distill.students.feature_students"):
         monkeypatch.setattr(f"{module}.extract", extract)
-    monkeypatch.setattr("ingest.lake_building.check_teachers", Recorder(None))
+    for check in ("check_teachers", "_check_workers"):
+        monkeypatch.setattr(f"ingest.lake_building.{check}", Recorder(None))
     answer = BUILD.run(capsys, places).value
     assert answer["ingested"]["tiles"] == {"0.5": 3}
     assert (answer["page"], answer["extracted"]["ready"]) == ("page", 1)
@@ -147,11 +149,18 @@ def test_ls_counts_many_runs_and_names_columns_that_lack_tiles() -> None:
     )
 
 
-def test_version_is_that_of_the_package(slidelake: Slidelake) -> None:
-    import tomllib
-
+def test_version_is_that_of_the_package(tmp_path: Path) -> None:
+    """In a process of its own: what pytest has imported already is not there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert slidelake(*VERSION.words({})).stdout == f"slidelake {project['version']}\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "slidelake", *VERSION.words({})],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    answer = f"slidelake {project['version']}\n"
+    assert (done.returncode, done.stdout) == (0, answer), done.stderr
 
 
 def test_completion_is_shown_and_installed(

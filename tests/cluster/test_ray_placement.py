@@ -39,7 +39,17 @@ BOX = nodes((32, 4, 1))
         (BOX, {"gpus_per_worker": 0.25}, 100, 16, 2, 0.25),
         (BOX, {"gpus_per_worker": 4, "workers": 1}, 1, 1, 32, 4),
         (BOX, {"cpus_per_worker": 2}, 100, 4, 2, 1),
-        (LAPTOP, {"workers": 5, "cpus_per_worker": 0.5}, 1, 5, 0.5, 0),
+        (LAPTOP, {"workers": 5, "cpus_per_worker": 0.5}, 9, 5, 0.5, 0),
+        (LAPTOP, {"workers": 5, "cpus_per_worker": 0.5}, 2, 2, 0.5, 0),  # no more than have work
+        (
+            nodes((8, 2, 1)),
+            {"gpus_per_worker": 0.4},
+            100,
+            4,
+            2,
+            0.4,
+        ),  # two to a GPU
+        (nodes((8, 2, 1)), {"gpus_per_worker": 0.6}, 100, 2, 4, 0.6),
         (nodes((0.5, 0, 1)), {}, 3, 1, 0.5, 0),
     ],
 )
@@ -96,6 +106,7 @@ def test_a_demand_that_no_node_holds_is_refused_with_the_nodes(
         ({"device": "gpu"}, "allowed are auto, cuda, cpu"),
         ({"workers": 0}, "give 1 or more"),
         ({"cpus_per_worker": 0}, "above 0"),
+        ({"cpus_per_worker": float("nan")}, "finite numbers"),
         ({"gpus_per_worker": 1.5}, "a part of one"),
         ({"gpus_per_worker": -1}, "a part of one"),
         ({"device": "cpu", "gpus_per_worker": 1}, "do not go with device cpu"),
@@ -133,3 +144,14 @@ def test_the_kubernetes_manifest_names_its_groups(monkeypatch: pytest.MonkeyPatc
     (text,) = named
     monkeypatch.setenv("SLIDELAKE_NODES", text)
     assert sorted(node_shapes(), key=str) == sorted(expected, key=str)
+
+
+def test_workers_on_nodes_with_more_gpus_than_cpus_share_their_cpus() -> None:
+    uneven = nodes((2, 4, 1), (8, 1, 1))
+    placement = place(WorkerSettings(workers=5), uneven, most=5, together=True)
+    assert (placement.workers, placement.cpus_per_worker) == (5, 0.5)
+
+
+def test_a_number_in_place_of_settings_is_refused() -> None:
+    with pytest.raises(ClusterError, match="give a WorkerSettings"):
+        place(2, LAPTOP, most=1)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import slidelake
+from cluster import ClusterError, WorkerSettings
 from featurestore import IdentityError, LakeConfig, LakeError, open_lake
 from ingest import BuildResult, InputError, TeacherError
 from ingest.lake_building import PlannedColumn, plan_columns
@@ -77,6 +78,8 @@ def test_a_build_is_an_ingest_and_an_extract_and_goes_on_after_a_stop(
         (["uni3_h"], {}, TeacherError, "no teacher 'uni3_h': did you mean uni2_h"),
         ([TEACHER, "uni2_h"], {}, TeacherError, "weights of 'uni2_h' are not on this machine"),
         (["virchow2:middle"], {}, TeacherError, "'virchow2:middle'"),
+        ([TEACHER], {"workers": WorkerSettings(device="cuda")}, ClusterError, "1 GPU fits on no"),
+        ([TEACHER], {"workers": 2}, ClusterError, "give a WorkerSettings"),
         (["own.py"], {}, TeacherError, "own.py can't be read"),
         ([TEACHER], {"where": "tisue > 0.5"}, LakeError, "tisue"),
         ([TEACHER], {"share": 1.5}, LakeError, "share 1.5 given"),

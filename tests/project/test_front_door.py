@@ -30,7 +30,7 @@ PLUMBING = {
 }
 #: Errors that no public name raises: they are caught inside, or belong to commands alone.
 INTERNAL_ERRORS = {
-    *("AbstentionError", "AttentionError", "DiedError", "HttpStatusError", "InteropError"),
+    *("AbstentionError", "AttentionError", "DiedError", "HttpStatusError"),
     *("MilError", "NewerFormatError", "NotFiniteError", "NotNativeError", "NotPushedError"),
     *("RunError", "ShortReadError", "SpecError", "TableError", "UndefinedMetricError"),
     "UnreadableError",

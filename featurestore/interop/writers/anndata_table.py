@@ -96,11 +96,12 @@ def lake_facts(
 
 
 def tile_spec(tiles: SlideTiles) -> dict[str, Any]:
-    """Return the tiles' sizes as wsidata names them."""
+    """Return the tiles' sizes, and the stride from one tile to the next, as wsidata names them."""
     shrink = tiles.tile_px_level0 / tiles.tile_px
     side = tiles.tile_px
     return {
-        **dict.fromkeys(("height", "width", "stride_height", "stride_width"), side),
+        **dict.fromkeys(("height", "width"), side),
+        **dict.fromkeys(("stride_height", "stride_width"), side - tiles.attrs.get("overlap", 0)),
         "mpp": tiles.mpp,
         "ops_level": 0,
         "ops_downsample": shrink,

@@ -96,7 +96,8 @@ def sealings_of_students(store: Store) -> Iterator[Sealing]:
 def sealings_of_runs(store: Store) -> Iterator[Sealing]:
     """Yield the settings of runs, the cells of studies, and the results of what is finished.
 
-    A training's settings name its norms, and all files of its folder once they change no more.
+    A training's settings name its norms and, once it has ended, its record; a checkpoint has its
+    own checksums, and may be deleted.
     """
     for run in store.names("runs"):
         names = set(store.names(f"runs/{run}"))
