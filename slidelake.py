@@ -400,6 +400,8 @@ def main() -> None:
 def _explain(error: BaseException) -> int:
     """Print an error, and return the exit code: 2 wrong usage, 1 damage, 3 our own fault."""
     if isinstance(error, TyperException):
+        if not error.format_message():  # the help was printed, as there was no command
+            return error.exit_code
         typer.echo(f"slidelake: {error.format_message()} (slidelake --help)", err=True)
         return error.exit_code
     if os.environ.get("SLIDELAKE_DEBUG"):

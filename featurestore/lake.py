@@ -462,8 +462,13 @@ class Lake:
 
     # ------------------------------------------------------------------ bags and pictures
 
-    def bag(self, slide_id: str, teachers: str | Sequence[str], *, mpp: float) -> Bag:
+    def bag(self, slide_id: str, teachers: str | Sequence[str], *, mpp: float | None = None) -> Bag:
         """Return all tiles of a slide with features of some teachers, each read in one piece.
+
+        Args:
+            slide_id: the slide.
+            teachers: a teacher, or several, whose features are joined in this order.
+            mpp: microns per pixel of the tiles; None if the lake has one mpp only.
 
         Raises:
             LakeError: the slide or a teacher's features of it are not in the lake.
@@ -473,7 +478,7 @@ class Lake:
         >>> bag.features.shape, bag.features.dtype, bag.x.shape
         ((12, 14), dtype('float16'), (12,))
         """
-        names = names_of(teachers)
+        names, mpp = names_of(teachers), self._only_mpp(mpp)
         for name in names:
             self.check_teacher(name, mpp=mpp)
         selection = self._bag_place(slide_id, names, mpp)

@@ -51,8 +51,10 @@ def score_command(options: ScoreOptions) -> None:
         print_answer(dropped, as_json=options.json, text=text)
         return
     filled = fill_scores(options.lake, names, dry_run=options.dry_run)
-    verb = "would get" if options.dry_run else "got"
-    lines = [f"{counted(count, 'tile')} {verb} {score}" for score, count in filled.tiles.items()]
+    verb = "would be" if options.dry_run else "were"
+    lines = [
+        f"{score}: {counted(count, 'tile')} {verb} scored" for score, count in filled.tiles.items()
+    ]
     if filled.no_pixels:
         lines.append(f"{len(filled.no_pixels)} slides have none: the lake has no pixels of them")
     if not options.dry_run:

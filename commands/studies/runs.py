@@ -31,6 +31,8 @@ def runs_command(options: RunsOptions) -> None:
 
     Example: slidelake runs my-lake --out runs.csv
     """
+    import polars as pl
+
     from downstream.run.run_table import run_table
     from featurestore import open_lake
 
@@ -40,5 +42,6 @@ def runs_command(options: RunsOptions) -> None:
     main = table.filter(table["main"]).select(
         "run", "target", "arm", "measure", "estimate", "low", "high", "patients", "lake_version"
     )
-    text = str(main) if out is None else f"-> {out}"
+    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=160):
+        text = str(main) if out is None else f"-> {out}"
     print_answer(table.to_dicts(), as_json=options.json, text=text)

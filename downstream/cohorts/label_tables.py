@@ -209,7 +209,7 @@ def _require_id(source: "UserTable", table: pl.DataFrame) -> None:
     msg = (
         f"labels {source.name!r} have columns {list(source.columns)}; none is called as ids are "
         f"({', '.join(name for names in ID_NAMES.values() for name in names)}): name the one that "
-        "holds them by slide_column or patient_column"
+        "holds them by --slide-column or --patient-column (slide_column, patient_column in Python)"
     )
     raise CohortError(msg)
 

@@ -25,6 +25,7 @@ MEASURE_NAMES: dict[str, MeasureName] = {
     "kappa_quadratic": MeasureName(shown="quadratic kappa", chance=0.0),
     "ece": MeasureName(shown="ECE"),
     "brier": MeasureName(shown="Brier score"),
+    "observed_expected": MeasureName(shown="observed / expected (1 is right)"),
     "harrell_c": MeasureName(shown="Harrell's C", chance=0.5),
     "harrell_c_folds": MeasureName(shown="C within folds"),
     "uno_c": MeasureName(shown="Uno's C", chance=0.5),

@@ -93,9 +93,15 @@ def _caption_lines(row: Json) -> list[str]:
     """Return the lines under the picture of a result."""
     place = [f"x {row['x']:,}, y {row['y']:,}"] if "tile_id" in row else []
     if "rank" not in row:
-        return ["query", f"patient {row['patient']}", *place]
-    of = "the query's patient" if row["same_patient"] else f"patient {row['patient']}"
+        return ["query", _patient_text(row), *place]
+    of = "the query's patient" if row["same_patient"] else _patient_text(row)
     return [f"{row['rank']}: similarity {row['similarity']:.3f}", of, *place]
+
+
+def _patient_text(row: Json) -> str:
+    """Return the patient of a result; a slide without one stands for a patient of its own name."""
+    known = row["patient"] != row["slide_id"]
+    return f"patient {row['patient']}" if known else "patient unknown"
 
 
 def _tile_jpegs(lake: "Lake", rows: list[Json], mpp: float) -> list[bytes | None]:

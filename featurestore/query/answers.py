@@ -62,8 +62,41 @@ def write_answer(frame: pl.DataFrame, form: str, out: Path) -> None:
     part.replace(out)
 
 
+#: Columns of a table that a terminal shows side by side.
+SIDE_BY_SIDE = 9
+SHOWN_ROWS, SHOWN_CHARACTERS = 50, 60
+
+
+def records_text(frame: pl.DataFrame) -> str:
+    """Return rows one below the other, a line for each column; long values are cut.
+
+    >>> print(records_text(pl.DataFrame({"slide_id": ["a"], "width_px": [None]})))
+    row 1
+      slide_id  a
+      width_px  null
+    """
+    width = max(map(len, frame.columns), default=0)
+    lines = []
+    for number, row in enumerate(frame.head(SHOWN_ROWS).iter_rows(), 1):
+        lines.append(f"row {number}")
+        for name, entry in zip(frame.columns, row, strict=True):
+            text = "null" if entry is None else " ".join(str(entry).split())
+            cut = f"{text[:SHOWN_CHARACTERS]}…" if len(text) > SHOWN_CHARACTERS else text
+            lines.append(f"  {name:{width}}  {cut}")
+    if frame.height > SHOWN_ROWS:
+        lines.append(f"… {frame.height - SHOWN_ROWS:,} more rows; --out FILE writes all")
+    return "\n".join(lines)
+
+
 def _table(frame: pl.DataFrame) -> str:
-    with pl.Config(tbl_rows=50, tbl_cols=-1, tbl_hide_dataframe_shape=True, fmt_str_lengths=60):
+    if frame.width > SIDE_BY_SIDE:
+        return records_text(frame)
+    with pl.Config(
+        tbl_rows=SHOWN_ROWS,
+        tbl_cols=-1,
+        tbl_hide_dataframe_shape=True,
+        fmt_str_lengths=SHOWN_CHARACTERS,
+    ):
         return str(frame)
 
 

@@ -38,9 +38,9 @@ def test_score_fills_what_is_missing(tmp_path: Path, capsys: Output) -> None:
     planned = TRY.run(capsys, places).value
     assert planned["tiles"] == {"haematoxylin": count}
     assert open_lake(lake.uri).version == lake.version
-    assert f"{count} tiles got haematoxylin" in SCORE.run(capsys, places).stdout
+    assert f"haematoxylin: {count} tiles were scored" in SCORE.run(capsys, places).stdout
     assert open_lake(lake.uri).version == lake.version + 1
-    assert "0 tiles got haematoxylin" in SCORE.run(capsys, places).stdout
+    assert "haematoxylin: 0 tiles were scored" in SCORE.run(capsys, places).stdout
     dropped = DROP.run(capsys, places).value
     assert dropped == {"dropped": ["haematoxylin"], "version": lake.version + 2}
     assert "haematoxylin" not in open_lake(lake.uri).tiles(mpp=2.0).collect_schema().names()
