@@ -383,14 +383,21 @@ def options(
         extend(*extensions)
 
 
+#: Exit code of a command that was stopped by Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command; print an error as one line on stderr, or its traceback with --debug."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer takes KeyboardInterrupt and returns its code
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("slidelake: stopped; run the same command again to go on", err=True)
-        sys.exit(130)
+        text = "slidelake: stopped; what is committed stays, and the same command goes on"
+        typer.echo(text, err=True)
+        sys.exit(INTERRUPTED)
     except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001 - the last one; a panic in Rust is no Exception

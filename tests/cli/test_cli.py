@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import slidelake as front_door
 from tests.conftest import REAL_SLIDE, ROOT
 from tests.worlds.command_lines import Slidelake
 
@@ -82,3 +83,17 @@ def test_a_process_of_its_own_answers_or_shows_where(filled: Path, tmp_path: Pat
     assert [run.returncode for run in runs] == [0, 2]
     assert json.loads(runs[0].stdout)["format"] == 1
     assert b"Traceback" in runs[1].stderr
+
+
+def test_a_stopped_command_says_that_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["slidelake", "info", "my-lake"])
+    monkeypatch.setattr("featurestore.open_lake", stop)
+    with pytest.raises(SystemExit) as ended:
+        front_door.main()
+    assert ended.value.code == 130
+    assert "stopped; what is committed stays" in capsys.readouterr().err
