@@ -205,9 +205,11 @@ def _check_there(text: str) -> None:
     Raises:
         InputError: there is no such file or folder.
     """
-    path = str(Path(text).expanduser()) if is_local(text) else text
-    is_pattern = any(mark in path for mark in "*?[")
-    if is_local(text) and not is_pattern and not is_slide(path) and not os.path.lexists(path):
+    if not is_local(text) or any(mark in text for mark in "*?["):
+        return
+    path = str(Path(text).expanduser())
+    file, _, _ = path.rpartition("#")  # `a.tiff#3` is the third image of a file
+    if not is_slide(path) and not os.path.lexists(path) and not os.path.lexists(file):
         msg = f"{text} does not exist; give a file, a folder or a pattern of slides"
         raise InputError(msg)
 
