@@ -207,9 +207,9 @@ def _check_there(text: str) -> None:
     """
     if not is_local(text) or any(mark in text for mark in "*?["):
         return
-    path = str(Path(text).expanduser())
-    file, _, _ = path.rpartition("#")  # `a.tiff#3` is the third image of a file
-    if not is_slide(path) and not os.path.lexists(path) and not os.path.lexists(file):
+    file, _ = split_image(text)
+    path = str(Path(open_fs(file)[1]).expanduser())
+    if not is_slide(path) and not os.path.lexists(path):
         msg = f"{text} does not exist; give a file, a folder or a pattern of slides"
         raise InputError(msg)
 

@@ -22,6 +22,7 @@ def test_a_folder_that_does_not_exist_makes_no_lake(tmp_path: Path, name: str) -
 def test_one_path_is_one_input_and_no_path_for_each_letter(tmp_path: Path) -> None:
     (slide,) = resolve(str(REAL_SLIDE))
     assert slide.uri == str(REAL_SLIDE)
+    assert resolve(f"file://{REAL_SLIDE.parent}") == [slide]
     with pytest.raises(InputError, match="nowhere does not exist"):
         resolve(str(tmp_path / "nowhere"))
 
