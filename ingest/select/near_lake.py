@@ -7,7 +7,7 @@ from typing import Any
 from featurestore import Lake
 from featurestore.usertables import refuse_near_others, tables_raise
 from ingest.errors import InputError
-from ingest.remote.remote_files import is_local
+from ingest.remote.remote_files import is_local, open_fs
 from ingest.select.folders import is_slide
 
 
@@ -45,8 +45,10 @@ def refuse_folder_of_slides(lake_uri: str) -> None:
     Raises:
         InputError: the folder is no lake and holds slides.
     """
-    folder = Path(lake_uri).expanduser()
-    if not is_local(lake_uri) or not folder.is_dir() or (folder / "lake.json").exists():
+    if not is_local(lake_uri):
+        return
+    folder = Path(open_fs(lake_uri)[1]).expanduser()
+    if not folder.is_dir() or (folder / "lake.json").exists():
         return
     slides = [path.name for path in folder.iterdir() if is_slide(path.name) and path.is_file()]
     if slides:

@@ -32,6 +32,7 @@ def test_lake_and_slides_that_were_exchanged_are_refused(tmp_path: Path) -> None
     slides.mkdir()
     shutil.copy(REAL_SLIDE, slides)
     before = list(slides.iterdir())
-    with pytest.raises(InputError, match=r"is no lake and holds slides .*the lake comes first"):
-        slidelake.ingest(str(slides), [str(REAL_SLIDE)], LakeConfig())
+    for lake in (str(slides), f"file://{slides}"):
+        with pytest.raises(InputError, match=r"is no lake and holds slides .*the lake comes first"):
+            slidelake.ingest(lake, [str(REAL_SLIDE)], LakeConfig())
     assert list(slides.iterdir()) == before
