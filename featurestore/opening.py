@@ -154,7 +154,12 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
 
 
 def _remove_unfinished(store: Store) -> None:
-    """Remove what a creation that was cut short has left: empty tables, or parts of one."""
+    """Remove what a creation that was cut short has left: empty tables, or parts of one.
+
+    Raises:
+        LakeError: a table has been written to; nothing is removed.
+    """
+    unfinished: list[str] = []
     features = [f"features/{name}" for name in store.names("features")]
     for rel in [SLIDES, CATALOG, *features]:
         files = [file.path for file in store.walk(rel)]
@@ -166,7 +171,8 @@ def _remove_unfinished(store: Store) -> None:
                     f"take {LAKE_FILE} from a copy of the lake, or give another folder"
                 )
                 raise LakeError(msg)
-        store.remove(files)
+        unfinished += files
+    store.remove(unfinished)
 
 
 def _make_tables(store: Store, config: LakeConfig) -> None:
