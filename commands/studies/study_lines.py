@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster.progress_text import counted
+from downstream.run.outcome_counts import outcome_text
 
 
 def study_text(study: dict[str, Any]) -> str:
@@ -22,7 +23,10 @@ def study_text(study: dict[str, Any]) -> str:
     ):
         if study[key]:
             counts += f"; {len(study[key])} {reason}"
-    return "\n".join([*lines, counts, *study["notes"], f"runs/{study['run']}/report.html"])
+    of_outcomes = outcome_text(study["outcomes"], study["patients"])
+    return "\n".join(
+        [*lines, of_outcomes, counts, *study["notes"], f"runs/{study['run']}/report.html"]
+    )
 
 
 def probe_text(probe: dict[str, Any]) -> str:
@@ -46,11 +50,14 @@ def probe_text(probe: dict[str, Any]) -> str:
 
 def comparison_line(row: dict[str, Any]) -> str:
     """Return a line on the difference of two arms, and on non-inferiority if there is a margin."""
+    pair = f"{row['one']} - {row['other']}"
+    if row["p_value"] is None:
+        return f"{pair}: not tested: {row['why']}"
     verdict = ""
     if row["margin"] is not None:
         shown = "not inferior" if row["not_inferior"] else "not shown to be as good"
         verdict = f", margin {row['margin']:g}: {shown}"
     return (
-        f"{row['one']} - {row['other']}: {row['estimate']:+.3f} ({row['low']:+.3f} to "
-        f"{row['high']:+.3f}), p {row['p_holm']:.3f} (Holm){verdict}"
+        f"{pair}: {row['estimate']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), "
+        f"p {row['p_holm']:.3f} (Holm) over {counted(row['parts'], 'test part')}{verdict}"
     )

@@ -76,6 +76,7 @@ ID_COLUMN_OPTIONS = (
     FieldOption(flag="--patient-column", path="labels.patient_column", panel=TABLES),
     FieldOption(flag="--slide-column", path="labels.slide_column", panel=TABLES),
     FieldOption(flag="--distinct-ids", path="labels.distinct_ids", panel=TABLES, single=True),
+    FieldOption(flag="--patients-from", path="labels.patients_from", panel=TABLES),
 )
 TABLE_OPTIONS = (
     FieldOption(flag="--slide-table", path="labels.slide_table", panel=TABLES, metavar="FILE"),

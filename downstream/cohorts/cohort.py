@@ -12,6 +12,7 @@ import polars as pl
 
 from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import LabelTable, load_labels, read_labels
+from downstream.cohorts.patients import settle_patients
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
@@ -96,10 +97,13 @@ def patient_table(
         notes += match_notes
     notes += _partial_notes(partial, columns, id_column)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
-    joined = _join_slides(ready, rows, id_column)
-    refuse_unknown_patients(joined)
-    if not table.distinct_ids:
-        _refuse_near_patients(joined, rows, lake_slides)
+    if id_column == "patient_id" and not table.distinct_ids:
+        _refuse_near_the_lakes(rows, lake_slides)
+    joined = settle_patients(
+        _join_slides(ready, rows, id_column),
+        from_labels=table.patients_from == "labels",
+        distinct_ids=table.distinct_ids,
+    )
     _refuse_conflicts(joined, [*columns, *extra_columns])
     unplaced = _unplaced_patients(table.unplaced, columns)
     missing = sorted({*_ids_without_slide(rows, ready, id_column), *partial, *unplaced})
@@ -185,17 +189,13 @@ def _label_table(table: pl.DataFrame) -> LabelTable:
     return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
-def _refuse_near_patients(
-    joined: pl.DataFrame, rows: pl.DataFrame, lake_slides: pl.DataFrame
-) -> None:
-    """Refuse patient ids that differ from another by case, blanks or Unicode form only."""
-    from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
+def _refuse_near_the_lakes(rows: pl.DataFrame, lake_slides: pl.DataFrame) -> None:
+    """Refuse patients that differ from one of the lake by case, blanks or Unicode form only."""
+    from featurestore.usertables import refuse_near_others, tables_raise
 
     with tables_raise(CohortError):
         lake = lake_slides["patient_id"].drop_nulls().unique()
-        if "slide_id" not in rows.columns:
-            refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
-        refuse_near(joined["patient_id"].unique(), "patients of the labels and the lake")
+        refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
 
 
 def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
@@ -252,32 +252,11 @@ def _rows_by_patient(
 
 
 def _join_slides(ready: pl.DataFrame, labelled: pl.DataFrame, id_column: str) -> pl.DataFrame:
-    """Return labelled ready slides with `patient_id` of the labels, else of the lake."""
-    joined = ready.join(labelled, on=id_column, how="inner", suffix="_label")
-    if "patient_id_label" in joined.columns:
-        patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")
-        joined = joined.with_columns(patient).drop("patient_id_label")
-    return joined
-
-
-def refuse_unknown_patients(joined: pl.DataFrame) -> None:
-    """Refuse slides without a patient, and slides that the labels assign to two patients."""
-    orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
-    if orphans:
-        msg = (
-            f"{len(orphans)} labelled slides have no patient, neither in the labels nor in the "
-            f"lake: {listing(orphans)}; add a patient_id column to the labels (equal to slide_id "
-            "where every slide is a patient of its own)"
-        )
-        raise CohortError(msg)
-    owners = joined.group_by("slide_id").agg(pl.col("patient_id").n_unique().alias("n"))
-    shared = sorted(owners.filter(pl.col("n") > 1)["slide_id"])
-    if shared:
-        msg = (
-            f"{len(shared)} slides belong to more than one patient: {listing(shared)}; "
-            "correct patient_id in the labels"
-        )
-        raise CohortError(msg)
+    """Return labelled ready slides, with the patient by the labels and that by the lake."""
+    if id_column == "patient_id":
+        return ready.join(labelled, on="patient_id", how="inner")
+    lake = ready.rename({"patient_id": "patient_id_lake"})
+    return lake.join(labelled, on="slide_id", how="inner")
 
 
 def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:

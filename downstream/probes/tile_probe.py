@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
+from downstream.measures.fold_test import overlap_of
 from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
 from downstream.probes.probe_labels import TileLabels, read_tile_labels, sample_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of how a probe's result comes about; part of the run's name."""
 
 
@@ -162,6 +163,7 @@ def _probe_arms(
     }
     files = _result_files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
+    fold_N = next(iter(scores.values())).fold
     probe_result = {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
@@ -170,9 +172,11 @@ def _probe_arms(
         "metrics": _metrics(rows, scores, options),
         "comparisons": compare_probes(
             label_N,
+            fold_N,
             {arm: part.scores for arm, part in scores.items()},
             patients,
             reference=config["reference"],
+            overlap=overlap_of(splits),
             margin=config["margin"],
             seed=options.seed,
         ),
@@ -259,6 +263,7 @@ def _metrics(
     return {
         arm: metrics_of(
             label_N,
+            arm_scores.fold,
             arm_scores.scores,
             patients,
             seed=options.seed,

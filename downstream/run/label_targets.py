@@ -14,6 +14,7 @@ from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
     multilabel_labels,
+    refuse_near_numbers,
     regression_labels,
 )
 from downstream.run.model_tables import AGGREGATORS
@@ -74,6 +75,8 @@ def read_target(
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
         return "multilabel", names, label_PC.astype(np.float64)
+    if task == "auto":
+        refuse_near_numbers(cohort.patients, columns[0])
     kind = guess_task(cohort.patients[columns[0]]) if task == "auto" else task
     if kind == "regression":
         return "regression", [], regression_labels(cohort.patients, columns[0])[:, None]

@@ -1,7 +1,7 @@
 """Cross-validated classification and survival studies over feature sets of a lake."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +27,7 @@ from downstream.run.study import Outcome, Patient, Study, arm_name, check_featur
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import (
     ComparisonOptions,
+    EventMeans,
     FeatureOptions,
     Head,
     LabelOptions,
@@ -41,6 +42,7 @@ from downstream.splits.plans import make_splits
 from downstream.survival.survival_extra import require_scikit_survival
 
 if TYPE_CHECKING:
+    from downstream.splits.split import Split
     from featurestore import Lake
 
 
@@ -60,8 +62,8 @@ def run_study(
     Returns:
         The content of `result.json`. `metrics` has per arm the main measure of the out-of-fold
         predictions with its 95 % patient-bootstrap interval, and under `measures` all others. The
-        main measure of survival is Harrell's C of the out-of-fold risks, pooled by rank within the
-        fold.
+        main measure of classes and survival is of pairs of patients within a fold (AUROC,
+        Harrell's C), whose scores are of one model; `comparisons` carry the luck of training.
 
     Raises:
         CohortError: Labels that cannot be read, contradict themselves or miss the lake.
@@ -80,7 +82,10 @@ def run_study(
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
-    study = _study(spec, lake, cohort, sha256)
+    target = _targets(spec, cohort)
+    splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
+    cohort = replace(cohort, notes=(*cohort.notes, *notes))
+    study = _study(spec, lake, cohort, target, splits, sha256)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
     return ResultDict(result_json, name=spec.kind, uri=lake.uri)
@@ -147,7 +152,7 @@ def run_mil(
         >>> report = sl.run_mil("my-lake", "labels.csv", "grade", ["student"], mpps=[0.5],
         ...                     plan=sl.Plan(folds=2), settings=quick)
         >>> report["metrics"]["student"]["metric"], report["task"]
-        ('auroc', 'binary')
+        ('auroc_folds', 'binary')
     """
     columns = (target,) if isinstance(target, str) else tuple(target)
     spec = StudySpec(
@@ -185,6 +190,7 @@ def run_survival(
     mpps: Sequence[float],
     models: Sequence[str] = ("cox",),
     head: str = "hazards",
+    event_means: EventMeans = "auto",
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -211,6 +217,7 @@ def run_survival(
         mpps: see `FeatureOptions.mpps`.
         models: see `ModelOptions.names`.
         head: see `ModelOptions.head`.
+        event_means: see `LabelOptions.event_means`.
         ids: see `run_mil`.
         plan: see `run_mil`.
         seeds: see `ModelOptions.seeds`.
@@ -236,11 +243,17 @@ def run_survival(
         >>> report = sl.run_survival("my-lake", "labels.csv", "months", "dead", ["student"],
         ...                          mpps=[0.5], plan=sl.Plan(folds=3))
         >>> report["metrics"]["student"]["metric"]
-        'harrell_c'
+        'harrell_c_folds'
     """
     spec = StudySpec(
         kind="survival",
-        labels=LabelOptions(table=fspath(labels), time=time, event=event, **label_id_options(ids)),
+        labels=LabelOptions(
+            table=fspath(labels),
+            time=time,
+            event=event,
+            event_means=event_means,
+            **label_id_options(ids),
+        ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
         models=ModelOptions(
             names=_model_names(models), head=cast("Head", head), seeds=seeds, tune=tune
@@ -293,7 +306,9 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     """Return the task, the classes, and the outcome and stratum of each patient."""
     columns, folds = spec.label_columns, spec.folds.folds
     if spec.kind == "survival":
-        times, events = survival_labels(cohort.patients, *columns)
+        times, events = survival_labels(
+            cohort.patients, *columns, event_means=spec.labels.event_means
+        )
         return _Targets(
             task="survival",
             classes=(),
@@ -310,9 +325,16 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     )
 
 
-def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) -> Study:
+def _study(
+    spec: StudySpec,
+    lake: "Lake",
+    cohort: Cohort,
+    target: _Targets,
+    splits: tuple["Split", ...],
+    labels_sha256: str,
+) -> Study:
     """Return the run of a spec on a cohort."""
-    target, is_survival = _targets(spec, cohort), spec.kind == "survival"
+    is_survival = spec.kind == "survival"
     features, models = spec.features.names, spec.model_names
     return Study(
         kind=spec.kind,
@@ -322,7 +344,7 @@ def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) ->
         features=features,
         models=models,
         mpps=spec.features.mpps,
-        splits=make_splits(spec.folds, cohort, target.strata, seed=spec.seed),
+        splits=splits,
         seeds=spec.models.seeds,
         seed=spec.seed,
         columns=spec.label_columns,

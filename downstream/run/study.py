@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from downstream.run.study_spec import Kind
     from downstream.splits.folds import Split
 
-FORMAT = 3
+FORMAT = 4
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 

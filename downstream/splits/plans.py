@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from downstream.cohorts.cohort_errors import listing
 from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
 from downstream.splits.split import SplitError
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 def make_splits(
     plan: "Plan", cohort: "Cohort", labels: Sequence[Any], *, seed: int
-) -> tuple["Split", ...]:
-    """Return the splits of a cohort.
+) -> tuple[tuple["Split", ...], tuple[str, ...]]:
+    """Return the splits of a cohort, and notes on what a split file says and leaves out.
 
     Args:
         plan: plan of the folds.
@@ -29,8 +30,9 @@ def make_splits(
     """
     patients = cohort.patients["patient_id"].to_list()
     label_of = dict(zip(patients, labels, strict=True))
+    notes: tuple[str, ...] = ()
     if plan.file is not None:
-        splits = _from_file(plan.file, cohort, label_of, seed)
+        splits, notes = _from_file(plan.file, cohort, label_of, seed)
     elif plan.sites is not None:
         from downstream.cohorts.outcomes import site_of
 
@@ -42,11 +44,13 @@ def make_splits(
         )
     if plan.shots is not None:
         splits = [few_shot(split, label_of, shots=plan.shots, seed=seed) for split in splits]
-    return tuple(splits)
+    return tuple(splits), notes
 
 
-def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int) -> list["Split"]:
-    """Return the splits of a user's file; a patient in none of them is an error."""
+def _from_file(
+    file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int
+) -> tuple[list["Split"], tuple[str, ...]]:
+    """Return the splits of a user's file, with notes; a patient in none of them is an error."""
     from downstream.splits.split_files import read_splits
 
     file_splits = read_splits(file, cohort)
@@ -57,7 +61,14 @@ def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int)
             "labels"
         )
         raise SplitError(msg)
-    return [
+    notes = list(file_splits.notes)
+    if file_splits.missing:
+        notes.append(
+            f"{len(file_splits.missing)} ids of {file!r} are not in the study: "
+            f"{listing(file_splits.missing)}"
+        )
+    splits = [
         split if split.validation else with_validation(split, label_of, seed=seed)
         for split in file_splits.splits
     ]
+    return splits, tuple(notes)

@@ -14,6 +14,7 @@ from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
     multilabel_labels,
+    refuse_near_numbers,
     regression_labels,
     site_of,
     survival_labels,
@@ -46,10 +47,27 @@ def test_slide_labels_take_the_patient_from_the_lake() -> None:
     assert cohort.slide_ids == ["s1", "s2", "s3"]
 
 
-def test_the_patient_of_the_labels_goes_before_that_of_the_lake() -> None:
-    table = labels(slide_id=["s1", "s2", "s5"], patient_id=["x", None, "y"], tumour=[0, 1, 1])
+def test_a_patient_that_contradicts_the_lake_is_refused_unless_it_is_meant() -> None:
+    table = labels(
+        slide_id=["s1", "s2", "s3", "s5"], patient_id=["s1", None, "s3", "y"], tumour=[0, 1, 1, 1]
+    )
+    with pytest.raises(CohortError) as caught:
+        patient_table(lake_slides(), table, ["tumour"])
+    message = str(caught.value)
+    assert "2 slides have another patient in the labels than in the lake" in message
+    assert "s1: s1 in the labels, p1 in the lake, s3: s3 in the labels, p2 in the lake" in message
+    assert "--patients-from labels" in message
+    meant = LabelTable(
+        table=table, unplaced=table.head(0), notes=(), sha256="", patients_from="labels"
+    )
+    cohort = patient_table(lake_slides(), meant, ["tumour"])
+    assert cohort.patients["patient_id"].to_list() == ["p1", "s1", "s3", "y"]
+
+
+def test_the_labels_name_the_patient_where_the_lake_knows_none() -> None:
+    table = labels(slide_id=["s1", "s2", "s5"], patient_id=["p1", None, "y"], tumour=[1, 1, 1])
     cohort = patient_table(lake_slides(), table, ["tumour"])
-    assert cohort.patients.rows() == [("p1", ["s2"], 1), ("x", ["s1"], 0), ("y", ["s5"], 1)]
+    assert cohort.patients.rows() == [("p1", ["s1", "s2"], 1), ("y", ["s5"], 1)]
 
 
 def test_patient_labels_bring_all_slides_of_the_patient() -> None:
@@ -177,6 +195,38 @@ def test_survival_labels_are_checked(time: list[object], event: list[object], me
     frame = pl.DataFrame({"patient_id": ["a", "b"], "t": time, "e": event})
     with pytest.raises(CohortError, match=message):
         survival_labels(frame, "t", "e")
+
+
+@pytest.mark.parametrize(
+    "name", ["censorship", "Censored", "is_censored", "cens", "OS_CENS", "alive", "survived"]
+)
+def test_a_column_whose_name_says_censoring_is_refused(name: str) -> None:
+    frame = pl.DataFrame({"patient_id": ["a", "b", "c"], "t": [3, 5, 6], name: [1, 0, 1]})
+    with pytest.raises(CohortError, match=r"1 is a patient without the event.*--event-means"):
+        survival_labels(frame, "t", name)
+    _, events = survival_labels(frame, "t", name, event_means="censored")
+    assert events.tolist() == [False, True, False]
+    _, events = survival_labels(frame, "t", name, event_means="event")
+    assert events.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["event", "dead", "uncensored", "OS.event", "recent", "status"])
+def test_a_column_whose_name_says_an_event_is_taken(name: str) -> None:
+    frame = pl.DataFrame({"patient_id": ["a", "b"], "t": [3, 5], name: [1, 0]})
+    assert survival_labels(frame, "t", name)[1].tolist() == [True, False]
+    censored = frame.with_columns(pl.lit(1).alias(name))
+    with pytest.raises(CohortError, match="is 1 for all 2 patients; survival needs events"):
+        survival_labels(censored, "t", name, event_means="censored")
+
+
+def test_numbers_that_one_cell_turns_into_text_are_refused() -> None:
+    ages = [str(40 + at) for at in range(29)]
+    frame = pl.DataFrame({"patient_id": [f"p{at}" for at in range(30)], "age": [*ages, ">90"]})
+    with pytest.raises(CohortError, match="'age' is '>90' for patient p29, and a number for 29"):
+        refuse_near_numbers(frame, "age")
+    refuse_near_numbers(frame.head(29).with_columns(pl.col("age").cast(pl.Int64)), "age")
+    grades = pl.DataFrame({"patient_id": list("abcdef"), "g": ["1", "2", "G3", "1", "2", "G3"]})
+    refuse_near_numbers(grades, "g")
 
 
 # ---------------------------------------------------------------------- tables as they are
@@ -416,7 +466,7 @@ def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None
         ("slide_id,y\nin/S1.svs,1\ns3,0\n", "slides: 'S1' and 's1' of the lake differ by case"),
         ("patient_id,y\nP1,1\np2,0\n", "'P1' and 'p1' of the lake differ by case only"),
         (
-            "slide_id,patient_id,y\ns1,P2,1\ns3,,0\n",
+            "slide_id,patient_id,y\ns5,P2,1\ns3,,0\n",
             "patients of the labels and the lake: 'P2' and 'p2' differ by case only",
         ),
         ("slide_id,y\ns1,Tumour\ns3,tumour\n", "column 'y': 'Tumour' and 'tumour' differ by case"),
