@@ -2,11 +2,12 @@
 
     python -m benchmarks.cox_defaults --work /tmp/cox
 
-Cohorts with a known hazard: the signal in one strong direction, in one feature of many, in the first
-ten components of a falling spectrum (as encoders' features have), or spread over all features; few
-and many patients; narrow and wide features. Each candidate is fitted on the training patients of 5
-folds, with the validation patients of the study's own splits; the figure is the mean over cohorts of
-Harrell's C within folds. `signal` is the C of the true hazard. Cohorts that are done are kept.
+Cohorts with a known hazard: the signal in one strong direction, in one feature of many, in the
+first ten components of a falling spectrum (as encoders' features have), or spread over all
+features; few and many patients; narrow and wide features. Each candidate is fitted on the training
+patients of 5 folds, with the validation patients of the study's own splits; the figure is the mean
+over cohorts of Harrell's C within folds. `signal` is the C of the true hazard. Cohorts that are
+done are kept.
 """
 
 import json
@@ -170,10 +171,8 @@ def within_folds(cohort: Cohort, risk_of: Candidate, seed: int) -> float:
     splits = nested_folds(ids.tolist(), cohort.event.tolist(), folds=FOLDS, inner=1, seed=seed)
     right = pairs = 0.0
     for split in splits:
-        train, validation, test = (
-            np.flatnonzero(np.isin(ids, part))
-            for part in (split.train, split.validation, split.test)
-        )
+        parts = (split.train, split.validation, split.test)
+        train, validation, test = (np.flatnonzero(np.isin(ids, part)) for part in parts)
         rows = [(cohort.x[at], cohort.time[at], cohort.event[at]) for at in (train, validation)]
         risk = risk_of(rows[0], rows[1], cohort.x[test])
         _, concordant, discordant, tied, _ = concordance_index_censored(

@@ -57,6 +57,7 @@ FOLD_OPTIONS = (
         text="Splits to use: CLAM's folder, Patho-Bench's k=all.tsv, STAMP's splits.json, or a "
         "run's splits.parquet. All other options of splits but --shots are then ignored.",
     ),
+    FieldOption(flag="--split", path="folds.split", panel=SPLITS),
     FieldOption(flag="--site", path="folds.sites", panel=SPLITS, metavar="COLUMN"),
 )
 TRAINING_OPTIONS = (

@@ -5,8 +5,9 @@ contradictions are errors.
 """
 
 import difflib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import polars as pl
 
@@ -42,6 +43,7 @@ class Cohort:
         surplus: ready slides of the lake that have no label, sorted slide ids.
         notes: sentences on what was recognised, matched or left out.
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different.
+        facts: further facts on the patients, for the result of a run, as JSON.
     """
 
     patients: pl.DataFrame
@@ -49,6 +51,7 @@ class Cohort:
     surplus: list[str]
     notes: tuple[str, ...] = ()
     distinct_ids: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def slide_ids(self) -> list[str]:

@@ -133,6 +133,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "patients": len(study.patients),
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
         "outcomes": outcome_counts(study),
+        **cohort.facts,
         "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
 from downstream.cohorts.label_tables import load_labels
-from downstream.cohorts.outcomes import survival_labels
+from downstream.cohorts.outcomes import site_of, survival_labels
+from downstream.cohorts.site_facts import site_facts, site_notes
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
@@ -84,7 +85,7 @@ def run_study(
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
-    cohort = replace(cohort, notes=(*cohort.notes, *notes))
+    cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
     study = _study(spec, lake, cohort, target, splits, sha256)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
@@ -323,6 +324,16 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
         outcome=outcome,
         strata=strata_of(task, outcome, folds=folds),
     )
+
+
+def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
+    """Return the cohort with the sites of its patients as a fact, and notes on them."""
+    if plan.sites is None:
+        return cohort
+    sites = site_of(cohort.patients["patient_id"].to_list(), cohort, plan.sites)
+    facts = site_facts(sites, strata, plan.sites)
+    notes = site_notes(facts, kept_apart=plan.split != "patient")
+    return replace(cohort, notes=(*cohort.notes, *notes), facts={**cohort.facts, "site": facts})
 
 
 def _study(

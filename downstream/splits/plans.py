@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from downstream.cohorts.cohort_errors import listing
-from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
+from downstream.splits.folds import few_shot, nested_folds, with_validation
+from downstream.splits.site_folds import leave_site_out, preserved_site_folds
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
@@ -33,11 +34,8 @@ def make_splits(
     notes: tuple[str, ...] = ()
     if plan.file is not None:
         splits, notes = _from_file(plan.file, cohort, label_of, seed)
-    elif plan.sites is not None:
-        from downstream.cohorts.outcomes import site_of
-
-        sites = site_of(patients, cohort, plan.sites)
-        splits = leave_site_out(patients, labels, sites, inner=plan.inner, seed=seed)
+    elif plan.split != "patient":
+        splits = _by_site(plan, cohort, labels, seed)
     else:
         splits = nested_folds(
             patients, labels, folds=plan.folds, inner=plan.inner, repeats=plan.repeats, seed=seed
@@ -45,6 +43,25 @@ def make_splits(
     if plan.shots is not None:
         splits = [few_shot(split, label_of, shots=plan.shots, seed=seed) for split in splits]
     return tuple(splits), notes
+
+
+def _by_site(plan: "Plan", cohort: "Cohort", labels: Sequence[Any], seed: int) -> "list[Split]":
+    """Return splits in which no site is on both sides of the test."""
+    from downstream.cohorts.outcomes import site_of
+
+    if plan.sites is None:
+        msg = f"split {plan.split!r} needs the sites; name their column by --site (or tcga)"
+        raise SplitError(msg)
+    if plan.repeats > 1:
+        msg = f"split {plan.split!r} has one way to split; leave repeats={plan.repeats} out"
+        raise SplitError(msg)
+    patients = cohort.patients["patient_id"].to_list()
+    sites = site_of(patients, cohort, plan.sites)
+    if plan.split == "site":
+        return leave_site_out(patients, labels, sites, inner=plan.inner, seed=seed)
+    return preserved_site_folds(
+        patients, labels, sites, folds=plan.folds, inner=plan.inner, seed=seed
+    )
 
 
 def _from_file(

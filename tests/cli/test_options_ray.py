@@ -75,7 +75,7 @@ MIL_FEW = command_line(
 )
 MIL_SITES = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model mean --epochs 1 "
-    "--site hospital --tune 1 --json"
+    "--split site --site hospital --tune 1 --json"
 )
 MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
@@ -88,7 +88,8 @@ MIL_SPLITS = command_line(
 COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
     "--slide-column picture --time months --event dead --features good --features noise "
-    "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
+    "--distinct-ids --split site --site hospital --repeats 1 --seeds 2 --reference noise "
+    "--margin 0.2 --seed 1 --event-means event --patients-from agree "
     "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --quiet --json"
 )
 HAZARDS = command_line(

@@ -343,8 +343,8 @@ def test_an_interval_is_over_patients_not_tiles() -> None:
     fold = np.arange(len(y)) % 2
     one = metrics_of(y, fold, score[:, None], patients, seed=0, spread=False)
     many = metrics_of(
-        y.repeat(100), fold.repeat(100), score[:, None].repeat(100, axis=0), np.repeat(patients, 100).tolist(),
-        seed=0, spread=False,
+        y.repeat(100), fold.repeat(100), score[:, None].repeat(100, axis=0),
+        np.repeat(patients, 100).tolist(), seed=0, spread=False,
     )  # fmt: skip
     for name, measure in one["measures"].items():
         for key in ("estimate", "low", "high"):
