@@ -3,7 +3,7 @@
 from typing import Any
 
 from cluster.progress_text import counted
-from downstream.run.outcome_counts import outcome_text
+from downstream.run.outcome_text import outcome_text
 
 
 def study_text(study: dict[str, Any]) -> str:

@@ -100,13 +100,7 @@ def patient_table(
         notes += match_notes
     notes += _partial_notes(partial, columns, id_column)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
-    if id_column == "patient_id" and not table.distinct_ids:
-        _refuse_near_the_lakes(rows, lake_slides)
-    joined = settle_patients(
-        _join_slides(ready, rows, id_column),
-        from_labels=table.patients_from == "labels",
-        distinct_ids=table.distinct_ids,
-    )
+    joined = _join_slides(ready, rows, id_column, table, lake_slides["patient_id"])
     _refuse_conflicts(joined, [*columns, *extra_columns])
     unplaced = _unplaced_patients(table.unplaced, columns)
     missing = sorted({*_ids_without_slide(rows, ready, id_column), *partial, *unplaced})
@@ -192,15 +186,6 @@ def _label_table(table: pl.DataFrame) -> LabelTable:
     return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
 
 
-def _refuse_near_the_lakes(rows: pl.DataFrame, lake_slides: pl.DataFrame) -> None:
-    """Refuse patients that differ from one of the lake by case, blanks or Unicode form only."""
-    from featurestore.usertables import refuse_near_others, tables_raise
-
-    with tables_raise(CohortError):
-        lake = lake_slides["patient_id"].drop_nulls().unique()
-        refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
-
-
 def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
     """Raise CohortError for a missing label column, naming the existing columns."""
     ids = {"slide_id", "patient_id"}
@@ -254,12 +239,30 @@ def _rows_by_patient(
     return joined.group_by("patient_id").agg(slides, *firsts, *carried).sort("patient_id")
 
 
-def _join_slides(ready: pl.DataFrame, labelled: pl.DataFrame, id_column: str) -> pl.DataFrame:
-    """Return labelled ready slides, with the patient by the labels and that by the lake."""
-    if id_column == "patient_id":
-        return ready.join(labelled, on="patient_id", how="inner")
-    lake = ready.rename({"patient_id": "patient_id_lake"})
-    return lake.join(labelled, on="slide_id", how="inner")
+def _join_slides(
+    ready: pl.DataFrame,
+    rows: pl.DataFrame,
+    id_column: str,
+    table: LabelTable,
+    lake_patients: pl.Series,
+) -> pl.DataFrame:
+    """Return labelled ready slides, each with its one patient."""
+    from featurestore.usertables import refuse_near_others, tables_raise
+
+    if id_column == "slide_id":
+        lake = ready.rename({"patient_id": "patient_id_lake"})
+        joined = lake.join(rows, on="slide_id", how="inner")
+    else:
+        if not table.distinct_ids:
+            known = lake_patients.drop_nulls().unique()
+            with tables_raise(CohortError):
+                refuse_near_others(rows["patient_id"], known, "patients of the labels", "the lake")
+        joined = ready.join(rows, on="patient_id", how="inner")
+    return settle_patients(
+        joined,
+        from_labels=table.patients_from == "labels",
+        distinct_ids=table.distinct_ids,
+    )
 
 
 def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:

@@ -43,10 +43,13 @@ def _refuse_contradictions(joined: pl.DataFrame) -> None:
     if differ.is_empty():
         return
     rows = differ.select("slide_id", "patient_id", "patient_id_lake").unique().sort("slide_id")
-    shown = listing([f"{slide}: {ours} in the labels, {lakes} in the lake"
-                     for slide, ours, lakes in rows.iter_rows()])  # fmt: skip
+    shown = [
+        f"{slide}: {ours} in the labels, {lakes} in the lake"
+        for slide, ours, lakes in rows.iter_rows()
+    ]
+    slides = rows["slide_id"].n_unique()
     msg = (
-        f"{rows.height} slides have another patient in the labels than in the lake: {shown}; "
+        f"{slides} slides have another patient in the labels than in the lake: {listing(shown)}; "
         "correct the labels, or leave the patient out of them, or say by --patients-from labels "
         "(patients_from='labels' in Python) that the labels are right"
     )

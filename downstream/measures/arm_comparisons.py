@@ -61,8 +61,8 @@ def _compared(study: "Study", one: "pl.DataFrame", other: "pl.DataFrame") -> Com
         return ComparedArm(test=FoldTest(parts=0, why=why), fitted=None)
     measure, truth, prediction = arrays
     part_S = other.select(pl.struct("repeat", "fold").rank("dense").cast(pl.Int64) - 1)
-    values = [part_values(measure, truth, found, part_S.to_series().to_numpy())
-              for found in (prediction, reference[2])]  # fmt: skip
+    numbers = part_S.to_series().to_numpy()
+    values = [part_values(measure, truth, one_S, numbers) for one_S in (prediction, reference[2])]
     test = corrected_test(
         *values,
         overlap=overlap_of(study.splits),

@@ -90,7 +90,7 @@ def compare_probes(
         if name == reference:
             continue
         of_draws, other = _mean_of_draws(measure), arrays_of[reference][2]
-        values = [part_values(of_draws, truth, found, fold_N) for found in (one, other)]
+        values = [part_values(of_draws, truth, part, fold_N) for part in (one, other)]
         fitted = partial(
             compare, of_draws, truth, one, other, seed=seed, margin=margin, patients=patients
         )

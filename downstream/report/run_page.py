@@ -27,7 +27,7 @@ from downstream.report.run_tables import (
 )
 from downstream.report.tile_pictures import maps, strips
 from downstream.report.views.run_views import differences, forest, sections
-from downstream.run.outcome_counts import outcome_text
+from downstream.run.outcome_text import outcome_text
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run

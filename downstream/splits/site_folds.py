@@ -121,8 +121,8 @@ def least_uneven(count_SV: Counts, folds: int, *, seed: int) -> Counts:
         tried = [(0, *rest) for rest in product(range(folds), repeat=sites - 1)]
         return min((np.array(one) for one in tried), key=lambda one: _cost(count_SV, one, folds))
     rng = np.random.default_rng(seed)
-    found = [_descended(count_SV, rng.integers(0, folds, sites), folds) for _ in range(_STARTS)]
-    return min(found, key=lambda one: _cost(count_SV, one, folds))
+    descents = [_descended(count_SV, rng.integers(0, folds, sites), folds) for _ in range(_STARTS)]
+    return min(descents, key=lambda one: _cost(count_SV, one, folds))
 
 
 def _cost(count_SV: Counts, fold_S: Counts, folds: int) -> int:

@@ -34,6 +34,9 @@ def lake_slides(rows: list[tuple[str, str | None, str]] | None = None) -> pl.Laz
     return pl.DataFrame(rows, schema=schema, orient="row").lazy()
 
 
+UNKNOWN_PATIENTS = lake_slides([(slide, None, "ready") for slide in ("s1", "s2", "s3")])
+
+
 def labels(**columns: Any) -> pl.DataFrame:  # noqa: ANN401
     return pl.DataFrame(columns)
 
@@ -103,8 +106,8 @@ def test_slides_without_tiles_are_listed_as_missing() -> None:
         (labels(slide_id=["s5"], tumour=[1]), "1 labelled slides have no patient.*s5"),
         (labels(slide_id=["x1.svs"], tumour=[1]), "labels have x1.svs; the lake has s1, s2"),
         (
-            labels(slide_id=["s1", "s1"], patient_id=["a", "b"], tumour=[1, 1]),
-            "1 slides belong to more than one patient: s1",
+            labels(slide_id=["s5", "s5"], patient_id=["a", "b"], tumour=[1, 1]),
+            "1 slides belong to more than one patient: s5",
         ),
     ],
 )
@@ -253,7 +256,7 @@ def test_clams_and_patho_benchs_tables_are_read_as_they_are(tmp_path: Path, suff
     table = load_labels(write(tmp_path / f"l.{suffix}", frame))
     assert table.table.columns == ["slide_id", "patient_id", "label", "fold_0"]
     assert "patient_id is column 'case_id'" in table.notes[0]
-    cohort = patient_table(lake_slides(), table, ["label"])
+    cohort = patient_table(UNKNOWN_PATIENTS, table, ["label"])
     assert cohort.patients.rows() == [
         ("007", ["s1", "s2"], "tumor_tissue"),
         ("8", ["s3"], "normal_tissue"),
@@ -271,7 +274,7 @@ def test_stamps_two_tables_are_joined_and_nobody_is_lost(tmp_path: Path, suffix:
     paths = [tmp_path / f"{name}.{suffix}" for name in ("clini", "slide")]
     clini_path, slide_path = (write(*pair) for pair in zip(paths, (clini, files), strict=True))
     table = load_labels(clini_path, slides=slide_path)
-    cohort = patient_table(lake_slides(), table, ["isMSIH"])
+    cohort = patient_table(UNKNOWN_PATIENTS, table, ["isMSIH"])
     assert cohort.patients.rows() == [("A", ["s1", "s2"], "MSIH"), ("B", ["s3"], "nonMSIH")]
     assert cohort.missing == ["C"]  # has a label, and no slide; D has no label
     assert cohort.surplus == ["s5"]

@@ -257,7 +257,15 @@ def test_survival_run(lake: Lake) -> None:
     predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
     part = predictions.filter(pl.col("arm") == "good / cox")
     event, time, rank, risk = (part[name].to_numpy() for name in ("event", "time", "rank", "risk"))
-    assert good["estimate"] == pytest.approx(concordance_index_censored(event, time, rank)[0])
+    pooled = concordance_index_censored(event, time, rank)[0]
+    assert good["measures"]["harrell_c"]["estimate"] == pytest.approx(pooled)
+    counts = [
+        concordance_index_censored(*(fold[name].to_numpy() for name in ("event", "time", "risk")))
+        for _, fold in part.group_by("fold")
+    ]
+    counted = np.sum([found[1:4] for found in counts], axis=0)  # right, wrong, tied
+    within = (counted[0] + counted[2] / 2) / counted.sum()
+    assert good["estimate"] == pytest.approx(within)
     # odd patients die early, and higher is worse
     odd = part.filter(pl.col("patient_id").str.tail(1).cast(pl.Int32) % 2 == 1)
     assert np.mean(odd["rank"].to_numpy()) > np.mean(rank)

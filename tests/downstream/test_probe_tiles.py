@@ -173,9 +173,9 @@ def test_tables_that_lack_a_column_are_refused(
 def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: Path) -> None:
     keys = truth.drop("x", "y")
 
-    def refused(frame: pl.DataFrame, message: str) -> None:
+    def refused(frame: pl.DataFrame, message: str, **ids: str) -> None:
         with pytest.raises(CohortError, match=message):
-            read_tile_labels(lake, save(frame, tmp_path), "tissue", mpp=MPP)
+            read_tile_labels(lake, save(frame, tmp_path), "tissue", mpp=MPP, ids=ids)
 
     other = keys.head(1).with_columns(tissue=pl.lit("fat"))
     refused(pl.concat([keys, other]), r"gives 1 tiles two labels: s00a tile \d+: \['fat', ")
@@ -186,7 +186,9 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
         truth.drop("tile_id").with_columns(x=pl.lit("a")), "row 2, column 'x': 'a' is no number"
     )
     patients = pl.Series("patient_id", ["p00", "p99"] + ["p00"] * 190)
-    refused(keys.with_columns(patients), "1 slides belong to more than one patient: s00a")
+    refused(keys.with_columns(patients), "s00a: p99 in the labels, p00 in the lake")
+    shared = "1 slides belong to more than one patient: s00a"
+    refused(keys.with_columns(patients), shared, patients_from="labels")
 
 
 def test_at_most_takes_of_every_class(lake: Lake, table: Path) -> None:
@@ -340,7 +342,7 @@ def test_an_interval_is_over_patients_not_tiles() -> None:
     y = np.arange(40) % 2
     score = np.stack([-(y + rng.standard_normal(40)), y + rng.standard_normal(40)], axis=1)
     patients = [f"p{n // 2}" for n in range(40)]
-    fold = np.arange(len(y)) % 2
+    fold = np.arange(len(y)) // 2 % 2
     one = metrics_of(y, fold, score[:, None], patients, seed=0, spread=False)
     many = metrics_of(
         y.repeat(100), fold.repeat(100), score[:, None].repeat(100, axis=0),

@@ -63,11 +63,8 @@ def test_what_is_equal_is_no_difference_and_what_has_no_spread_is_not_tested() -
     assert (apart.p_value, apart.parts) == (None, 3)
     assert apart.why == "the difference is the same on all 3 test parts"
     single = corrected_test(same[:1], same[:1] - 0.1, overlap=0.5, margin=0.05)
-    assert (single.estimate, single.p_value, single.not_inferior) == (
-        pytest.approx(0.1),
-        None,
-        None,
-    )
+    assert single.estimate == pytest.approx(0.1)
+    assert single.p_value is single.not_inferior is None
     assert "use several folds or repetitions" in single.why
 
 

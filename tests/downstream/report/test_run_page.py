@@ -157,7 +157,7 @@ def test_one_class_only(lake: Lake) -> None:
     run = write_run(lake, run="mil-one", rows=rows, attention=ARMS[:1])
     words = page_of(lake, run).words
     assert "The main measure is undefined for all arms." in words
-    assert "AUROC of good / abmil: all patients are of one class." in words
+    assert "AUROC, pooled of good / abmil: all patients are of one class." in words
     assert "not drawn, a ROC curve needs patients of both classes, all 24 are of one" in words
     assert "yes, most weighed No patient is in it." in words
 
