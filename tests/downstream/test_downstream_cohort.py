@@ -34,7 +34,7 @@ def lake_slides(rows: list[tuple[str, str | None, str]] | None = None) -> pl.Laz
     return pl.DataFrame(rows, schema=schema, orient="row").lazy()
 
 
-UNKNOWN_PATIENTS = lake_slides([(slide, None, "ready") for slide in ("s1", "s2", "s3")])
+UNKNOWN_PATIENTS = lake_slides([(slide, None, "ready") for slide in ("s1", "s2", "s3", "s5")])
 
 
 def labels(**columns: Any) -> pl.DataFrame:  # noqa: ANN401
