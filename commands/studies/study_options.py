@@ -45,6 +45,9 @@ FEATURE_OPTIONS = (
     FieldOption(flag="--mpp", path="features.mpps", more="Repeat for several."),
 )
 FUSION_OPTION = FieldOption(flag="--fusion", path="fit.fusion", panel=TRAINING)
+UNSEEN_OPTION = FieldOption(
+    flag="--unseen-students", path="features.unseen_students", panel=SPLITS, single=True
+)
 FOLD_OPTIONS = (
     FieldOption(flag="--folds", path="folds.folds", panel=SPLITS),
     FieldOption(flag="--inner", path="folds.inner", panel=SPLITS),
@@ -58,6 +61,7 @@ FOLD_OPTIONS = (
         "run's splits.parquet. All other options of splits but --shots are then ignored.",
     ),
     FieldOption(flag="--split", path="folds.split", panel=SPLITS),
+    UNSEEN_OPTION,
     FieldOption(flag="--site", path="folds.sites", panel=SPLITS, metavar="COLUMN"),
 )
 TRAINING_OPTIONS = (

@@ -36,6 +36,10 @@ class ProbeScores:
     scores: Floats
     fold: NDArray[np.int64]
 
+    def only(self, is_kept_N: NDArray[np.bool_]) -> "ProbeScores":
+        """Return the scores of some tiles."""
+        return ProbeScores(scores=self.scores[is_kept_N], fold=self.fold[is_kept_N])
+
 
 def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
     """Return folds over patients, stratified by each patient's commonest label."""

@@ -12,6 +12,12 @@ from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
 from downstream.cohorts.site_facts import site_facts, site_notes
+from downstream.cohorts.student_patients import (
+    seen_patients,
+    student_facts,
+    student_notes,
+    unseen_splits,
+)
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
@@ -86,6 +92,7 @@ def run_study(
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
+    cohort, splits = _with_students(lake, cohort, splits, spec.features)
     study = _study(spec, lake, cohort, target, splits, sha256)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
@@ -334,6 +341,20 @@ def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
     facts = site_facts(sites, strata, plan.sites)
     notes = site_notes(facts, kept_apart=plan.split != "patient")
     return replace(cohort, notes=(*cohort.notes, *notes), facts={**cohort.facts, "site": facts})
+
+
+def _with_students(
+    lake: "Lake", cohort: Cohort, splits: tuple["Split", ...], features: FeatureOptions
+) -> tuple[Cohort, tuple["Split", ...]]:
+    """Return the cohort with what students have seen of it, and the splits that are run."""
+    slides_of = dict(cohort.patients.select("patient_id", "slide_ids").iter_rows())
+    seen = seen_patients(lake, features.names, slides_of)
+    if features.unseen_students:
+        splits = unseen_splits(splits, seen)
+    tested = [patient for split in splits for patient in split.test]
+    facts = student_facts(seen, tested)
+    notes = (*cohort.notes, *student_notes(facts))
+    return replace(cohort, notes=notes, facts={**cohort.facts, "students": facts}), splits
 
 
 def _study(

@@ -87,11 +87,14 @@ class FeatureOptions:
         mpps: Microns per pixel of the tiles: one, or several nested ones for a model that takes
             several, such as `hierarchical`.
         version: Version of the lake, or name of a snapshot; the newest if None.
+        unseen_students: Whether only those folds are run in which no student among the features
+            was trained on a tested patient.
     """
 
     names: tuple[str, ...]
     mpps: tuple[float, ...] = (0.5,)
     version: int | str | None = None
+    unseen_students: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
