@@ -33,7 +33,7 @@ def seen_patients(
     from featurestore.storage import read_sealed
 
     names = {part.partition(":")[0] for name in features for part in teachers_of(name)}
-    seen: dict[str, frozenset[str] | None] = {}
+    patients_of: dict[str, frozenset[str] | None] = {}
     for name in sorted(names):
         path = f"students/{name}/report.json"
         if not lake.exists(path):
@@ -44,17 +44,15 @@ def seen_patients(
         if not slides and lake.exists(config):
             slides = set(read_sealed(lake.store, config)["train"])
         trained = set(report.get("train_patients") or ())
-        known = bool(slides or trained)
-        seen[name] = (
-            frozenset(p for p, own in slides_of.items() if p in trained or slides & set(own))
-            if known
-            else None
+        of_cohort = frozenset(
+            p for p, own in slides_of.items() if p in trained or slides & set(own)
         )
-    return seen
+        patients_of[name] = of_cohort if slides or trained else None
+    return patients_of
 
 
 def student_facts(
-    seen: Mapping[str, frozenset[str] | None], tested: Sequence[str]
+    patients_of: Mapping[str, frozenset[str] | None], tested: Sequence[str]
 ) -> dict[str, Any]:
     """Return for each student the tested patients and how many of them it was trained on."""
     return {
@@ -62,7 +60,7 @@ def student_facts(
             "tested": len(set(tested)),
             "trained_on": None if patients is None else len(patients & set(tested)),
         }
-        for name, patients in seen.items()
+        for name, patients in patients_of.items()
     }
 
 
@@ -82,27 +80,29 @@ def student_notes(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def unseen_splits(
-    splits: Sequence["Split"], seen: Mapping[str, frozenset[str] | None]
+    splits: Sequence["Split"], patients_of: Mapping[str, frozenset[str] | None]
 ) -> tuple["Split", ...]:
     """Return the splits of the folds in which no student has seen a tested patient.
 
     Raises:
         SplitError: There is no such fold, or nothing says whom a student was trained on.
     """
-    unknown = sorted(name for name, patients in seen.items() if patients is None)
+    unknown = sorted(name for name, patients in patients_of.items() if patients is None)
     if unknown:
         msg = (
             f"unseen students: nothing says which patients {', '.join(unknown)} were trained on; "
             "train them again, or leave --unseen-students out"
         )
         raise SplitError(msg)
-    trained = frozenset().union(*(patients for patients in seen.values() if patients is not None))
+    trained = frozenset().union(
+        *(patients for patients in patients_of.values() if patients is not None)
+    )
     kept = tuple(split for split in splits if not trained & set(split.test))
     if not kept:
         tested = {patient for split in splits for patient in split.test}
         unseen = sorted(tested - trained)
         msg = (
-            f"unseen students: each fold tests patients that {', '.join(sorted(seen))} was trained "
+            f"unseen students: each fold tests patients that {', '.join(sorted(patients_of))} was trained "
             f"on ({len(tested & trained)} of {len(tested)}); give a split file (--splits) that "
             f"tests {listing(unseen) if unseen else 'others'} only"
         )

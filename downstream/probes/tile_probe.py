@@ -166,12 +166,12 @@ def _probe_arms(
         str(patient): slides["slide_id"].unique().to_list()
         for (patient,), slides in rows.group_by("patient_id")
     }
-    seen = seen_patients(lake, names, slides_of)
+    trained_on = seen_patients(lake, names, slides_of)
     splits = tile_splits(rows, options)
     if config["unseen_students"]:
-        splits = list(unseen_splits(splits, seen))
+        splits = list(unseen_splits(splits, trained_on))
     tested = [patient for split in splits for patient in split.test]
-    facts = student_facts(seen, tested)
+    facts = student_facts(trained_on, tested)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)

@@ -348,11 +348,11 @@ def _with_students(
 ) -> tuple[Cohort, tuple["Split", ...]]:
     """Return the cohort with what students have seen of it, and the splits that are run."""
     slides_of = dict(cohort.patients.select("patient_id", "slide_ids").iter_rows())
-    seen = seen_patients(lake, features.names, slides_of)
+    trained_on = seen_patients(lake, features.names, slides_of)
     if features.unseen_students:
-        splits = unseen_splits(splits, seen)
+        splits = unseen_splits(splits, trained_on)
     tested = [patient for split in splits for patient in split.test]
-    facts = student_facts(seen, tested)
+    facts = student_facts(trained_on, tested)
     notes = (*cohort.notes, *student_notes(facts))
     return replace(cohort, notes=notes, facts={**cohort.facts, "students": facts}), splits
 
