@@ -44,10 +44,8 @@ def seen_patients(
         if not slides and lake.exists(config):
             slides = set(read_sealed(lake.store, config)["train"])
         trained = set(report.get("train_patients") or ())
-        of_cohort = frozenset(
-            p for p, own in slides_of.items() if p in trained or slides & set(own)
-        )
-        patients_of[name] = of_cohort if slides or trained else None
+        of_cohort = [p for p, own in slides_of.items() if p in trained or slides & set(own)]
+        patients_of[name] = frozenset(of_cohort) if slides or trained else None
     return patients_of
 
 
@@ -94,17 +92,15 @@ def unseen_splits(
             "train them again, or leave --unseen-students out"
         )
         raise SplitError(msg)
-    trained = frozenset().union(
-        *(patients for patients in patients_of.values() if patients is not None)
-    )
+    trained = frozenset().union(*(patients or () for patients in patients_of.values()))
     kept = tuple(split for split in splits if not trained & set(split.test))
     if not kept:
         tested = {patient for split in splits for patient in split.test}
         unseen = sorted(tested - trained)
         msg = (
-            f"unseen students: each fold tests patients that {', '.join(sorted(patients_of))} was trained "
-            f"on ({len(tested & trained)} of {len(tested)}); give a split file (--splits) that "
-            f"tests {listing(unseen) if unseen else 'others'} only"
+            f"unseen students: each fold tests patients that {', '.join(sorted(patients_of))} was "
+            f"trained on ({len(tested & trained)} of {len(tested)}); give a split file (--splits) "
+            f"that tests {listing(unseen) if unseen else 'others'} only"
         )
         raise SplitError(msg)
     return kept
