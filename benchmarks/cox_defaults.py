@@ -154,15 +154,11 @@ CANDIDATES: dict[str, Candidate] = {
     "each, 16, 0.1": partial(ridge, each=True, components=16, alpha=0.1),
     "whole, 16, 0.1": partial(ridge, each=False, components=16, alpha=0.1),
     "whole, 16, chosen": partial(ridge, each=False, components=16, alpha=None),
-    "each, all, 0.1": partial(ridge, each=True, components=None, alpha=0.1),
-    "each, all, 0.3": partial(ridge, each=True, components=None, alpha=0.3),
-    "each, all, chosen": partial(ridge, each=True, components=None, alpha=None),
-    "whole, all, 0.1": partial(ridge, each=False, components=None, alpha=0.1),
-    "whole, all, 0.3": partial(ridge, each=False, components=None, alpha=0.3),
     "whole, all, chosen": partial(ridge, each=False, components=None, alpha=None),
     "our cox": partial(packaged, name="cox"),
     "our coxnet": partial(packaged, name="coxnet"),
 }
+"""By scaling (each feature, or the whole), components and penalty: the first is how `cox` was."""
 
 
 def within_folds(cohort: Cohort, risk_of: Candidate, seed: int) -> float:

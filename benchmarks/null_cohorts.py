@@ -38,14 +38,14 @@ from downstream.run.run_result import predictions_table
 from downstream.run.study import Cell, Patient, Study
 from downstream.splits.folds import nested_folds
 
-Kind = Literal["class", "survival", "probe"]
+Kind = Literal["class", "class, 5 repeats", "survival", "survival, 5 repeats", "probe"]
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
-PATIENTS, WIDTH, FOLDS = 80, 16, 5
+PATIENTS, WIDTH, FOLDS = 80, 64, 5
 TILES = 12
 #: Strength of the signal in both sets of a null cohort, and in the weaker set of a planted one.
-SIGNAL, WEAKER = 0.6, 0.15
+SIGNAL, WEAKER = 0.2, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class KnownPatients(CellPatients):
 def study_row(kind: Kind, rng: np.random.Generator, strengths: dict[str, float], seed: int) -> Row:
     """Return the comparison of the two sets of one cohort, through a study's own path."""
     cohort = draw_cohort(rng, strengths)
-    if kind == "class":
+    if kind.startswith("class"):
         outcome = (cohort.signal + rng.logistic(size=PATIENTS) > 0).astype(np.float64)[:, None]
         strata: list[float] = outcome[:, 0].tolist()
     else:
@@ -122,7 +122,7 @@ def _study(
 ) -> Study:
     """Return a study of two arms with one model each, the defaults of the commands."""
     ids = [f"p{at:03d}" for at in range(PATIENTS)]
-    survival = kind == "survival"
+    survival, repeats = kind.startswith("survival"), 5 if "5 repeats" in kind else 1
     return Study(
         kind="survival" if survival else "mil",
         task="survival" if survival else "binary",
@@ -131,7 +131,7 @@ def _study(
         features=tuple(features),
         models=("cox",) if survival else ("linear",),
         mpps=(1.0,),
-        splits=tuple(nested_folds(ids, strata, folds=FOLDS, inner=1, seed=seed)),
+        splits=tuple(nested_folds(ids, strata, folds=FOLDS, inner=1, repeats=repeats, seed=seed)),
         seeds=1,
         seed=seed,
         columns=("time", "event") if survival else ("label",),
@@ -184,14 +184,16 @@ def probe_row(kind: Kind, rng: np.random.Generator, strengths: dict[str, float],
 
 COMPARED: dict[Kind, Callable[[Kind, np.random.Generator, dict[str, float], int], Row]] = {
     "class": study_row,
+    "class, 5 repeats": study_row,
     "survival": study_row,
+    "survival, 5 repeats": study_row,
     "probe": probe_row,
 }
 
 
 def p_values(kind: Kind, cohorts: int, work: Path, *, planted: bool) -> list[tuple[float, float]]:
     """Return (corrected, fitted models) p values of cohorts; those in `work` are not run again."""
-    path = work / f"{kind}-{'planted' if planted else 'null'}.jsonl"
+    path = work / f"{kind.replace(', ', '-')}-{'planted' if planted else 'null'}.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     with path.open("a") as file:
         for number in range(len(known), cohorts):
