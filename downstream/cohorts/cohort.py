@@ -44,6 +44,7 @@ class Cohort:
         notes: sentences on what was recognised, matched or left out.
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different.
         facts: further facts on the patients, for the result of a run, as JSON.
+        site_of: site of each patient; empty where no site was asked for.
     """
 
     patients: pl.DataFrame
@@ -52,6 +53,7 @@ class Cohort:
     notes: tuple[str, ...] = ()
     distinct_ids: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    site_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def slide_ids(self) -> list[str]:

@@ -11,6 +11,7 @@ import polars as pl
 
 from downstream.measures.arm_comparisons import compare_arms
 from downstream.measures.arm_scores import MAIN, score, study_times
+from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
 from downstream.run.cells import parquet_bytes
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
@@ -125,6 +126,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
             for arm in study.arms
         },
         "coverage": _coverage(study, predictions),
+        "guarantees": _guarantees(study, predictions, cohort),
         "comparisons": compare_arms(study, tested),
         "folds": len({fold for _, fold in study.folds}),
         "repeats": len({repeat for repeat, _ in study.folds}),
@@ -195,6 +197,22 @@ def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
         rows = predictions.filter(pl.col("arm") == arm.name)
         coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
     return {name: coverage for name, coverage in coverage_of_arm.items() if coverage is not None}
+
+
+def _guarantees(study: "Study", predictions: pl.DataFrame, cohort: "Cohort") -> dict[str, Any]:
+    """Return the conformal sets and the deferral of each arm of a run of classes."""
+    if study.task not in {"binary", "multiclass"}:
+        return {}
+    of_arm = {
+        arm.name: guarantees_of(
+            study,
+            predictions.filter(pl.col("arm") == arm.name),
+            level=study.guarantee,
+            site_of=cohort.site_of,
+        )
+        for arm in study.arms
+    }
+    return {name: promise for name, promise in of_arm.items() if promise is not None}
 
 
 def _curve_times(study: "Study") -> list[float]:

@@ -337,10 +337,16 @@ def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
     """Return the cohort with the sites of its patients as a fact, and notes on them."""
     if plan.sites is None:
         return cohort
-    sites = site_of(cohort.patients["patient_id"].to_list(), cohort, plan.sites)
+    patients = cohort.patients["patient_id"].to_list()
+    sites = site_of(patients, cohort, plan.sites)
     facts = site_facts(sites, strata, plan.sites)
     notes = site_notes(facts, kept_apart=plan.split != "patient")
-    return replace(cohort, notes=(*cohort.notes, *notes), facts={**cohort.facts, "site": facts})
+    return replace(
+        cohort,
+        notes=(*cohort.notes, *notes),
+        facts={**cohort.facts, "site": facts},
+        site_of=dict(zip(patients, sites, strict=True)),
+    )
 
 
 def _with_students(
@@ -387,6 +393,7 @@ def _study(
         tune=spec.models.tune,
         # no selective prediction of survival: the accuracy does not change the run
         accuracy=1.0 if is_survival else spec.comparison.accuracy,
+        guarantee=0.9 if is_survival else spec.comparison.guarantee,
         labels_sha256=labels_sha256,
         identities=_identities(lake, features, cohort, spec.features.mpps),
         settings=spec.fit,

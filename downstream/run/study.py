@@ -87,6 +87,7 @@ class Study:
         margin: non-inferiority margin against the reference; None for no such test.
         tune: draws of settings that are tried in each fold; 0 for none.
         accuracy: for classes, target accuracy of selective prediction.
+        guarantee: for classes, coverage of conformal sets.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -119,6 +120,7 @@ class Study:
     settings: "MilSettings"
     pooled: "SurvivalSettings | None"
     patients: tuple[Patient, ...]
+    guarantee: float = 0.9
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -149,6 +151,7 @@ class Study:
             "margin": self.margin,
             "search": self.tune,
             "accuracy": self.accuracy,
+            "guarantee": self.guarantee,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),

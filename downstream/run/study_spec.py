@@ -136,11 +136,23 @@ class ComparisonOptions:
             worse; None for no such test.
         accuracy: Selective prediction of classes: the accuracy on the patients that are answered.
             The confidence threshold is chosen on validation patients.
+        guarantee: Conformal sets of classes: the share of patients whose set is to hold their
+            class; deferral allows the rest as wrong ones among the patients that are answered.
+
+    Raises:
+        StudyError: The guarantee is not between 0 and 1.
     """
 
     reference: str | None = None
     margin: float | None = None
     accuracy: float = 0.95
+    guarantee: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the guarantee."""
+        if not 0 < self.guarantee < 1:
+            msg = f"guarantee={self.guarantee}; give a share above 0 and below 1, such as 0.9"
+            raise StudyError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
