@@ -67,8 +67,8 @@ MIL = command_line(
     "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
     "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
     "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
-    "--accuracy 0.8 --guarantee 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --patients-from agree "
-    "--unseen-students --quiet --json"
+    "--accuracy 0.8 --guarantee 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 "
+    "--patients-from agree --unseen-students --quiet --json"
 )
 MIL_FEW = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
