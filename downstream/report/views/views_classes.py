@@ -239,7 +239,7 @@ def _abstention(run: "Run") -> Section:
     )
     for arm, promise in run.result.get("guarantees", {}).items():
         section.notes.append(_guarantee_text(arm, promise))
-        section.notes += [f"{sentence}." for sentence in guarantee_warnings(arm, promise)]
+        section.notes.extend(f"{sentence}." for sentence in guarantee_warnings(arm, promise))
     return section
 
 

@@ -9,7 +9,9 @@ from downstream.measures.conformal import answered_at, guarantee_warnings, lac_s
 Floats = NDArray[np.float64]
 
 
-def drawn(rng: np.random.Generator, count: int, shift: float = 0.0) -> tuple[Floats, Floats]:
+def drawn(
+    rng: np.random.Generator, count: int, shift: float = 0.0
+) -> tuple[NDArray[np.int64], Floats]:
     """Labels of three classes, and probabilities of a model that is right two times in three."""
     label = rng.integers(0, 3, count)
     logits = rng.standard_normal((count, 3))
