@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import LabelTable, load_labels, read_labels
 from downstream.cohorts.pending import pending_note
@@ -107,7 +108,10 @@ def patient_table(
     if joined.is_empty():
         _refuse_empty(missing, ready[id_column].drop_nulls().to_list(), id_column, pending)
     if unplaced:
-        notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
+        notes.append(
+            f"{counted(len(unplaced), 'patient', 'are')} not in the slide table: "
+            f"{listing(unplaced)}"
+        )
     return Cohort(
         patients=_rows_by_patient(joined, columns, extra_columns),
         missing=missing,
@@ -147,8 +151,8 @@ def _partial_notes(partial: list[str], columns: Sequence[str], id_column: str) -
     """Return a note on the ids that have some of the labels and not all, if there are any."""
     if not partial:
         return []
-    lack = f"some but not all of {', '.join(columns)} and are left out"
-    return [f"{len(partial)} {id_column.removesuffix('_id')}s have {lack}: {listing(partial)}"]
+    ids = counted(len(partial), id_column.removesuffix("_id"), "have")
+    return [f"{ids} some but not all of {', '.join(columns)}, left out: {listing(partial)}"]
 
 
 def _ids_without_slide(rows: pl.DataFrame, ready: pl.DataFrame, id_column: str) -> set[str]:
@@ -265,8 +269,9 @@ def refuse_unknown_patients(joined: pl.DataFrame) -> None:
     orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
     if orphans:
         msg = (
-            f"{len(orphans)} labelled slides have no patient, neither in the labels nor in the "
-            f"lake: {listing(orphans)}; add a patient_id column to the labels (equal to slide_id "
+            f"{counted(len(orphans), 'labelled slide', 'have')} no patient, neither in the labels "
+            f"nor in the lake: {listing(orphans)}; add a patient_id column to the labels (equal "
+            "to slide_id "
             "where every slide is a patient of its own)"
         )
         raise CohortError(msg)
@@ -274,7 +279,8 @@ def refuse_unknown_patients(joined: pl.DataFrame) -> None:
     shared = sorted(owners.filter(pl.col("n") > 1)["slide_id"])
     if shared:
         msg = (
-            f"{len(shared)} slides belong to more than one patient: {listing(shared)}; "
+            f"{counted(len(shared), 'slide', 'belong')} to more than one patient: "
+            f"{listing(shared)}; "
             "correct patient_id in the labels"
         )
         raise CohortError(msg)
@@ -291,7 +297,8 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
             conflicts = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
             shown = listing(conflicts)
             msg = (
-                f"{len(conflicts)} patients have conflicting values of {column!r}: {shown}; "
+                f"{counted(len(conflicts), 'patient', 'have')} conflicting values of {column!r}: "
+                f"{shown}; "
                 "a patient has one label, correct them or choose another column"
             )
             raise CohortError(msg)

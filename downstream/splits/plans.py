@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cluster import counted
 from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
 from downstream.splits.split import SplitError
 
@@ -52,8 +53,9 @@ def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int)
     file_splits = read_splits(file, cohort)
     if file_splits.surplus:
         msg = (
-            f"{len(file_splits.surplus)} labelled patients are in no split of {file!r}, for "
-            f"example {', '.join(file_splits.surplus[:5])}; add them, or take them out of the "
+            f"{counted(len(file_splits.surplus), 'labelled patient', 'are')} in no split of "
+            f"{file!r}, for example {', '.join(file_splits.surplus[:5])}; add them, or take them "
+            "out of the "
             "labels"
         )
         raise SplitError(msg)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -188,8 +189,17 @@ def test_restore_makes_a_new_version_and_deletes_nothing(lake: Lake) -> None:
 
 
 def test_restore_refuses_a_version_that_is_not_whole_and_waits_for_no_job(lake: Lake) -> None:
-    with pytest.raises(LakeError, match=r"no version 99 .*; it has \d+ versions from 1 to"):
+    with pytest.raises(LakeError, match=r"no version 99 .*; it has .*, and `slidelake") as caught:
         restore(lake.uri, 99)
+    told: set[int] = set()
+    text = str(caught.value).partition("it has")[2]
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?[ ,]", text):
+        told.update(range(int(first), int(last or first) + 1))
+    manifests = {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
+    assert told < manifests  # some are an index's alone
+    for version in manifests - told:
+        with pytest.raises(LakeError, match="is an index's alone; choose the one before it"):
+            restore(lake.uri, version)
     with writer_lease(lake.store, "extract"), pytest.raises(LakeError, match="in use by"):
         restore(lake.uri, lake.version)
     newest_data(lake, CATALOG).unlink()
