@@ -152,7 +152,7 @@ def counted(number: float, noun: str, verb: str = "") -> str:
     >>> counted(1, "mask", "match"), counted(2, "mask", "match"), counted(1, "class", "are")
     ('1 mask matches', '2 masks match', '1 class is')
     """
-    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    text = f"{number:g}" if number % 1 else f"{int(number):,}"
     if number == 1:
         return f"{text} {noun} {_SINGULAR.get(verb, _with_s(verb))}".rstrip()
     return f"{text} {_with_s(noun)} {verb}".rstrip()
