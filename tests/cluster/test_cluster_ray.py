@@ -322,7 +322,7 @@ def test_a_node_that_did_not_come_up_is_ended(monkeypatch: pytest.MonkeyPatch) -
 
     module, ended = sys.modules["cluster.ray_session"], []
 
-    def never_up(node: Node) -> None:
+    def never_up(self: Node) -> None:
         msg = "The current node timed out during startup. This could happen because"
         raise RuntimeError(msg)
 

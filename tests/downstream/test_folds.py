@@ -95,7 +95,7 @@ def test_failure_17_the_test_part_decides_nothing() -> None:
 def test_sites_on_both_sides_are_refused() -> None:
     sites = {"A": "s0", "B": "s1", "C": "s0", "D": "s2"}
     parts: dict[str, Any] = {"validation": ("B",), "test": ("C",)}
-    with pytest.raises(LeakageError, match=r"1 sites are on both sides .* s0"):
+    with pytest.raises(LeakageError, match=r"1 site is on both sides .* s0"):
         Split(train=("A",), sites=sites, **parts)
     assert Split(train=("D",), sites=sites, **parts).test == ("C",)
     with pytest.raises(SplitError, match="1 patient has no site, for example E"):
