@@ -336,6 +336,18 @@ def test_an_error_of_the_machine_is_never_damage(
         check_lake(lake.uri)
 
 
+@pytest.mark.parametrize("place", ["lance_checked_rows.row_crc32", "lance_verify.column_crc32"])
+def test_too_little_memory_is_never_damage(
+    lake: Lake, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(f"featurestore.keep.verify.{place}", refuse)
+    with pytest.raises(MemoryError):
+        check_lake(lake.uri)
+
+
 UNPRIVILEGED = """
 import ctypes, sys
 
