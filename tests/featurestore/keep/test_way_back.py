@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -502,6 +503,42 @@ def test_commands_name_the_table_and_the_way_back(lake: Lake, slidelake: Slidela
     way = f"slidelake restore {lake.uri} --at {verdict['whole_versions'][0]}"
     assert way in slidelake("repair", lake.uri, code=1).stdout
     assert "is equal to version" in slidelake(*way.split()[1:]).stdout
+
+
+ENDS_ITSELF = """
+import os, pathlib
+
+rename = pathlib.Path.replace
+
+def replace(self, target):
+    moved = rename(self, target)
+    if moved.name == "reading" and moved.read_text() == "slides.lance":
+        os.kill(os.getpid(), SIGNAL)
+    return moved
+
+pathlib.Path.replace = replace
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+def test_a_file_that_ends_its_reader_is_damage_and_a_kill_from_outside_is_not(
+    lake: Lake,
+    slidelake: Slidelake,
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reader gets the signal just as it begins to read a table."""
+    (tmp_path / "sitecustomize.py").write_text(ENDS_ITSELF.replace("SIGNAL", str(int(number))))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if number == signal.SIGKILL:
+        text = slidelake("verify", lake.uri, code=2).stderr
+        assert "was ended by SIGKILL while it read slides.lance" in text
+        assert "no damage" in text
+        return
+    (damage,) = json.loads(slidelake("verify", lake.uri, "--json", code=1).stdout)["damage"]
+    assert (damage["part"], damage["path"]) == (TABLE, SLIDES)
+    assert "nothing was changed" in slidelake("repair", lake.uri, code=1).stdout
 
 
 @pytest.mark.slow
