@@ -26,10 +26,12 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.commits.lance_commit import Committer
 from featurestore.errors import AccessError, NewerFormatError
 from featurestore.keep import lance_restore
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.repairing import plan_repair
+from featurestore.keep.verify.compact_rows import GrowingColumns
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.file_checks import FILE_CHECKS
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
@@ -578,13 +580,30 @@ def test_verify_keeps_numbers_alone_and_reads_rows_again_by_position(lake: Lake)
     assert sorted(row["slide_id"] for row in slides.again(np.arange(slides.count))) == sorted(names)
 
 
+def test_batches_are_not_held_by_what_is_kept_of_them() -> None:
+    """A view of a batch's numbers would keep the pictures beside them."""
+    batch = np.arange(1_000_000)
+    kept = GrowingColumns()
+    kept.add({"slide": batch[:10]})
+    (part,) = kept._parts["slide"]
+    assert not np.shares_memory(part, batch)
+
+
 def test_a_repair_makes_some_slides_pending_at_a_time(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["featurestore.keep.repairing"], "SLIDES_AT_ONCE", 1)
+    sizes, reopen = list[int](), Committer.reopen
+
+    def counting(self: Committer, rows: list[dict[str, Any]]) -> None:
+        sizes.append(len(rows))
+        reopen(self, rows)
+
+    monkeypatch.setattr(Committer, "reopen", counting)
     for path in lake.tiles_of(mpp=0.5)["shard"].to_list()[:2]:
         Path(lake.store.path(path)).unlink()
     done = repair(lake, verify(lake))
     states = dict(lake.refreshed().slides().select("slide_id", "state").collect().iter_rows())
     assert done.slides == ["a", "b"]
+    assert sizes == [1, 1]
     assert states == {"a": "pending", "b": "pending", "c": "ready"}
