@@ -19,10 +19,11 @@ def study_text(study: dict[str, Any]) -> str:
     counts = f"{patients}, {slides}, {study['folds']} folds"
     for key, reason in (
         ("missing", "labelled but not used"),
-        ("surplus", "slides without a label"),
+        ("surplus", "without a label"),
     ):
         if study[key]:
-            counts += f"; {len(study[key])} {reason}"
+            number = counted(len(study[key]), "slide") if key == "surplus" else len(study[key])
+            counts += f"; {number} {reason}"
     of_outcomes = outcome_text(study["outcomes"], study["patients"])
     return "\n".join(
         [*lines, of_outcomes, counts, *study["notes"], f"runs/{study['run']}/report.html"]
@@ -39,7 +40,7 @@ def probe_text(probe: dict[str, Any]) -> str:
     lines += [comparison_line(row) for row in probe["comparisons"]]
     lines += [
         *probe["notes"],
-        f"{len(probe['missing'])} labels are of no tile with features",
+        f"{counted(len(probe['missing']), 'label', 'are')} of no tile with features",
     ]
     lines.append(
         f"{counted(probe['tiles'], 'tile')} of {counted(probe['patients'], 'patient')}, "

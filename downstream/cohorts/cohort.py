@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import LabelTable, load_labels, read_labels
 from downstream.cohorts.patients import settle_patients
@@ -110,7 +111,10 @@ def patient_table(
     if joined.is_empty():
         _refuse_empty(missing, ready[id_column].drop_nulls().to_list(), id_column, pending)
     if unplaced:
-        notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
+        notes.append(
+            f"{counted(len(unplaced), 'patient', 'are')} not in the slide table: "
+            f"{listing(unplaced)}"
+        )
     return Cohort(
         patients=_rows_by_patient(joined, columns, extra_columns),
         missing=missing,
@@ -150,8 +154,8 @@ def _partial_notes(partial: list[str], columns: Sequence[str], id_column: str) -
     """Return a note on the ids that have some of the labels and not all, if there are any."""
     if not partial:
         return []
-    lack = f"some but not all of {', '.join(columns)} and are left out"
-    return [f"{len(partial)} {id_column.removesuffix('_id')}s have {lack}: {listing(partial)}"]
+    ids = counted(len(partial), id_column.removesuffix("_id"), "have")
+    return [f"{ids} some but not all of {', '.join(columns)}, left out: {listing(partial)}"]
 
 
 def _ids_without_slide(rows: pl.DataFrame, ready: pl.DataFrame, id_column: str) -> set[str]:
@@ -278,7 +282,8 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
             conflicts = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
             shown = listing(conflicts)
             msg = (
-                f"{len(conflicts)} patients have conflicting values of {column!r}: {shown}; "
+                f"{counted(len(conflicts), 'patient', 'have')} conflicting values of {column!r}: "
+                f"{shown}; "
                 "a patient has one label, correct them or choose another column"
             )
             raise CohortError(msg)

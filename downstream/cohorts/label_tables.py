@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError, listing
 
 if TYPE_CHECKING:
@@ -246,5 +247,8 @@ def _with_slides(
     strangers = sorted(set(files["patient_id"]) - set(labels["patient_id"]))
     if not strangers:
         return joined, unplaced, ()
-    note = f"{source.name}: {len(strangers)} patients have no labels: {listing(strangers)}"
+    note = (
+        f"{source.name}: {counted(len(strangers), 'patient', 'have')} no labels: "
+        f"{listing(strangers)}"
+    )
     return joined, unplaced, (note,)

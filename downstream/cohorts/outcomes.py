@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.cohorts.cohort import CohortError, listing
 
 if TYPE_CHECKING:
@@ -125,7 +126,10 @@ def multilabel_labels(
             msg = f"{column!r} holds {distinct[:5]}; write 1 for a label that is there, 0 for none"
             raise CohortError(msg)
         if len(distinct) < _MIN_CLASSES:
-            msg = f"{column!r} is {distinct[0]} for all {len(patients)} patients; leave it out"
+            msg = (
+                f"{column!r} is {distinct[0]} for all {counted(len(patients), 'patient')}; leave "
+                "it out"
+            )
             raise CohortError(msg)
     labels_PC = [
         _booleans_as_numbers(patients[column]).to_numpy().astype(np.int64) for column in columns
@@ -153,7 +157,10 @@ def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64
         msg += "correct it or leave the cell empty"
         raise CohortError(msg)
     if len(np.unique(numbers)) < _MIN_CLASSES:
-        msg = f"{column!r} is {numbers[0]} for all {len(numbers)} patients; nothing to predict"
+        msg = (
+            f"{column!r} is {numbers[0]} for all {counted(len(numbers), 'patient')}; nothing to "
+            "predict"
+        )
         raise CohortError(msg)
     return numbers
 
@@ -174,7 +181,10 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
         codes = {patient: _TCGA.match(patient) for patient in patients}
         others = sorted(patient for patient, code in codes.items() if code is None)
         if others:
-            msg = f"site 'tcga', but {len(others)} patients have no TCGA barcode: {listing(others)}"
+            msg = (
+                f"site 'tcga', but {counted(len(others), 'patient', 'have')} no TCGA barcode: "
+                f"{listing(others)}"
+            )
             raise CohortError(msg)
         return [code[1] for patient in patients if (code := codes[patient])]
     if column not in cohort.patients.columns:
@@ -185,7 +195,10 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
     )
     lacking = sorted(patient for patient in patients if site_of_patient.get(patient) is None)
     if lacking:
-        msg = f"{len(lacking)} patients have no site in {column!r}: {listing(lacking)}; fill it in"
+        msg = (
+            f"{counted(len(lacking), 'patient', 'have')} no site in {column!r}: "
+            f"{listing(lacking)}; fill it in"
+        )
         raise CohortError(msg)
     return [str(site_of_patient[patient]) for patient in patients]
 
@@ -246,8 +259,8 @@ def _event_flags(column: pl.Series, *, positive: int) -> NDArray[np.bool_]:
         raise CohortError(msg)
     if positive not in distinct:
         msg = (
-            f"{column.name!r} is {1 - positive} for all {len(column)} patients; survival needs "
-            "events"
+            f"{column.name!r} is {1 - positive} for all {counted(len(column), 'patient')}; "
+            "survival needs events"
         )
         raise CohortError(msg)
     events: NDArray[np.bool_] = numbers.to_numpy() == positive

@@ -5,6 +5,7 @@ A patient under two names is in training and test at once, and no measure would 
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError, listing
 
 
@@ -49,7 +50,8 @@ def _refuse_contradictions(joined: pl.DataFrame) -> None:
     ]
     slides = rows["slide_id"].n_unique()
     msg = (
-        f"{slides} slides have another patient in the labels than in the lake: {listing(shown)}; "
+        f"{counted(slides, 'slide', 'have')} another patient in the labels than in the lake: "
+        f"{listing(shown)}; "
         "correct the labels, or leave the patient out of them, or say by --patients-from labels "
         "(patients_from='labels' in Python) that the labels are right"
     )
@@ -61,17 +63,17 @@ def _refuse_unknown_patients(joined: pl.DataFrame) -> None:
     orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
     if orphans:
         msg = (
-            f"{len(orphans)} labelled slides have no patient, neither in the labels nor in the "
-            f"lake: {listing(orphans)}; add a patient_id column to the labels (equal to slide_id "
-            "where every slide is a patient of its own)"
+            f"{counted(len(orphans), 'labelled slide', 'have')} no patient, neither in the labels "
+            f"nor in the lake: {listing(orphans)}; add a patient_id column to the labels (equal to "
+            "slide_id where every slide is a patient of its own)"
         )
         raise CohortError(msg)
     owners = joined.group_by("slide_id").agg(pl.col("patient_id").n_unique().alias("n"))
     shared = sorted(owners.filter(pl.col("n") > 1)["slide_id"])
     if shared:
         msg = (
-            f"{len(shared)} slides belong to more than one patient: {listing(shared)}; "
-            "correct patient_id in the labels"
+            f"{counted(len(shared), 'slide', 'belong')} to more than one patient: "
+            f"{listing(shared)}; correct patient_id in the labels"
         )
         raise CohortError(msg)
 

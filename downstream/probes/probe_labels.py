@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort import listing, load_labels
 from downstream.cohorts.cohort_errors import CohortError
 from downstream.cohorts.outcomes import class_labels, guess_task
@@ -208,7 +209,9 @@ def _refuse_two_labels(labelled: pl.DataFrame, path: str) -> None:
     if not torn.is_empty():
         conflicts = [f"{slide} tile {tile}: {label}" for slide, tile, label in torn.iter_rows()]
         shown = listing(conflicts)
-        msg = f"{path!r} gives {len(conflicts)} tiles two labels: {shown}; leave one each"
+        msg = (
+            f"{path!r} gives {counted(len(conflicts), 'tile')} two labels: {shown}; leave one each"
+        )
         raise CohortError(msg)
 
 

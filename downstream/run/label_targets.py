@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
@@ -84,7 +85,8 @@ def read_target(
     class_task: Outcome = "binary" if len(classes) == 2 else "multiclass"
     if kind not in {"binary", "multiclass"} or (kind == "binary" and class_task != "binary"):
         msg = (
-            f"task {task!r} of {columns[0]!r} with {len(classes)} values; it is one of auto, "
+            f"task {task!r} of {columns[0]!r} with {counted(len(classes), 'value')}; it is one "
+            "of auto, "
             "binary (two values), multiclass, multilabel, regression"
         )
         raise StudyError(msg)

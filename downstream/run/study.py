@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster import extension_sha256
+from cluster import counted, extension_sha256
 from downstream.run.feature_bags import teachers_of
 from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
@@ -128,7 +128,7 @@ class Study:
         shared = [slide for slide, count in counts.items() if count > 1]
         if shared:
             msg = (
-                f"{len(shared)} slides belong to more than one patient, for example "
+                f"{counted(len(shared), 'slide', 'belong')} to more than one patient, for example "
                 f"{', '.join(shared[:5])}; correct patient_id in the labels"
             )
             raise LeakageError(msg)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import listing
 from downstream.splits.folds import few_shot, nested_folds, with_validation
 from downstream.splits.site_folds import leave_site_out, preserved_site_folds
@@ -73,8 +74,9 @@ def _from_file(
     file_splits = read_splits(file, cohort)
     if file_splits.surplus:
         msg = (
-            f"{len(file_splits.surplus)} labelled patients are in no split of {file!r}, for "
-            f"example {', '.join(file_splits.surplus[:5])}; add them, or take them out of the "
+            f"{counted(len(file_splits.surplus), 'labelled patient', 'are')} in no split of "
+            f"{file!r}, for example {', '.join(file_splits.surplus[:5])}; add them, or take them "
+            "out of the "
             "labels"
         )
         raise SplitError(msg)

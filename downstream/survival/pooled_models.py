@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.run.model_tables import POOLED, load
 from downstream.survival.curves import at_times
 from downstream.survival.risks import SurvivalError
@@ -135,7 +136,8 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
     same = len(x_PD) == len(time_P) == len(event_P)
     if not same or not event_P.any() or not varying:
         msg = (
-            f"{len(x_PD)} training patients have {int(event_P.sum())} events, {len(time_P)} times "
+            f"{counted(len(x_PD), 'training patient', 'have')} {int(event_P.sum())} events, "
+            f"{len(time_P)} times "
             f"and {varying} features that vary; a survival model needs a time each, an event and "
             "a feature that varies: use fewer folds or more patients"
         )
@@ -222,7 +224,7 @@ def fit_coxnet(
         net.fit(train.x, train.outcome)
     except ArithmeticError as error:
         msg = (
-            f"coxnet does not converge on {len(train.x)} training patients: {error}; "
+            f"coxnet does not converge on {counted(len(train.x), 'training patient')}: {error}; "
             f"raise least_penalty={settings.least_penalty}, or take cox"
         )
         raise SurvivalError(msg) from error

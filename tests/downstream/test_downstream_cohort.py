@@ -103,11 +103,11 @@ def test_slides_without_tiles_are_listed_as_missing() -> None:
         (labels(slide_id=["s1"], tumor=[1]), "no column 'tumour'.*did you mean 'tumor'"),
         (labels(slide_id=["s1", None], tumour=[1, 0]), "1 labelled rows have no slide_id"),
         (labels(slide_id=["s1", "s2"], tumour=[1, 0]), r"conflicting values.*p1: \[0, 1\]"),
-        (labels(slide_id=["s5"], tumour=[1]), "1 labelled slides have no patient.*s5"),
+        (labels(slide_id=["s5"], tumour=[1]), "1 labelled slide has no patient.*s5"),
         (labels(slide_id=["x1.svs"], tumour=[1]), "labels have x1.svs; the lake has s1, s2"),
         (
             labels(slide_id=["s5", "s5"], patient_id=["a", "b"], tumour=[1, 1]),
-            "1 slides belong to more than one patient: s5",
+            "1 slide belongs to more than one patient: s5",
         ),
     ],
 )
@@ -278,8 +278,8 @@ def test_stamps_two_tables_are_joined_and_nobody_is_lost(tmp_path: Path, suffix:
     assert cohort.patients.rows() == [("A", ["s1", "s2"], "MSIH"), ("B", ["s3"], "nonMSIH")]
     assert cohort.missing == ["C"]  # has a label, and no slide; D has no label
     assert cohort.surplus == ["s5"]
-    assert any("1 patients have no labels: E" in note for note in cohort.notes)
-    assert any("1 patients are not in the slide table: C" in note for note in cohort.notes)
+    assert any("1 patient has no labels: E" in note for note in cohort.notes)
+    assert any("1 patient is not in the slide table: C" in note for note in cohort.notes)
     assert table.sha256 != load_labels(clini_path).sha256
     with pytest.raises(CohortError, match="a slide table names slides and patients"):
         load_labels(clini_path, slides=clini_path)
@@ -318,8 +318,8 @@ def test_words_for_no_value_are_told(tmp_path: Path) -> None:
     ("names", "used", "missing", "note"),
     [
         (["s1.svs", "in/s3.ome.tiff"], ["s1", "s3"], [], "'in/s3.ome.tiff' is 's3'"),
-        (["s1", "s3.h5"], ["s1", "s3"], [], "1 slides are matched without"),
-        (["s1.svs", "s1.tif", "s3"], ["s3"], ["s1.svs", "s1.tif"], "2 names of slides are not"),
+        (["s1", "s3.h5"], ["s1", "s3"], [], "1 slide is matched without"),
+        (["s1.svs", "s1.tif", "s3"], ["s3"], ["s1.svs", "s1.tif"], "2 names are not"),
         (["s3", "s4.svs"], ["s3"], ["s4"], "'s4.svs' is 's4'"),  # in the lake, and failed
         (["s3", "s3b.v1"], ["s3"], ["s3b.v1"], None),
     ],
@@ -350,7 +350,7 @@ def test_half_a_label_is_listed_and_no_label_is_none() -> None:
     assert cohort.patients.rows() == [("p1", ["s1"], 1, 0)]
     assert cohort.missing == ["s3"]
     assert cohort.surplus == ["s2", "s3", "s5"]
-    assert "1 slides have some but not all of a, b and are left out: s3" in cohort.notes[0]
+    assert "1 slide has some but not all of a, b, left out: s3" in cohort.notes[0]
 
 
 def test_columns_that_are_carried_along_may_be_null() -> None:
@@ -358,7 +358,7 @@ def test_columns_that_are_carried_along_may_be_null() -> None:
     cohort = patient_table(lake_slides(), table, ["y"], extra_columns=["site", "y"])
     assert cohort.patients.rows() == [("p1", ["s1", "s2"], 1, "north"), ("p2", ["s3"], 0, None)]
     assert site_of(["p1", "p1"], cohort, "site") == ["north", "north"]
-    with pytest.raises(CohortError, match="1 patients have no site in 'site': p2; fill it in"):
+    with pytest.raises(CohortError, match="1 patient has no site in 'site': p2; fill it in"):
         site_of(["p2", "p1"], cohort, "site")
     with pytest.raises(CohortError, match="no column 'centre'; it has patient_id, slide_ids, y"):
         site_of(["p1"], cohort, "centre")
@@ -372,7 +372,7 @@ def test_columns_that_are_carried_along_may_be_null() -> None:
 def test_sites_of_tcga_barcodes() -> None:
     cohort = patient_table(lake_slides(), labels(slide_id=["s1"], y=[1]), ["y"])
     assert site_of(["TCGA-A2-A0T2", "TCGA-3C-AAAU-01Z"], cohort, "tcga") == ["A2", "3C"]
-    with pytest.raises(CohortError, match="1 patients have no TCGA barcode: p1"):
+    with pytest.raises(CohortError, match="1 patient has no TCGA barcode: p1"):
         site_of(["p1", "TCGA-A2-A0T2"], cohort, "tcga")
 
 

@@ -155,10 +155,10 @@ def test_failure_17_the_test_part_decides_nothing() -> None:
 def test_sites_on_both_sides_are_refused() -> None:
     sites = {"A": "s0", "B": "s1", "C": "s0", "D": "s2"}
     parts: dict[str, Any] = {"validation": ("B",), "test": ("C",)}
-    with pytest.raises(LeakageError, match=r"1 sites are on both sides .* s0"):
+    with pytest.raises(LeakageError, match=r"1 site is on both sides .* s0"):
         Split(train=("A",), sites=sites, **parts)
     assert Split(train=("D",), sites=sites, **parts).test == ("C",)
-    with pytest.raises(SplitError, match="1 patients have no site, for example E"):
+    with pytest.raises(SplitError, match="1 patient has no site, for example E"):
         Split(train=("E",), sites=sites, **parts)
 
 
@@ -221,7 +221,7 @@ def test_patho_benchs_table_is_read() -> None:
     assert (one.train, one.validation, one.test) == (("A",), ("C",), ("B",))
     assert (other.train, other.validation, other.test) == (("B",), (), ("A",))
     assert splits.surplus == ("D",)
-    with pytest.raises(LeakageError, match="fold 1 of the table has 1 patients"):
+    with pytest.raises(LeakageError, match="fold 1 of the table has 1 patient both"):
         read_patho_bench(
             "\n".join([*rows[:2], rows[2].replace("test", "train"), rows[3]]).encode(), SLIDES
         )

@@ -178,7 +178,7 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
             read_tile_labels(lake, save(frame, tmp_path), "tissue", mpp=MPP, ids=ids)
 
     other = keys.head(1).with_columns(tissue=pl.lit("fat"))
-    refused(pl.concat([keys, other]), r"gives 1 tiles two labels: s00a tile \d+: \['fat', ")
+    refused(pl.concat([keys, other]), r"gives 1 tile two labels: s00a tile \d+: \['fat', ")
     refused(keys.with_columns(tissue=pl.lit("fat")), "are 'fat' in 'tissue'; a probe needs two")
     refused(keys.with_columns(tissue=pl.int_range(pl.len()) / 2), "tiles are classified")
     refused(truth.drop("tile_id").with_columns(x=-5), "none of 192 labels is of a tile; the first")
@@ -187,7 +187,7 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
     )
     patients = pl.Series("patient_id", ["p00", "p99"] + ["p00"] * 190)
     refused(keys.with_columns(patients), "s00a: p99 in the labels, p00 in the lake")
-    shared = "1 slides belong to more than one patient: s00a"
+    shared = "1 slide belongs to more than one patient: s00a"
     refused(keys.with_columns(patients), shared, patients_from="labels")
 
 

@@ -95,7 +95,7 @@ def test_without_a_signal_intervals_cover_chance_about_as_often_as_they_claim(
     covered, estimates = 0, []
     for seed in range(RUNS):
         label = np.random.default_rng(seed).permutation(np.arange(PEOPLE) % 2).tolist()
-        settings = MilSettings(hidden=16, epochs=8, learning_rate=1e-3)
+        settings = MilSettings(hidden=16, epochs=4, learning_rate=2e-3)
         made = cohort(
             lake, label, features=("noise",), reference="noise", seed=seed, settings=settings
         )

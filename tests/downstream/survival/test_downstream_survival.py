@@ -124,7 +124,7 @@ def test_slides_weigh_the_same_whatever_their_size() -> None:
     small = np.full((10, 2), 3.0, np.float16)
     empty = np.empty((0, 2), np.float16)
     assert pool([big, small, empty]).tolist() == [2.0, 2.0]
-    with pytest.raises(SurvivalError, match="none of a patient's 1 slides has a tile"):
+    with pytest.raises(SurvivalError, match="none of a patient's 1 slide has a tile"):
         pool([empty])
 
 
