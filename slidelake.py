@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         run_survival,
         write_report,
     )
+    from downstream.kept.kept_model import KeptModelError
+    from downstream.kept.predict_patients import PatientPredictions, predict_patients
     from downstream.probes.tile_probe import run_probe
     from downstream.retrieval.search import run_search
     from downstream.retrieval.search_query import RetrievalError
@@ -115,6 +117,7 @@ PUBLIC = {
     "IngestResult": "ingest.ray_ingest",
     "InputError": "ingest",
     "InteropError": "featurestore.interop.foreign_slide",
+    "KeptModelError": "downstream.kept.kept_model",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
     "LakeError": "featurestore",
@@ -122,6 +125,7 @@ PUBLIC = {
     "LeakageError": "downstream",
     "MilSettings": "downstream",
     "Pairs": "featurestore",
+    "PatientPredictions": "downstream.kept.predict_patients",
     "Plan": "downstream",
     "ProbeError": "downstream",
     "ProbeOptions": "downstream",
@@ -152,6 +156,7 @@ PUBLIC = {
     "list_teachers": "ingest.teachers.find_teacher",
     "make_recipe": "distill.recipes.recipe_table",
     "open_lake": "featurestore",
+    "predict_patients": "downstream.kept.predict_patients",
     "query": "featurestore",
     "rename": "featurestore",
     "repair": "featurestore",
@@ -190,6 +195,7 @@ __all__ = [
     "IngestResult",
     "InputError",
     "InteropError",
+    "KeptModelError",
     "Lake",
     "LakeConfig",
     "LakeError",
@@ -197,6 +203,7 @@ __all__ = [
     "LeakageError",
     "MilSettings",
     "Pairs",
+    "PatientPredictions",
     "Plan",
     "ProbeError",
     "ProbeOptions",
@@ -227,6 +234,7 @@ __all__ = [
     "list_teachers",
     "make_recipe",
     "open_lake",
+    "predict_patients",
     "query",
     "rename",
     "repair",

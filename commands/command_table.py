@@ -19,7 +19,7 @@ from commands.lakes import (
 )
 from commands.slides import build, extract, ingest, score, teachers
 from commands.students import distill, evaluate, export_student, stats
-from commands.studies import attention, mil, probe, report, runs, search, survival
+from commands.studies import attention, mil, predict, probe, report, runs, search, survival
 
 #: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
@@ -30,6 +30,7 @@ COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
         mil.app,
         survival.app,
         probe.app,
+        predict.app,
         attention.app,
         search.app,
         runs.app,

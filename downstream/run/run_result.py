@@ -14,6 +14,7 @@ from downstream.measures.arm_scores import MAIN, score, study_times
 from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
 from downstream.run.cells import parquet_bytes
+from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
 from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
@@ -143,18 +144,21 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "surplus": cohort.surplus,
         "notes": [*cohort.notes, *outcome_notes(study)],
         "curve_times": _curve_times(study),
+        "columns": _columns(lake, study),
         "config": study.config,
     }
     files = {
         "splits.parquet": parquet_bytes(to_table(study.splits)),
         "predictions.parquet": parquet_bytes(predictions),
     }
-    attention = [
-        cell.attention_path.removeprefix(f"runs/{study.run}/")
-        for cell in study.cells()
-        if lake.exists(cell.attention_path)
-    ]
-    return write_result(lake, study.run, study_result, files, written=attention)
+    return write_result(lake, study.run, study_result, files, written=_written(lake, study))
+
+
+def _written(lake: "Lake", study: "Study") -> list[str]:
+    """Return the paths in the run's folder of the attention and the models of its cells."""
+    paths = [cell.attention_path for cell in study.cells()]
+    paths += [cell.model_path(split.inner) for cell in study.cells() for split in cell.splits]
+    return [path.removeprefix(f"runs/{study.run}/") for path in paths if lake.exists(path)]
 
 
 def predictions_table(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -213,6 +217,16 @@ def _guarantees(study: "Study", predictions: pl.DataFrame, cohort: "Cohort") -> 
         for arm in study.arms
     }
     return {name: promise for name, promise in of_arm.items() if promise is not None}
+
+
+def _columns(lake: "Lake", study: "Study") -> dict[str, Any]:
+    """Return the identity of each column that was read, by `TEACHER@MPP`, for `predict`."""
+    teachers = {name for features in study.features for name in teachers_of(features)}
+    return {
+        f"{name}@{mpp}": lake.identity(name, mpp=mpp)
+        for name in sorted(teachers)
+        for mpp in study.mpps
+    }
 
 
 def _curve_times(study: "Study") -> list[float]:

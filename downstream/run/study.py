@@ -269,6 +269,10 @@ class Cell:
         """Return the path of the attention of its test tiles within the lake."""
         return f"runs/{self.study.run}/attention/{self.stem}.parquet"
 
+    def model_path(self, inner: int) -> str:
+        """Return the path of a fitted model of the cell within the lake."""
+        return f"runs/{self.study.run}/models/{self.stem}-{inner}.safetensors"
+
     def random_seed(self, inner: int) -> int:
         """Return the seed of one training, which all arms share."""
         content = [self.study.seed, self.seed, self.repeat, self.fold, inner]

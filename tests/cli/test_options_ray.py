@@ -114,6 +114,10 @@ COX_SET = command_line(
     "--set pooled.components=3 --json"
 )
 COX_LIKE = command_line("survival {bags} --like {cox_run} --set pooled.alpha=0.5 --json")
+PREDICT = command_line(
+    "predict {bags} --run {mil_run} --run-lake {bags} --arm good --labels {labels} "
+    "--out {tmp}/predicted.csv --at 8 --quiet --json"
+)
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
@@ -195,6 +199,12 @@ def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places
     expected = {"accuracy": 0.7, "seed": 6, "models": ["linear"], "folds": 2, "features": ["noise"]}
     assert settings_of(second, expected) == expected
     assert second["run"] != first["run"]
+    predicted = run(PREDICT).value
+    assert predicted["arm"] == "good"
+    assert {row["seen"] for row in predicted["patients"]} == {True}
+    measured = predicted["measures"]["seen"]
+    assert measured["patients"] == len(predicted["patients"]) == first["patients"]
+    assert pl.read_csv(str(places["tmp"]) + "/predicted.csv").height == first["patients"]
     refused = run(SET_WRONG, code=2).stderr
     assert "--set fit.epoch: there is no such field; fields are" in refused
     assert "fit.epochs" in refused
