@@ -73,7 +73,7 @@ class KeptModel:
 
         description = json.dumps({"kind": self.kind, "fields": self.fields}, sort_keys=True)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        return save(arrays, metadata={_KEY: description})
+        return bytes(save(arrays, metadata={_KEY: description}))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "KeptModel":

@@ -89,7 +89,7 @@ def _measures(
     event_means: "EventMeans",
 ) -> dict[str, dict[str, Any]]:
     """Return the measures of one group of patients by name."""
-    measures = {}
+    measures: dict[str, dict[str, Any]] = {}
     for measure, truth, prediction in _questions(task, rows, columns, classes, event_means):
         try:
             estimate = bca_or_percentile(partial(interval, measure, truth, prediction, seed=0))
