@@ -20,23 +20,44 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import typer
+from lance import LanceOperation
 
+from benchmarks.scale import load
 from examples.slide_writer import TILE_PX, Page, encode_tile, shared_tables, write_tiff
+from featurestore import LakeConfig, SlideCut, create_lake, tile_ids
+from featurestore.commits.cuts import tiles_row
+from featurestore.tables.checksums import features_crc32
+from featurestore.tables.lance_tables import commit, open_table, write_fragment
+from featurestore.tables.schema import (
+    CATALOG,
+    CATALOG_SCHEMA,
+    SLIDES,
+    SLIDES_SCHEMA,
+    features_table,
+)
+from ingest.cut import cut_or_reason
+from ingest.select.listed_files import list_files
+from ingest.select.named_slides import find_named_slides
+from ingest.select.slides_to_cut import sort_out
+from ingest.select.sources import fingerprint
 
 RESULTS = Path(__file__).parent / "results"
 MARK = b"scale-0000000"
 SLIDES_A_FOLDER = 1000
 LATE = 100  # slides that arrive after the ingest
+DIM = 16
 ENCODER = '''"""An encoder that returns a constant."""
 
 import torch
@@ -132,6 +153,13 @@ def make_slides(place: Place, numbers: range) -> None:
         path.write_bytes(content[: len(content) // 2] if number % 20 == 13 else content)
 
 
+def all_slides(place: Place) -> None:
+    """Write all slides that are there from the start, once."""
+    if not (place.folder / "made").exists():
+        make_slides(place, range(place.slides))
+        (place.folder / "made").write_text("")
+
+
 def late_slides(place: Place) -> None:
     """Write the slides that arrive late."""
     make_slides(place, range(place.slides, place.slides + LATE))
@@ -172,6 +200,7 @@ class Step:
         before: what is done before, without being measured.
         codes: exit codes of a run that went well: 1 where slides fail.
         module: the program that is run.
+        real: whether it needs slides that were really cut.
     """
 
     name: str
@@ -179,6 +208,7 @@ class Step:
     before: Callable[[Place], object] = lambda _: None
     codes: tuple[int, ...] = (0,)
     module: tuple[str, ...] = ("-m", "slidelake")
+    real: bool = False
 
 
 def ingest(place: Place, *more: str) -> list[str]:
@@ -195,10 +225,11 @@ STEPS = (
     Step(
         name="ingest --dry-run",
         arguments=lambda place: ingest(place, "--dry-run"),
-        before=lambda place: make_slides(place, range(place.slides)),
+        before=all_slides,
         codes=(0, 1),
+        real=True,
     ),
-    Step(name="ingest", arguments=ingest, codes=(0, 1)),
+    Step(name="ingest", arguments=ingest, codes=(0, 1), real=True),
     Step(name="ingest, again", arguments=ingest, codes=(0, 1)),
     Step(name="ingest, 100 new", arguments=ingest, before=late_slides, codes=(0, 1)),
     Step(
@@ -214,6 +245,7 @@ STEPS = (
             *("extract", place.lake, "--teacher", str(place.folder / "constant.py"), "-q"),
         ],
         before=encoder,
+        real=True,
     ),
     Step(name="compact", arguments=lambda place: ["compact", place.lake]),
     Step(
@@ -227,6 +259,91 @@ STEPS = (
         module=("-c",),
     ),
 )
+
+
+# ---------------------------------------------------------------------- a lake without its ingest
+
+FRAGMENT_SLIDES = 42  # of 6,000 tiles, as 250,000 make a fragment
+LOADED_AT_ONCE = 1 << 13
+
+
+def fill(place: Place) -> None:
+    """Load the lake that an ingest and an extract of the slides would have made, without shards.
+
+    Rows of `slides` are those of one slide that is really cut, with the pictures, under other names
+    and with the marks of the very files; 1 in 10 has failed. Fragments hold 42 slides, as they do
+    where slides have 6,000 tiles.
+    """
+    lake = create_lake(place.lake, LakeConfig(mpps=(0.5,)))
+    cut = _one_cut(place)
+    ready = [number for number in range(place.slides) if number % 20 not in (7, 13)]
+    for start in range(0, place.slides, LOADED_AT_ONCE):
+        numbers = range(start, min(start + LOADED_AT_ONCE, place.slides))
+        load(
+            lake, SLIDES, SLIDES_SCHEMA, [_slide_row(place, number, cut.row) for number in numbers]
+        )
+    field = lake.committer.add_teacher(0.5, "constant", DIM, {"weights": "constant"})
+    tiles, rel = cut.grids[0.5].tiles, features_table(0.5)
+    groups = [ready[at : at + FRAGMENT_SLIDES] for at in range(0, len(ready), FRAGMENT_SLIDES)]
+    fragments, catalog = [], list[dict[str, Any]]()
+    for fragment, numbers in enumerate(groups):
+        table = pa.concat_tables([_tiles_of(tiles, number) for number in numbers])
+        ones = pa.array(np.ones(len(numbers) * DIM, np.float16))
+        column = pa.FixedSizeListArray.from_arrays(ones, type=field.type)
+        table = table.replace_schema_metadata(None).append_column(field, column)
+        fragments += write_fragment(lake.store, rel, table)
+        for at, number in enumerate(numbers):
+            catalog += _catalog_rows(cut, number, fragment, at)
+    version = open_table(lake.store, rel).version
+    commit(lake.store, rel, LanceOperation.Append(fragments), read_version=version, properties={})
+    for start in range(0, len(catalog), 1 << 18):
+        load(lake, CATALOG, CATALOG_SCHEMA, catalog[start : start + (1 << 18)])
+    for table_rel in (SLIDES, CATALOG):
+        open_table(lake.store, table_rel).optimize.optimize_indices()
+    with lake.committer.exclusive():
+        lake.committer.apply([])  # a commit that names all versions
+
+
+def _one_cut(place: Place) -> SlideCut:
+    with tempfile.TemporaryDirectory() as folder:
+        lake = create_lake(folder, LakeConfig(mpps=(0.5,)))
+        named = find_named_slides([str(place.slide(0))], {})
+        (row,) = sort_out(lake.committer.register(named.rows), {}, None).cut
+        cut = cut_or_reason(lake.store, lake.config, row)
+    if not isinstance(cut, SlideCut):
+        raise SystemExit(cut["reason"])
+    return cut
+
+
+def _slide_row(place: Place, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    path = place.slide(number)
+    size, mark = fingerprint(str(path))
+    own = {"slide": number, "slide_id": path.stem, "uri": str(path), "bytes": size}
+    own |= {"fingerprint": mark, "listing_mark": list_files([str(path)], {})[str(path)].mark}
+    if number % 20 in (7, 13):
+        return {**own, "state": "failed", "reason": "no tissue", "cut_with": row["cut_with"]}
+    return {**row, **own, "state": "ready"}
+
+
+def _tiles_of(tiles: pa.Table, number: int) -> pa.Table:
+    """Return the only tile of a slide: one that was cut, under the number of another."""
+    key = tile_ids(number, 0.5, np.zeros(1, int), np.zeros(1, int))
+    own = {"tile_id": key, "slide": [number], "slide_id": [f"s{number:07d}"]}
+    for name, column in own.items():
+        at = tiles.schema.get_field_index(name)
+        tiles = tiles.set_column(
+            at, tiles.schema.field(at), pa.array(column, tiles.schema.field(at).type)
+        )
+    return tiles
+
+
+def _catalog_rows(cut: SlideCut, number: int, fragment: int, at: int) -> list[dict[str, Any]]:
+    grid = replace(cut.grids[0.5], tiles=_tiles_of(cut.grids[0.5].tiles, number), shard=None)
+    row = {**cut.row, "slide": number, "slide_id": f"s{number:07d}"}
+    tiles = {**tiles_row(row, 0.5, grid, at), "fragment": fragment}
+    names = ("slide", "slide_id", "mpp", "tiles", "row_start", "fragment")
+    crc = features_crc32(np.ones((1, DIM), np.float16))
+    return [tiles, {**{name: tiles[name] for name in names}, "teacher": "constant", "crc32": crc}]
 
 
 # ---------------------------------------------------------------------- measuring
@@ -288,11 +405,16 @@ def main(
     folder: Annotated[Path, typer.Option(help="Folder of slides and lake; 40 kB a slide.")],
     only: Annotated[list[str] | None, typer.Option(help="Steps to run; all if none.")] = None,
     *,
+    filled: Annotated[bool, typer.Option(help="Load the lake: no ingest, no extract.")] = False,
     delete: Annotated[bool, typer.Option(help="Delete slides and lake in the end.")] = False,
 ) -> None:
     """Run all steps that have no line yet, and write a line after each."""
     folder.mkdir(parents=True, exist_ok=True)
-    place, path = Place(folder=folder, slides=slides), RESULTS / f"scale_run_{slides}.json"
+    place, kind = Place(folder=folder, slides=slides), "_filled" if filled else ""
+    path = RESULTS / f"scale_run{kind}_{slides}.json"
+    if filled and not Path(place.lake).exists():
+        all_slides(place)
+        fill(place)
     RESULTS.mkdir(exist_ok=True)
     document = (
         json.loads(path.read_text())
@@ -305,7 +427,7 @@ def main(
     )
     for step in STEPS:
         done = {line["step"] for line in document["lines"]}
-        if step.name in done or (only and step.name not in only):
+        if step.name in done or (only and step.name not in only) or (filled and step.real):
             continue
         document["lines"].append(run_step(step, place))
         typer.echo(json.dumps(document["lines"][-1]))
