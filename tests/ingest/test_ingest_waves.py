@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cluster.ray_session import quiet_ray_data
 from featurestore import LakeConfig, SlideCut, Store
 from ingest import ray_ingest
 from ingest.ray_ingest import UNIT_BYTES, WAVE_UNITS, waves
@@ -45,7 +46,6 @@ def test_a_large_slide_among_small_ones_has_a_unit_of_its_own() -> None:
     assert [len(unit) for unit in wave if todo[300] in unit] == [1]
 
 
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning")
 def test_slides_that_die_with_another_are_cut_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies takes its unit with it; then only the slide that killed it is lost."""
     given: list[list[str]] = []
@@ -58,6 +58,7 @@ def test_slides_that_die_with_another_are_cut_alone(monkeypatch: pytest.MonkeyPa
             if "s33" not in given[-1]:
                 yield from unit
 
+    quiet_ray_data()
     monkeypatch.setattr(ray_ingest, "_cut_by_ray", cut)
     monkeypatch.setattr(ray_ingest, "_cores", lambda: 1.0)
     todo = rows(64, 1000)
