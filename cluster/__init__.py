@@ -13,6 +13,7 @@ from cluster.extensions import (
     loaded_extensions,
 )
 from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.progress_text import counted
 from cluster.ray_placement import (
     Device,
     NodeShape,
@@ -45,6 +46,7 @@ __all__ = [
     "WorkerSettings",
     "announced",
     "chosen_device",
+    "counted",
     "extend",
     "extension_sha256",
     "is_quiet",

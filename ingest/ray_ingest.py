@@ -13,7 +13,7 @@ from typing import Unpack
 
 import polars as pl
 
-from cluster import loaded_extensions, progress, ray_session, schedulable
+from cluster import counted, loaded_extensions, progress, ray_session, schedulable
 from featurestore import (
     Lake,
     LakeConfig,
@@ -173,7 +173,7 @@ def ingest_named_slides(
         lake.committer.update_slides(updates)
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
-        purpose = f"ingest of {len(todo.cut)} slides"
+        purpose = f"ingest of {counted(len(todo.cut), 'slide')}"
         with writer_lease(lake.store, purpose), ray_session(address=address):
             todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
     ingest_result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
