@@ -1,5 +1,6 @@
 """Vacuum: removes files that no kept version names, of old versions and of killed writers.
 
+Parts of columns whose extract was cut short go, too: the next extract computes their rows again.
 Kept are the newest versions, snapshots, and the versions that runs and statistics refer to.
 Files that a live job is writing are named by nothing yet, so nothing is removed while a job runs.
 Nothing is written before something was deleted, so that it works on a full disk.
@@ -25,6 +26,7 @@ from featurestore.shards.shard_index import index_path
 from featurestore.storage.full_disk import is_disk_full
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
+from featurestore.tables.column_parts import part_files
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 
@@ -72,6 +74,7 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
             _clean_table(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
         _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
+        _remove(lake, part_files(lake.store), done, dry_run=dry_run)
     return done
 
 

@@ -35,6 +35,8 @@ from featurestore.storage.read_errors import ADVICE, meaning_of, reading
 from featurestore.storage.store import Store
 
 JPEG_START = b"\xff\xd8"
+#: Bytes of one request of a copy of a part of a shard.
+RANGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,7 @@ class ShardReader:
         self.path, self._store = path, store
         self._name = f"shard {path}" if slide_id is None else f"slide {slide_id}: shard {path}"
         self._fd: int | None = None
+        self._copied: range | None = None  # bytes of a bucket's shard that are on this disk
         try:
             index = ShardIndex.from_bytes(store.read_bytes(index_path(path)))
             if store.is_local:
@@ -213,11 +216,16 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.tile_id)
 
-    def fetch(self) -> None:
+    def fetch(self, first: int = 0, stop: int | None = None) -> None:
         """Copy a bucket's shard to this machine's disk by one request; tiles are then read there.
 
         For a reader of all tiles, which would send a request for each batch. The copy has no name,
-        so that nothing is left of it when the reader is closed or killed.
+        so that nothing is left of it when the reader is closed or killed. Of a part of the tiles
+        the bytes of these alone are copied, by one request for each 64 MB.
+
+        Args:
+            first: position of the first tile to be read.
+            stop: position after the last tile to be read; None for the end.
 
         Raises:
             DamageError: the shard is gone.
@@ -229,13 +237,27 @@ class ShardReader:
         copy = _remote_scratch()
         try:
             with naming_full_disk(str(copy.parent)):
-                self._store.fetch(self.path, copy)
+                if first == 0 and stop in {None, len(self)}:
+                    self._store.fetch(self.path, copy)
+                else:
+                    self._fetch_range(copy, first, len(self) if stop is None else stop)
             self._fd = os.open(copy, os.O_RDONLY)
         except OSError as error:
             raise self._read_error(error) from error
         finally:
             copy.unlink(missing_ok=True)
         self._bytes = os.fstat(self._fd).st_size
+
+    def _fetch_range(self, copy: Path, first: int, stop: int) -> None:
+        """Write the bytes of some tiles to their places in a file; the others are a hole."""
+        start = int(self._offset[first]) - BLOCK
+        end = int(self._offset[stop - 1] + self._size[stop - 1])
+        with copy.open("r+b") as file:
+            file.truncate(end)
+            for at in range(start, end, RANGE_BYTES):
+                file.seek(at)
+                file.write(self._store.read_range(self.path, at, min(RANGE_BYTES, end - at)))
+        self._copied = range(start, end)
 
     def jpeg(self, position: int) -> bytes:
         """Return the JPEG bytes of the tile at a position of `tile_id`."""
@@ -279,7 +301,7 @@ class ShardReader:
 
     def _read(self, start: int, size: int) -> bytes:
         try:
-            if self._fd is not None:
+            if self._fd is not None and (self._copied is None or start in self._copied):
                 # A damaged index may ask for more than any memory holds.
                 return os.pread(self._fd, max(min(size, self._bytes - start), 0), start)
             return self._store.read_range(self.path, start, size)

@@ -1,6 +1,15 @@
 """The tables of a lake: their schemas, the files of commits, and readers of row ranges."""
 
 from featurestore.tables.annotation import PATIENTS
+from featurestore.tables.column_parts import (
+    PartDamageError,
+    PartName,
+    PartWriter,
+    column_key,
+    join_parts,
+    parts_in,
+)
+from featurestore.tables.column_rows import ColumnRows
 from featurestore.tables.lance_columns import keys_in
 from featurestore.tables.lance_counts import count_tiles
 from featurestore.tables.lance_rows import Ranges
@@ -23,11 +32,18 @@ __all__ = [
     "READY",
     "SLIDES",
     "TILE_COLUMNS",
+    "ColumnRows",
+    "PartDamageError",
+    "PartName",
+    "PartWriter",
     "Ranges",
+    "column_key",
     "count_tiles",
     "features_table",
     "identity_of",
+    "join_parts",
     "keys_in",
     "open_table",
+    "parts_in",
     "shard_path",
 ]
