@@ -215,6 +215,7 @@ def test_units_in_a_bucket(bare: Path, whole: Path, bucket: Bucket) -> None:
     assert not lake.store.names("parts")
 
 
+@pytest.mark.slow
 def test_a_slide_in_two_units_is_fetched_in_two_parts(
     bare: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

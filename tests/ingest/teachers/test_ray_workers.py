@@ -54,7 +54,7 @@ def test_units_of_lost_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         bag = lake.bag("s00a", "deadly", mpp=0.5)
         red = (30 + 40 * np.tile(np.arange(6), 4)) / 127.5 - 1
         assert np.abs(bag.features[:, 0] - red).max() < 0.02
-        assert not list((tmp_path / "lake").glob("parts/*"))
+        assert not list((tmp_path / "lake").glob("parts/*.part"))
     else:
         (failure,) = extracted.failed
         assert "the worker died on it 3 times" in failure["reason"]
