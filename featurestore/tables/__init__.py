@@ -1,7 +1,7 @@
 """The tables of a lake: their schemas, the files of commits, and readers of row ranges."""
 
 from featurestore.tables.annotation import PATIENTS
-from featurestore.tables.lance_columns import keys_in
+from featurestore.tables.lance_columns import FragmentKeys
 from featurestore.tables.lance_counts import count_tiles
 from featurestore.tables.lance_rows import Ranges
 from featurestore.tables.lance_tables import open_table
@@ -14,6 +14,7 @@ from featurestore.tables.schema import (
     features_table,
     identity_of,
     shard_path,
+    teacher_field,
 )
 
 __all__ = [
@@ -23,11 +24,12 @@ __all__ = [
     "READY",
     "SLIDES",
     "TILE_COLUMNS",
+    "FragmentKeys",
     "Ranges",
     "count_tiles",
     "features_table",
     "identity_of",
-    "keys_in",
     "open_table",
     "shard_path",
+    "teacher_field",
 ]

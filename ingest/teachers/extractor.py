@@ -20,7 +20,7 @@ import pyarrow as pa
 from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
 from featurestore.shards import check_shard
 from featurestore.storage import DiskFullError, disk_full_error
-from featurestore.tables import identity_of, keys_in
+from featurestore.tables import FragmentKeys, identity_of
 from ingest.errors import SlideError
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision
@@ -200,16 +200,20 @@ def _opened_slides(
     """
     with ThreadPoolExecutor(1) as opener:
         waiting = list(unit.slides)[::-1]
-        opened = opener.submit(_opened_slide, store, unit, waiting.pop()) if waiting else None
+        numbers = [row["slide"] for row in waiting]
+        keys = FragmentKeys(store, unit.mpp, unit.fragment, numbers)
+        opened = opener.submit(_opened_slide, store, unit, keys, waiting.pop()) if waiting else None
         while opened is not None:
             slide = opened.result()
-            opened = opener.submit(_opened_slide, store, unit, waiting.pop()) if waiting else None
+            opened = (
+                opener.submit(_opened_slide, store, unit, keys, waiting.pop()) if waiting else None
+            )
             with slide[-1]:
                 yield slide
 
 
 def _opened_slide(
-    store: Store, unit: Unit, row: Row
+    store: Store, unit: Unit, keys: FragmentKeys, row: Row
 ) -> tuple[Row, Int64Array, Int64Array, ShardReader]:
     """Open a slide's shard, and compare it with the rows of its tiles.
 
@@ -219,7 +223,7 @@ def _opened_slide(
     """
     # Features of damaged pixels would be wrong for good, under a checksum of their own.
     check_shard(store, row)
-    ids, rows = _chosen_tiles(store, unit, row)
+    ids, rows = _chosen_tiles(unit, keys, row)
     shard = ShardReader.of(store, row)
     if not np.array_equal(shard.tile_id, ids):
         shard.close()
@@ -231,13 +235,13 @@ def _opened_slide(
     return row, ids, rows, shard
 
 
-def _chosen_tiles(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
+def _chosen_tiles(unit: Unit, keys: FragmentKeys, row: Row) -> tuple[Int64Array, Int64Array]:
     """Return the keys of a slide's tiles, and the places of the chosen ones among them."""
     slide, where = row["slide"], row.get("where", unit.choice.where)
-    ids = keys_in(store, unit.mpp, unit.fragment, slide)
+    ids = keys.of(slide)
     is_chosen = np.ones(len(ids), bool)
     if where is not None:
-        is_chosen = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
+        is_chosen = np.isin(ids, keys.of(slide, where))
     if unit.choice.share is not None:
         is_chosen &= in_share(ids, unit.choice.share)
     return ids, np.flatnonzero(is_chosen)
