@@ -185,12 +185,13 @@ def _run(
                 if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
                     batch.flush()
                     raise DiskFullError(outcome["reason"])
-                kept += _fail(lake, [outcome], todo.again)
+                kept += batch.fail([outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
+        reason = "the worker died on it (a crash in a decoder, or out of memory)"
+        kept += batch.fail([{**row, "reason": reason} for row in left.values()], todo.again)
         batch.flush()
-    reason = "the worker died on it (a crash in a decoder, or out of memory)"
-    return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()], todo.again)
+    return kept
 
 
 def _guess(row: Row) -> str:
@@ -200,14 +201,6 @@ def _guess(row: Row) -> str:
     )
 
 
-def _fail(lake: Lake, rows: Sequence[Row], again: Mapping[str, str]) -> list[dict[str, str]]:
-    """Commit the failed slides; a slide that is ready from an earlier cut stays as it is."""
-    ready = [row for row in rows if row["state"] == "ready"]
-    if len(ready) < len(rows):
-        lake.committer.fail([row for row in rows if row["state"] != "ready"])
-    return [{"slide": row["slide_id"], "reason": _stays(row, again)} for row in ready]
-
-
 def _stays(row: Row, again: Mapping[str, str]) -> str:
     if why := again.get(row["slide_id"]):
         return f"cutting it again ({why}) failed, its earlier tiles stay: {row['reason']}"
@@ -215,24 +208,37 @@ def _stays(row: Row, again: Mapping[str, str]) -> str:
 
 
 class _Batch:
-    """Cut slides that wait for their commit."""
+    """Cut slides and failed slides that wait for their commit."""
 
     def __init__(self, lake: Lake, slides: int) -> None:
         self._lake, self._slides = lake, slides
         self._cuts: list[SlideCut] = []
+        self._failed: list[Row] = []
         self._since = time.monotonic()
 
     def add(self, cut: SlideCut) -> None:
         self._cuts.append(cut)
+        self._flush_if_due()
+
+    def fail(self, rows: Sequence[Row], again: Mapping[str, str]) -> list[dict[str, str]]:
+        """Record failed slides; one that is ready from an earlier cut stays, and is returned."""
+        self._failed += [row for row in rows if row["state"] != "ready"]
+        self._flush_if_due()
+        ready = [row for row in rows if row["state"] == "ready"]
+        return [{"slide": row["slide_id"], "reason": _stays(row, again)} for row in ready]
+
+    def _flush_if_due(self) -> None:
         rows = sum(next(iter(c.grids.values())).tiles.num_rows for c in self._cuts)
         late = time.monotonic() - self._since > COMMIT_S
-        if late or len(self._cuts) >= self._slides or rows >= COMMIT_ROWS:
+        if late or len(self._cuts) + len(self._failed) >= self._slides or rows >= COMMIT_ROWS:
             self.flush()
 
     def flush(self) -> None:
         if self._cuts:
-            self._lake.committer.commit_slides(self._cuts)
-        self._cuts, self._since = [], time.monotonic()
+            self._lake.committer.commit_slides(self._cuts, self._failed)
+        elif self._failed:
+            self._lake.committer.fail(self._failed)
+        self._cuts, self._failed, self._since = [], [], time.monotonic()
 
 
 def _outcomes(

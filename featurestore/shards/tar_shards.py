@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -266,18 +266,32 @@ class ShardReader:
     def jpegs(self, tile_id: npt.NDArray[np.int64]) -> list[memoryview]:
         """Return the JPEG bytes of tiles by their keys; adjacent tiles are read at once.
 
-        They are views of one buffer: a copy of each would cost half as much again as the read.
+        The runs of adjacent tiles are read side by side from a bucket. The bytes are views of one
+        buffer a run: a copy of each would cost half as much again as the read.
 
         Raises:
             DamageError: a key is not in the shard, or what is there is not its tile.
         """
         at = self.positions(tile_id)
+        ends = np.flatnonzero(np.diff(at) != 1)
+        firsts = at[np.append(0, ends + 1)].tolist() if len(at) else []
+        stops = (at[np.append(ends, len(at) - 1)] + 1).tolist() if len(at) else []
+        spans = [self._span(first, stop) for first, stop in zip(firsts, stops, strict=True)]
+        contents = self._read_all(spans)
         jpegs: list[memoryview] = []
-        for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1) if len(at) else ():
-            jpegs += self._adjacent_jpegs(int(run[0]), int(run[-1]) + 1)
+        for first, stop, content in zip(firsts, stops, contents, strict=True):
+            jpegs += self._cut_out(first, stop, content)
         return jpegs
 
     def _adjacent_jpegs(self, first: int, stop: int) -> list[memoryview]:
+        return self._cut_out(first, stop, self._read(*self._span(first, stop)))
+
+    def _span(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the first byte and the number of bytes of adjacent tiles with their headers."""
+        start = int(self._offset[first]) - BLOCK
+        return start, int(self._offset[stop - 1]) + int(self._size[stop - 1]) - start
+
+    def _cut_out(self, first: int, stop: int, content: bytes) -> list[memoryview]:
         """Return the JPEGs of adjacent tiles; each must follow its own header.
 
         The header names the tile and its size, so that no index can lead to another tile's JPEG,
@@ -287,7 +301,6 @@ class ShardReader:
         sizes = self._size[first:stop].tolist()
         keys = self.tile_id[first:stop].tolist()
         start = offsets[0] - BLOCK
-        content = self._read(start, offsets[-1] + sizes[-1] - start)
         view, jpegs = memoryview(content), []
         for key, offset, size in zip(keys, offsets, sizes, strict=True):
             at = offset - start
@@ -298,6 +311,14 @@ class ShardReader:
                 raise self._damage_error(fault)
             jpegs.append(jpeg)
         return jpegs
+
+    def _read_all(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self._fd is not None:
+            return [self._read(start, size) for start, size in spans]
+        try:
+            return self._store.read_ranges(self.path, spans)
+        except OSError as error:
+            raise self._read_error(error) from error
 
     def _read(self, start: int, size: int) -> bytes:
         try:

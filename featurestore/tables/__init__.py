@@ -10,7 +10,7 @@ from featurestore.tables.column_parts import (
     parts_in,
 )
 from featurestore.tables.column_rows import ColumnRows
-from featurestore.tables.lance_columns import keys_in
+from featurestore.tables.lance_columns import FragmentKeys
 from featurestore.tables.lance_counts import count_tiles
 from featurestore.tables.lance_rows import Ranges
 from featurestore.tables.lance_tables import open_table
@@ -23,6 +23,7 @@ from featurestore.tables.schema import (
     features_table,
     identity_of,
     shard_path,
+    teacher_field,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SLIDES",
     "TILE_COLUMNS",
     "ColumnRows",
+    "FragmentKeys",
     "PartDamageError",
     "PartName",
     "PartWriter",
@@ -42,8 +44,8 @@ __all__ = [
     "features_table",
     "identity_of",
     "join_parts",
-    "keys_in",
     "open_table",
     "parts_in",
     "shard_path",
+    "teacher_field",
 ]

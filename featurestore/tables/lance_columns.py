@@ -1,6 +1,7 @@
 """A teacher's column of one fragment, written by a worker as one file of its own."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,8 @@ from featurestore.tables.checksums import features_crc32
 from featurestore.tables.column_rows import ColumnRows
 from featurestore.tables.lance_tables import STORAGE_VERSION, open_table
 from featurestore.tables.schema import features_table
+
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,35 @@ class ColumnFile:
     crc32: dict[int, int]
 
 
-def keys_in(
-    store: Store, mpp: float, fragment: int, slide: int, where: str | None = None
-) -> npt.NDArray[np.int64]:
-    """Return the keys of a slide's tiles in a fragment, in row order, where `where` holds.
+class FragmentKeys:
+    """Keys of some slides' tiles in a fragment, read once for all of them.
 
     They are found by number, not by place: rows of a slide that was scanned again may be deleted.
+    From a bucket, a slide at a time would open the table and read its column of numbers each time.
+
+    Args:
+        store: the lake's files.
+        mpp: microns per pixel of the features table.
+        fragment: the fragment's id, in the newest version of the table.
+        slides: numbers of the slides.
     """
-    rows = open_table(store, features_table(mpp)).get_fragment(fragment)
-    row_filter = f"slide = {slide}" if where is None else f"slide = {slide} AND ({where})"
-    table = rows.scanner(columns=["tile_id"], filter=row_filter).to_table()
-    keys: npt.NDArray[np.int64] = table["tile_id"].to_numpy()
-    return keys
+
+    def __init__(self, store: Store, mpp: float, fragment: int, slides: Sequence[int]) -> None:
+        self._rows = open_table(store, features_table(mpp)).get_fragment(fragment)
+        self._slides = f"slide IN ({', '.join(str(slide) for slide in sorted(set(slides)))})"
+        self._by_where: dict[str | None, tuple[Int64Array, Int64Array]] = {}
+
+    def of(self, slide: int, where: str | None = None) -> Int64Array:
+        """Return the keys of a slide's tiles, in row order, where `where` holds."""
+        if where not in self._by_where:
+            row_filter = self._slides if where is None else f"{self._slides} AND ({where})"
+            columns = ["slide", "tile_id"]
+            table = self._rows.scanner(columns=columns, filter=row_filter).to_table()
+            numbers = table["slide"].to_numpy().astype(np.int64)
+            self._by_where[where] = numbers, table["tile_id"].to_numpy()
+        numbers, keys = self._by_where[where]
+        chosen: Int64Array = keys[numbers == slide]
+        return chosen
 
 
 class ColumnWriter(ColumnRows):

@@ -10,7 +10,13 @@ import pyarrow as pa
 from cluster import NodeShape, WorkerSettings
 from featurestore import Lake, LakeError
 from featurestore.annotations import Where, slides_of
-from featurestore.tables import TILE_COLUMNS, features_table, identity_of, open_table
+from featurestore.tables import (
+    TILE_COLUMNS,
+    features_table,
+    identity_of,
+    open_table,
+    teacher_field,
+)
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher
 from ingest.teachers.units import Choice, Unit
@@ -82,7 +88,7 @@ def plan(
     tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
     for mpp in mpps:
         schema = open_table(lake.store, features_table(mpp)).schema
-        fields = {}
+        wanted: list[pa.Field] = []
         for teacher in teachers:
             usual: Precision = teacher.card.precision if device == "cuda" else "float32"
             faster = (
@@ -98,8 +104,8 @@ def plan(
                     precision or kept.get("precision") or usual,
                     engine or (kept.get("engine", "torch") if kept else faster),
                 )
-                identity |= choice.identity()
-                fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
+                wanted.append(teacher_field(name, output.dim, identity | choice.identity()))
+        fields = {field.name: field for field in lake.committer.add_teachers(mpp, wanted)}
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from featurestore import ShardReader, Store
 from featurestore.shards import check_shard
 from featurestore.storage import DiskFullError
-from featurestore.tables import keys_in
+from featurestore.tables import FragmentKeys
 from ingest.errors import SlideError
 from ingest.teachers.outputs import in_share
 from ingest.teachers.units import Row, Unit
@@ -131,10 +130,14 @@ def _pieces(store: Store, unit: Unit) -> Iterator[Piece]:
     """Yield the rows of each slide; the next slide is opened, and fetched, meanwhile."""
     with ThreadPoolExecutor(1) as opener:
         waiting = list(unit.slides)[::-1]
-        opened = opener.submit(_opened_piece, store, unit, waiting.pop()) if waiting else None
+        numbers = [row["slide"] for row in waiting]
+        keys = FragmentKeys(store, unit.mpp, unit.fragment, numbers)
+        opened = opener.submit(_opened_piece, store, unit, keys, waiting.pop()) if waiting else None
         while opened is not None:
             piece = opened.result()
-            opened = opener.submit(_opened_piece, store, unit, waiting.pop()) if waiting else None
+            opened = (
+                opener.submit(_opened_piece, store, unit, keys, waiting.pop()) if waiting else None
+            )
             yield piece
 
 
@@ -145,7 +148,7 @@ def _batches(piece: Piece, size: int) -> Iterator[Batch]:
         yield Batch(piece=piece, places=places, is_last=at + size >= len(piece.chosen))
 
 
-def _opened_piece(store: Store, unit: Unit, row: Row) -> Piece:
+def _opened_piece(store: Store, unit: Unit, keys: FragmentKeys, row: Row) -> Piece:
     """Open a slide's shard, and compare it with the rows of its tiles.
 
     Raises:
@@ -154,7 +157,7 @@ def _opened_piece(store: Store, unit: Unit, row: Row) -> Piece:
     """
     # Features of damaged pixels would be wrong for good, under a checksum of their own.
     check_shard(store, row)
-    ids, chosen = _chosen_tiles(store, unit, row)
+    ids, chosen = _chosen_tiles(unit, keys, row)
     first = max(0, unit.first - row["row_start"])
     stop = min(len(ids), unit.end - row["row_start"])
     chosen = chosen[(chosen >= first) & (chosen < stop)]
@@ -175,13 +178,13 @@ def _opened_piece(store: Store, unit: Unit, row: Row) -> Piece:
     )
 
 
-def _chosen_tiles(store: Store, unit: Unit, row: dict[str, Any]) -> tuple[Int64Array, Int64Array]:
+def _chosen_tiles(unit: Unit, keys: FragmentKeys, row: Row) -> tuple[Int64Array, Int64Array]:
     """Return the keys of a slide's tiles, and the places of the chosen ones among them."""
     slide, where = row["slide"], row.get("where", unit.choice.where)
-    ids = keys_in(store, unit.mpp, unit.fragment, slide)
+    ids = keys.of(slide)
     is_chosen = np.ones(len(ids), bool)
     if where is not None:
-        is_chosen = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
+        is_chosen = np.isin(ids, keys.of(slide, where))
     if unit.choice.share is not None:
         is_chosen &= in_share(ids, unit.choice.share)
     return ids, np.flatnonzero(is_chosen)
