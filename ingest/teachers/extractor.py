@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featurestore import ColumnWriter, Store
-from featurestore.storage import disk_full_error
+from featurestore import BucketError, ColumnWriter, Store
+from featurestore.storage import disk_full_error, missing_keys_error
 from featurestore.tables import (
     PartDamageError,
     PartName,
@@ -64,8 +64,9 @@ class Extractor:
             else:
                 self._fill(outcome, pickle.loads(task_row["teachers"]))
         except Exception as error:  # noqa: BLE001 - the other fragments go on
-            full = disk_full_error(error, self._store.uri)
-            outcome.reason = str(full) if full else f"{type(error).__name__}: {error}"
+            fault = disk_full_error(error, self._store.uri) or missing_keys_error(error)
+            outcome.reason = str(fault) if fault else f"{type(error).__name__}: {error}"
+            outcome.no_keys = isinstance(fault, BucketError)
             outcome.files = []
         return {"outcome": pickle.dumps(outcome)}
 

@@ -26,11 +26,21 @@ from cluster import (
     joins_cluster,
     machine_shapes,
     node_shapes,
+    noted_nodes,
     place,
     progress,
     ray_session,
 )
-from featurestore import ColumnFile, Lake, Shown, Store, Vacuumed, free_old_versions, open_lake
+from featurestore import (
+    BucketError,
+    ColumnFile,
+    Lake,
+    Shown,
+    Store,
+    Vacuumed,
+    free_old_versions,
+    open_lake,
+)
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY, parts_in
 from ingest.teachers.cards.card import Engine, Precision
@@ -265,6 +275,8 @@ def _run(
         bar.note("in this process, without Ray" if runner.here else str(runner.workers))
         if tasks.reused:
             bar.note(f"{tasks.reused:,} tile features of an earlier run are there already")
+        if not runner.here:
+            stack.enter_context(noted_nodes(bar.note, runner.workers))
         outcomes_now = stack.enter_context(
             contextlib.closing(runner.outcomes(lake.store, teachers, tasks, bar.note))
         )
@@ -272,6 +284,9 @@ def _run(
             if outcome.damaged is not None:
                 bar.note(f"fragment {outcome.unit.fragment}: a part was damaged, and is made again")
                 continue
+            if outcome.no_keys:  # all units that come to this machine would fail, and fast
+                commits.flush()
+                raise BucketError(outcome.reason)
             _count(outcome, outcomes)
             if not outcome.is_join:
                 bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
@@ -315,11 +330,19 @@ class _Commits:
         if files and (files >= COMMIT_FRAGMENTS or time.monotonic() - self._since > COMMIT_S):
             self._begin()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Future[None]:
         files = {mpp: some for mpp, some in self._files.items() if some}
         self._running = self._thread.submit(_commit, self._lake, files, self._parts)
         self._files, self._parts = defaultdict(list), []
         self._since = time.monotonic()
+        return self._running
+
+    def flush(self) -> None:
+        """Commit all files that wait, and wait for it."""
+        if self._running is not None:
+            self._running.result()
+        if any(self._files.values()):
+            self._begin().result()
 
     def __enter__(self) -> Self:
         return self
@@ -333,11 +356,7 @@ class _Commits:
         """Commit what is left, unless the work was stopped; a commit that runs comes to its end."""
         try:
             if kind is None:
-                if self._running is not None:
-                    self._running.result()
-                if any(self._files.values()):
-                    self._begin()
-                    self._running.result()
+                self.flush()
         finally:
             self._thread.shutdown()
 

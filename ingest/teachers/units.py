@@ -102,6 +102,7 @@ class Outcome:
         wall_s: seconds of the whole run, without the time to build networks.
         tiles: number of tiles that the networks were run on.
         reason: why the unit failed.
+        no_keys: whether it failed because its machine has no keys of the bucket.
         joined: paths of the parts that are in the files now, and so of no more use.
         damaged: rows whose parts were not whole, so that a join could not be done.
     """
@@ -113,6 +114,7 @@ class Outcome:
     wall_s: float = 0.0
     tiles: int = 0
     reason: str | None = None
+    no_keys: bool = False
     joined: list[str] = field(default_factory=list)
     damaged: tuple[int, int] | None = None
 
