@@ -46,7 +46,7 @@ from ingest.teachers.find_teacher import Teacher
 from ingest.teachers.outputs import Output
 from ingest.teachers.tile_feed import Batch
 from ingest.teachers.units import Outcome, Unit
-from ingest.tile_jpeg import decode_tile
+from ingest.tile_jpeg import decode_tiles
 
 MPP, TILE_PX, INPUT_PX, DIM, SLIDES = 0.5, 256, 224, 1536, 4
 PART_TILES = 64
@@ -140,7 +140,7 @@ class Machine:
         """Read the JPEGs of a batch; decode them, or sleep as long as that takes."""
         jpegs = batch.piece.shard.jpegs(batch.piece.ids[batch.places])
         if not self.decode_ms:
-            return np.stack([decode_tile(jpeg) for jpeg in jpegs])
+            return decode_tiles(jpegs)
         with self._cores:
             time.sleep(len(jpegs) * self.decode_ms / 1e3)
         return self._pixels[: len(jpegs)].copy()
@@ -224,11 +224,12 @@ def cost_ms(jpegs: Sequence[bytes]) -> tuple[float, float]:
 
 def _cost_ms(jpegs: Sequence[bytes]) -> tuple[float, float]:
     one_thread_each(1).submit(lambda: None).result()
-    pixels = np.stack([decode_tile(jpegs[n % len(jpegs)]) for n in range(PART_TILES)])
+    some = [jpegs[n % len(jpegs)] for n in range(PART_TILES)]
+    pixels = decode_tiles(some)
     times: list[tuple[float, float]] = []
     for _ in range(10):
         start = time.perf_counter()
-        np.stack([decode_tile(jpegs[n % len(jpegs)]) for n in range(PART_TILES)])
+        decode_tiles(some)
         middle = time.perf_counter()
         prepared(pixels)
         times.append((middle - start, time.perf_counter() - middle))

@@ -17,7 +17,7 @@ from featurestore.tables import FragmentKeys
 from ingest.errors import SlideError
 from ingest.teachers.outputs import in_share
 from ingest.teachers.units import Row, Unit
-from ingest.tile_jpeg import decode_tile
+from ingest.tile_jpeg import decode_tiles
 
 #: Share of a slide's tiles above which all of its shard is fetched from a bucket.
 FETCHED_SHARE = 0.25
@@ -194,4 +194,4 @@ def _decoded(batch: Batch) -> RgbArray:
     if not len(batch.places):
         return NO_TILES
     piece = batch.piece
-    return np.stack([decode_tile(jpeg) for jpeg in piece.shard.jpegs(piece.ids[batch.places])])
+    return decode_tiles(piece.shard.jpegs(piece.ids[batch.places]))

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
 import polars as pl
 import pytest
 
-from featurestore import ColumnWriter, Lake, Store, copy_lake, open_lake, vacuum, verify
+from featurestore import ColumnWriter, Lake, LakeConfig, Store, copy_lake, open_lake, vacuum, verify
 from featurestore.tables import PartWriter
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.ray_extract import ExtractResult, extract
 from ingest.teachers.unit_queue import SIZES, UnitSizes
 from ingest.teachers.units import Unit
+from ingest.tile_jpeg import decode_tile, decode_tiles, encode_tile
 from tests.conftest import ROOT
 from tests.worlds.painted_lake import painted_lake
 from tests.worlds.s3 import Bucket
@@ -249,3 +251,15 @@ def test_a_slide_in_two_units_is_fetched_in_two_parts(
     assert sum(len(tiles) for tiles in pixels) == 24
     assert len(ranges) == 2
     assert ranges[0][0] + ranges[0][1] <= ranges[1][0]
+
+
+def test_tiles_are_decoded_as_one_by_one() -> None:
+    config = LakeConfig()
+    chance = np.random.default_rng(0)
+    tiles = [chance.integers(0, 255, (64, 48, 3), np.uint8) for _ in range(3)]
+    jpegs = [encode_tile(tile, config) for tile in tiles]
+    views = [memoryview(jpeg) for jpeg in jpegs]
+    np.testing.assert_array_equal(decode_tiles(views), np.stack(list(map(decode_tile, jpegs))))
+    for other in (tiles[0][:32], np.concatenate([tiles[0], tiles[0]])):
+        with pytest.raises(ValueError, match="a tile has 48 x"):
+            decode_tiles([*jpegs, encode_tile(np.ascontiguousarray(other), config)])
