@@ -9,12 +9,26 @@ import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Unpack
 
 import polars as pl
 
-from cluster import counted, loaded_extensions, progress, ray_session, schedulable
+from cluster import (
+    Placement,
+    WorkerSettings,
+    announced,
+    counted,
+    loaded_extensions,
+    node_shapes,
+    noted_nodes,
+    place,
+    progress,
+    ray_session,
+    schedulable,
+)
 from featurestore import (
+    BucketError,
     Lake,
     LakeConfig,
     Shown,
@@ -28,6 +42,7 @@ from featurestore import (
 from featurestore.storage import DiskFullError, writer_lease
 from featurestore.tables import CATALOG, count_tiles
 from ingest.cut import failure
+from ingest.cut_waves import waves
 from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
@@ -44,10 +59,6 @@ COMMIT_S = 60.0
 #: Where slides are cut faster than 64 in this time, more of them go into one commit.
 LEAST_COMMIT_S, MOST_COMMIT_SLIDES = 10.0, 4096
 FEW_SLIDES = 2000  # beyond, a table is read whole
-#: Slides that one task cuts: a large one, or as many small ones.
-UNIT_SLIDES, UNIT_BYTES, UNITS_A_CORE = 16, 64 << 20, 16
-#: Units that Ray is given at once.
-WAVE_UNITS, WAVE_UNITS_A_CORE = 2048, 64
 SLIDE_TIMEOUT_S = 600.0
 SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
@@ -202,8 +213,13 @@ def _run(
     kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
     work = float(sum(row["bytes"] or 0 for row in todo.cut))
-    with progress("ingest", total=len(left), unit="slides", work=work) as bar:
-        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s):
+    workers = _place(todo.cut)
+    with (
+        progress("ingest", total=len(left), unit="slides", work=work) as bar,
+        announced(workers),
+        noted_nodes(bar.note, workers),
+    ):
+        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s, workers):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
@@ -218,9 +234,9 @@ def _run(
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
-                if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
+                if fault := _fault_of_a_machine(outcome):
                     batch.flush()
-                    raise DiskFullError(outcome["reason"])
+                    raise fault
                 kept += batch.fail([outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
@@ -228,6 +244,29 @@ def _run(
         kept += batch.fail([{**row, "reason": reason} for row in left.values()], todo.again)
         batch.flush()
     return kept
+
+
+def _fault_of_a_machine(outcome: Row) -> Exception | None:
+    """Return the error that is no fault of a slide, which stays to be cut; None if it is its own.
+
+    All slides that come to such a machine would fail, and fast.
+    """
+    if outcome.get("disk_full"):
+        return DiskFullError(outcome["reason"])
+    return BucketError(outcome["reason"]) if outcome.get("no_keys") else None
+
+
+def _place(todo: Sequence[Row]) -> Placement:
+    """Return the workers that cut slides: one for each core, two where slides have to travel.
+
+    Of these two, one fetches a slide while the other cuts.
+
+    Raises:
+        ClusterError: the cluster has no CPUs, and none are to come.
+    """
+    share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
+    settings = WorkerSettings(device="cpu", cpus_per_worker=share)
+    return place(settings, node_shapes(), most=len(todo))
 
 
 def _guess(row: Row) -> str:
@@ -288,7 +327,11 @@ class _Batch:
 
 
 def _outcomes(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+    store: Store,
+    config: LakeConfig,
+    todo: Sequence[Row],
+    slide_timeout_s: float,
+    workers: Placement,
 ) -> Iterator[SlideCut | Row]:
     import ray.data
 
@@ -297,54 +340,27 @@ def _outcomes(
     context.max_errored_blocks = -1  # a worker that dies takes its own slides with it, no others
     try:
         lost: list[Row] = []
-        for wave in waves(todo, _cores()):
+        cut = partial(_cut_by_ray, store, config, slide_timeout_s, workers.cpus_per_worker)
+        for wave in waves(todo, workers.workers):
             left = {row["slide_id"]: row for unit in wave for row in unit}
-            for outcome in _cut_by_ray(store, config, wave, slide_timeout_s):
+            for outcome in cut(wave):
                 row = outcome.row if isinstance(outcome, SlideCut) else outcome
                 del left[row["slide_id"]]
                 yield outcome
             alone = {unit[0]["slide_id"] for unit in wave if len(unit) == 1}
             lost += [row for name, row in left.items() if name not in alone]
         if lost:  # with the worker of another slide: only that one dies now
-            yield from _cut_by_ray(store, config, [[row] for row in lost], slide_timeout_s)
+            yield from cut([[row] for row in lost])
     finally:  # a job after this one in the same process must not lose blocks in silence
         context.max_errored_blocks = before
 
 
-def _cores() -> float:
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 1))
-
-
-def waves(todo: Sequence[Row], cores: float) -> Iterator[list[list[Row]]]:
-    """Yield the slides in waves of units; a unit is cut by one task, small slides several.
-
-    Ray Data keeps about 14 kB of every unit that it was given, and takes 1 ms to be given it, so
-    units are given a wave at a time: at least 64 of them a core, by which cores that have nothing
-    left at the end of a wave are about a hundredth.
-    """
-    most_slides = max(1, min(UNIT_SLIDES, int(len(todo) / (UNITS_A_CORE * cores))))
-    most_units = max(WAVE_UNITS, int(WAVE_UNITS_A_CORE * cores))
-    wave: list[list[Row]] = []
-    size = 0
-    for row in todo:
-        row_bytes = row["bytes"] or 0
-        if wave and len(wave[-1]) < most_slides and size + row_bytes <= UNIT_BYTES:
-            wave[-1].append(row)
-            size += row_bytes
-            continue
-        if len(wave) == most_units:
-            yield wave
-            wave = []
-        wave.append([row])
-        size = row_bytes
-    if wave:
-        yield wave
-
-
 def _cut_by_ray(
-    store: Store, config: LakeConfig, units: Sequence[Sequence[Row]], slide_timeout_s: float
+    store: Store,
+    config: LakeConfig,
+    slide_timeout_s: float,
+    share: float,
+    units: Sequence[Sequence[Row]],
 ) -> Iterator[SlideCut | Row]:
     import ray.data
 
@@ -364,8 +380,6 @@ def _cut_by_ray(
             }
         )
     slides = ray.data.from_items(unit_rows, override_num_blocks=len(unit_rows))
-    # Slides that have to travel come two to a core: one is fetched while the other is cut.
-    share = 1.0 if all(is_local(row["uri"]) for row in rows) else 0.5
     with schedulable(num_cpus=share):
         for outcome in slides.flat_map(cut_apart, num_cpus=share).iter_rows():
             if outcome["died"]:

@@ -399,6 +399,9 @@ THERE = command_line(
     "--address {ray} --json"
 )
 STATS = command_line("stats {bags} --teacher good --mpp 0.5 --tiles 40 --address {ray} --json")
+METERED = command_line(
+    f"--metrics-port 9 mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"
+)
 SCRIPT = """
 import json, sys, slidelake
 for words in json.load(sys.stdin):
@@ -410,7 +413,7 @@ for words in json.load(sys.stdin):
 
 
 def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
-    lines = [line.words(places) for line in (*ELSEWHERE, THERE)]
+    lines = [line.words(places) for line in (*ELSEWHERE, THERE, METERED)]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
@@ -420,10 +423,11 @@ def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
         check=True,
         timeout=400,
     )
-    *refused, answer = done.stdout.strip().splitlines()
+    *refused, answer, metered = done.stdout.strip().splitlines()
     assert len(refused) == len(ELSEWHERE)
     assert all("no Ray answers at 127.0.0.1:1" in line for line in refused)
     assert json.loads(answer)["folds"] == 2
+    assert "metrics port 9 was given for the running Ray at 127.0.0.1:1" in metered
 
 
 # ---------------------------------------------------------------------- the whole way
