@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.environment import patched_environ
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ClusterLostError
+from cluster.ray_faults import while_it_answers
 from cluster.ray_token import auth_headers, check_address
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -52,7 +53,8 @@ def submit(
 
     Raises:
         ClusterError: no arguments; an address that is none or is not safe to use; nobody answers
-            there; the token is missing or wrong; the connection was lost while following.
+            there; the token is missing or wrong.
+        ClusterLostError: the connection was lost while following.
     """
     if not args:
         msg = "nothing to submit; give a command, as in `slidelake submit -- info s3://bucket/lake`"
@@ -101,17 +103,22 @@ def _client(address: str, headers: dict[str, str]) -> Any:  # noqa: ANN401 - ray
 def _followed_job(client: Any, job: str, address: str, on_line: Callable[[str], None]) -> int:  # noqa: ANN401
     try:
         with _clear_errors(address, has_token=True, job=job):
-            asyncio.run(_pass_on_lines(client, job, on_line))
+            asyncio.run(_pass_on_lines(client, job, address, on_line))
             return _exit_code(_ended_job(client, job))
     except KeyboardInterrupt:
         _print_note(f"stopped following; {job} goes on: {_log_command(job, address)}")
         return INTERRUPTED
 
 
-async def _pass_on_lines(client: Any, job: str, on_line: Callable[[str], None]) -> None:  # noqa: ANN401
+async def _pass_on_lines(
+    client: Any,  # noqa: ANN401
+    job: str,
+    address: str,
+    on_line: Callable[[str], None],
+) -> None:
     """Cut the chunks that Ray sends into lines; the last may have no end."""
     rest = ""
-    async for chunk in _chunks(client, job):
+    async for chunk in while_it_answers(_chunks(client, job), address):
         *lines, rest = (rest + chunk).split("\n")
         for line in lines:
             on_line(line)
@@ -166,8 +173,12 @@ def _clear_errors(address: str, *, has_token: bool, job: str = "") -> Iterator[N
         raise ClusterError(msg) from err
     except (OSError, ClientError, RequestException, RuntimeError) as err:
         if job:
-            msg = f"lost sight of {job}, which may go on: {_log_command(job, address)} ({err})"
-        elif isinstance(err, (OSError, RequestException)):
+            msg = (
+                f"lost sight of {job}, which goes on unless the head was lost, where it runs: "
+                f"{_log_command(job, address)}; if it is gone, the same command goes on ({err})"
+            )
+            raise ClusterLostError(msg) from err
+        if isinstance(err, (OSError, RequestException)):
             msg = (
                 f"no Ray dashboard answers at {address}; start one (`ray start --head`), forward "
                 "its port (`kubectl port-forward svc/slidelake-head-svc 8265:8265`), or give "

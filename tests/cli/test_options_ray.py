@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from examples.demo import QUICK
-from featurestore import free_old_versions, open_lake, verify
+from featurestore import fit_stats, free_old_versions, open_lake, read_stats, verify
 from ingest import CARDS
 from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT
@@ -398,6 +398,7 @@ ELSEWHERE = [
     command_line(f"extract {{bags}} --teacher efficientnet_lite1 {NOWHERE}"),
     command_line(f"build {{tmp}}/away {{slide}} --teacher efficientnet_lite1 --mpp 2.0 {NOWHERE}"),
     command_line(f"distill {{bags}} --teacher good --name away {TINY} {NOWHERE}"),
+    command_line(f"evaluate {{bags}} --student both {NOWHERE}"),
     command_line(f"mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"),
     command_line(
         "survival {bags} --labels {labels} --time months --event dead --features good " + NOWHERE
@@ -406,6 +407,10 @@ ELSEWHERE = [
 THERE = command_line(
     "mil {bags} --labels {labels} --target kras --features good --model linear --folds 2 "
     "--address {ray} --json"
+)
+STATS = command_line("stats {bags} --teacher good --mpp 0.5 --tiles 40 --address {ray} --json")
+METERED = command_line(
+    f"--metrics-port 9 mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"
 )
 SCRIPT = """
 import json, sys, slidelake
@@ -418,7 +423,7 @@ for words in json.load(sys.stdin):
 
 
 def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
-    lines = [line.words(places) for line in (*ELSEWHERE, THERE)]
+    lines = [line.words(places) for line in (*ELSEWHERE, THERE, METERED)]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
@@ -428,10 +433,11 @@ def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
         check=True,
         timeout=400,
     )
-    *refused, answer = done.stdout.strip().splitlines()
+    *refused, answer, metered = done.stdout.strip().splitlines()
     assert len(refused) == len(ELSEWHERE)
     assert all("no Ray answers at 127.0.0.1:1" in line for line in refused)
     assert json.loads(answer)["folds"] == 2
+    assert "metrics port 9 was given for the running Ray at 127.0.0.1:1" in metered
 
 
 # ---------------------------------------------------------------------- the whole way
@@ -447,3 +453,15 @@ def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")
+
+
+def test_workers_read_a_sample_for_statistics(run: Run, places: Places) -> None:
+    (fitted,) = run(STATS).value["sets"]
+    assert (fitted["sample"], fitted["rows"], fitted["new"]) == (40, 40, True)
+    lake = open_lake(str(places["bags"]))
+    kept = json.loads(lake.read_bytes(f"{fitted['path']}/card.json"))
+    here = fit_stats(lake, "good", mpp=0.5, slide_ids=kept["slides"], tiles=40)
+    there = read_stats(lake, "good", mpp=0.5, slide_ids=kept["slides"])
+    assert there is not None
+    assert (here.mean == there.mean).all()
+    assert (here.covariance == there.covariance).all()
