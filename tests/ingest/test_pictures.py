@@ -1,6 +1,7 @@
 """Pictures, strip TIFFs, other codecs and several images in a file: read, or truly refused."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
