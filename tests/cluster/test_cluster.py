@@ -109,7 +109,7 @@ def test_time_left_is_not_guessed_before_it_is_grounded() -> None:
 
 def test_time_left_goes_by_what_units_weigh() -> None:
     """Ten small slides of 2 s, then one of 100 times the bytes: it was said to take 2 s."""
-    guesses = lefts([2.0] * 10, [1.0] * 10 + [100.0])
+    guesses = lefts([2.0] * 10, [3.0] * 10 + [300.0])
     assert guesses[9] == pytest.approx(200)
     assert lefts([2.0] * 10)[9] == pytest.approx(2)
 
