@@ -198,7 +198,10 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket: Bucket, cache: Path) -> 
 
 def test_an_own_file_finds_its_weights_of_a_bucket_on_the_node(bucket: Bucket, cache: Path) -> None:
     url = put(bucket, "w/mine.safetensors", b"mine")
-    source = f"WEIGHTS = {url!r}\ndef build():\n    return open(WEIGHTS, 'rb').read()\n"
+    source = (
+        f"from pathlib import Path\nWEIGHTS = {url!r}\n"
+        "def build():\n    return Path(WEIGHTS).read_bytes()\n"
+    )
     module = run_file(source, "own.py", TeacherError)
     assert module.build() == b"mine"
     assert json.loads(next(cache.glob("*/record.json")).read_text())["url"] == url
