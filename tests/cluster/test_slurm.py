@@ -23,6 +23,7 @@ pytestmark = [
 def slurm() -> Iterator[Slurm]:
     """SLURM in a folder with a short path: sockets are in it."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)  # as munge wants it
     try:
         with world.running(folder) as running:
             yield running

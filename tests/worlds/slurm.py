@@ -46,6 +46,7 @@ SlurmdPidFile={folder}/%n.pid
 SlurmdLogFile={folder}/%n.log
 SlurmdSpoolDir={folder}/spool-%n
 InactiveLimit=0
+MailProg=/bin/true
 KillWait=10
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -157,6 +158,8 @@ def _configure(folder: Path) -> None:
     ]
     text = CONF.format(folder=folder, address=ADDRESSES[0], nodes="\n".join(nodes))
     (folder / "slurm.conf").write_text(text)
+    # nothing here uses cgroups, which a namespace can't mount; without this slurmd looks for them
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
     (folder / "state").mkdir()
     for name in NODES:
         (folder / f"spool-{name}").mkdir()
