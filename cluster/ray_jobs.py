@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.environment import patched_environ
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ClusterLostError
 from cluster.job_package import write_package
 from cluster.job_record import JobRecord
+from cluster.ray_faults import while_it_answers
 from cluster.ray_token import auth_headers, check_address
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -158,7 +159,8 @@ class JobServer:
         """Pass on what a job prints until it ends, and return its last record.
 
         Raises:
-            ClusterError: there is no such job, or the connection was lost.
+            ClusterError: there is no such job.
+            ClusterLostError: the connection was lost.
         """
         with self._clear_errors(job=job):
             asyncio.run(self._pass_on_lines(job, on_line))
@@ -227,7 +229,7 @@ class JobServer:
     async def _pass_on_lines(self, job: str, on_line: Callable[[str], None]) -> None:
         """Cut the chunks that Ray sends into lines; the last may have no end."""
         rest = ""
-        async for chunk in self._chunks(job):
+        async for chunk in while_it_answers(self._chunks(job), self.address):
             *lines, rest = (rest + chunk).split("\n")
             for line in lines:
                 on_line(line)
@@ -262,29 +264,36 @@ class JobServer:
             )
             raise ClusterError(msg) from err
         except (OSError, ClientError, RequestException, RuntimeError) as err:
-            raise ClusterError(self._explanation(err, job)) from err
+            raise self._clear_error(err, job) from err
 
-    def _explanation(self, err: Exception, job: str) -> str:
+    def _clear_error(self, err: Exception, job: str) -> ClusterError:
         from requests.exceptions import RequestException
 
         if "does not exist" in str(err) and "status code 404" in str(err):
             known = ", ".join(record.id for record in self.jobs()[-5:]) or "none"
-            return f"the cluster at {self.address} has no job {job!r}; it has: {known}"
+            msg = f"the cluster at {self.address} has no job {job!r}; it has: {known}"
+            return ClusterError(msg)
         if "already exists" in str(err):
-            return (
+            msg = (
                 f"the cluster at {self.address} has a job of this id already; give another --id, "
                 "or see `slidelake jobs`"
             )
+            return ClusterError(msg)
         if job:
-            follow = self.log_command(job)
-            return f"lost sight of {job}, which may go on: see it with `{follow}` ({err})"
+            msg = (
+                f"lost sight of {job}, which goes on unless the head was lost, where it runs: see "
+                f"it with `{self.log_command(job)}`; if it is gone, the same command goes on "
+                f"({err})"
+            )
+            return ClusterLostError(msg)
         if isinstance(err, (OSError, RequestException)):
-            return (
+            msg = (
                 f"no Ray dashboard answers at {self.address}; start one (`ray start --head`), "
                 "forward its port (`kubectl port-forward svc/slidelake-head-svc 8265:8265`), or "
                 f"give --address ({err})"
             )
-        return f"the cluster at {self.address} did not take the job: {err}"
+            return ClusterError(msg)
+        return ClusterError(f"the cluster at {self.address} did not take the job: {err}")
 
 
 def job_server(address: str | None = None) -> JobServer:
@@ -308,12 +317,12 @@ def exit_code(record: JobRecord) -> int:
         return 0
     if record.exit_code is None or record.exit_code <= 0:
         # It never ran, was stopped, or a signal ended it.
-        print_note(f"{record.id} {record.state}: {record.message}")
+        print_job_note(f"{record.id} {record.state}: {record.message}")
         return 1
     return record.exit_code
 
 
-def print_note(text: str) -> None:
+def print_job_note(text: str) -> None:
     """Print a line about the sending of a job, beside what the job prints."""
     print(f"submit: {text}", file=sys.stderr, flush=True)
 

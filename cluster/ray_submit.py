@@ -17,7 +17,7 @@ from cluster.ray_jobs import (
     JobServer,
     exit_code,
     job_server,
-    print_note,
+    print_job_note,
 )
 
 #: Program that the cluster's image runs.
@@ -76,7 +76,8 @@ def submit(
     Raises:
         ClusterError: no arguments; an address that is none or is not safe to use; nobody answers
             there; the token is missing or wrong; the id is taken; files that are too large to
-            travel; the connection was lost while following.
+            travel.
+        ClusterLostError: the connection was lost while following.
     """
     if not args:
         msg = "nothing to submit; give a command, as in `slidelake submit -- info s3://bucket/lake`"
@@ -98,7 +99,7 @@ def submit(
         on_line(job)
         _print_sent(server, job)
         return 0
-    print_note(f"{job} runs at {server.address}; Ctrl-C stops following it, not the job")
+    print_job_note(f"{job} runs at {server.address}; Ctrl-C stops following it, not the job")
     return followed(server, job, OutputLines(options.outputs), on_line)
 
 
@@ -109,7 +110,7 @@ def followed(
     try:
         record = server.follow(job, lambda line: None if outputs.takes(line) else on_line(line))
     except KeyboardInterrupt:
-        print_note(
+        print_job_note(
             f"stopped following; {job} goes on. Follow it with `{server.log_command(job)}`, stop "
             f"it with `{server.stop_command(job)}`"
         )
@@ -121,13 +122,13 @@ def followed(
 def print_outputs(outputs: OutputLines) -> None:
     """Say which outputs of a job were written, and which are in its log still."""
     for path in outputs.written:
-        print_note(f"{path} was written, from the job")
+        print_job_note(f"{path} was written, from the job")
     for name in outputs.left:
-        print_note(f"the job has written {name}; --to DIR writes it here")
+        print_job_note(f"the job has written {name}; --to DIR writes it here")
 
 
 def _print_sent(server: JobServer, job: str) -> None:
-    print_note(
+    print_job_note(
         f"{job} was submitted to {server.address}; follow it with `{server.log_command(job)}`, "
         f"stop it with `{server.stop_command(job)}`"
     )

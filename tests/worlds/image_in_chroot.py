@@ -27,7 +27,8 @@ BASE_PACKAGES = ("ca-certificates", "python3", "python3-pip", "python3-venv")
 PASSED_ON = re.compile(r"(PIP|UV)_\w+|\w*_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE", re.IGNORECASE)
 #: Files of this machine that the steps need to reach a network.
 HOST_FILES = ("etc/resolv.conf", "etc/hosts", "etc/apt/sources.list", "etc/apt/sources.list.d",
-              "etc/apt/apt.conf.d", "etc/apt/auth.conf.d", "etc/ssl/certs", "etc/pip.conf",
+              "etc/apt/apt.conf.d", "etc/apt/auth.conf.d", "etc/ssl/certs/ca-certificates.crt",
+              "etc/pip.conf",
               "usr/local/share/ca-certificates")  # fmt: skip
 
 
