@@ -256,6 +256,7 @@ def test_several_nodes_are_one_ray_with_a_token_of_its_own(tmp_path: Path) -> No
     start.make_context("start", ["--head", *rest])
     start.make_context("start", ["--address=10.0.0.7:23456", *rest])
     assert "--num-cpus=48" in rest
+    assert not [word for word in rest if word.startswith("--include-dashboard")]  # the head's alone
     environ = dict(line.split("=", 1) for line in (tmp_path / "log.env").read_text().splitlines())
     assert environ["RAY_AUTH_MODE"] == "token"
     assert len(environ["RAY_AUTH_TOKEN"]) == 64
