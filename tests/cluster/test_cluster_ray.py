@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from cluster import (
 from cluster.ray_jobs import JobServer, job_server
 from cluster.ray_submit import JobOptions
 from cluster.scratch import scratch_directory
-from featurestore import LakeConfig, create_lake
+from featurestore import LakeConfig, create_lake, open_lake
 from tests.worlds.command_lines import command_line
 
 CHECKOUT = Path(cluster.__file__).parent.parent
@@ -54,6 +55,20 @@ SUBMIT_LATER = command_line(
     "--entrypoint-memory 0.1 -- query {lakes}/lake 'SELECT grade FROM mine ORDER BY grade' "
     "--table mine={table} --out {folder}/grades.csv"
 )
+SUBMIT_SCORE = command_line(
+    "submit --address {head} --shared {lakes} -- --extend {laptop}/my_score.py score {lake} redness"
+)
+SUBMIT_ENCODER = command_line(
+    "submit --address {head} --shared {lakes} -- extract {lake} --teacher {laptop}/my_encoder.py "
+    "--mpp 2.0 --workers 1 --device cpu"
+)
+SCORE = """
+from ingest.scores.score_table import SCORES, Score
+SCORES["redness"] = Score(
+    measures="mean of the red channel, 0 to 255",
+    of_pixels=lambda tile_HWC: float(tile_HWC[..., 0].mean()),
+)
+"""
 JOBS = command_line("jobs --address {head} --json")
 JOB_LINES = command_line("jobs list --address {head}")
 JOB_LOGS = command_line("jobs logs {id} --address {head} --follow --to {folder}/back --json")
@@ -457,6 +472,32 @@ class TestWithAHead:
         assert JOB_STOP.run(capsys, places).value["stopped"] is False
         assert str(places["id"]) in JOB_LINES.run(capsys, places).stdout
         assert "has written grades.csv; --to DIR" in JOB_LOGS_NOW.run(capsys, places).stderr
+
+    @pytest.mark.slow
+    def test_own_python_files_travel_to_the_command_and_to_its_workers(
+        self,
+        head: Head,
+        lake_copy: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A score by `--extend`, and an encoder; the files are on the laptop alone."""
+        monkeypatch.setattr(JobServer, "is_this_machine", lambda _: False)
+        laptop = tmp_path / "laptop"
+        laptop.mkdir()
+        (laptop / "my_score.py").write_text(SCORE)
+        shutil.copy(CHECKOUT / "examples" / "own_encoder.py", laptop / "my_encoder.py")
+        places = {"head": head.address, "lakes": lake_copy.parent, "lake": lake_copy,
+                  "laptop": laptop}  # fmt: skip
+        scored = SUBMIT_SCORE.run(capsys, places)
+        assert "tiles were scored" in scored.stdout
+        SUBMIT_ENCODER.run(capsys, places)
+        lake = open_lake(lake_copy)
+        tiles = lake.tiles(mpp=2.0).select("redness").collect()
+        assert tiles["redness"].null_count() == 0
+        assert lake.identity("colour-moments", mpp=2.0)["card"] == "colour-moments"
+        assert lake.features("colour-moments", mpp=2.0).collect().height == tiles.height
 
     def test_a_job_is_stopped_and_an_unknown_one_is_said(
         self, head: Head, capsys: pytest.CaptureFixture[str]
