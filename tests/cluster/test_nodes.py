@@ -7,6 +7,8 @@ what the same calls make on one machine. See `tests/worlds/node_cluster.py` for 
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from safetensors.torch import load_file
 
 from cluster import NodeShape
 from featurestore import Lake, open_lake, verify
+from tests.conftest import ROOT
+from tests.worlds.kills import command_of, descendants
 from tests.worlds.node_cluster import (
     Command,
     Node,
@@ -135,6 +139,25 @@ def is_in_plain_words(command: Command) -> bool:
     words = RAYS_WORDS.search(command.text)
     assert words is None, command.text[max(0, words.start() - 300) : words.end() + 1000]
     return True
+
+
+def test_nothing_is_left_of_a_cluster_whose_test_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\n"
+        "from tests.worlds.node_cluster import NodeCluster\n"
+        "cluster = NodeCluster(pathlib.Path(sys.argv[1]))\n"
+        "print(cluster.s3, flush=True); time.sleep(600)\n"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline().startswith("http://10.77.0.1:")
+        pids = descendants(maker.pid)
+        assert any(b"s3_server" in command_of(pid) for pid in pids)
+        maker.kill()
+    wait_until(
+        lambda: not any(command_of(pid) for pid in pids), "the end of its processes", patience_s=10
+    )
 
 
 # ------------------------------------------------------------------------- the stages, in order
