@@ -63,6 +63,8 @@ LARGE = Node(number=3, cpus=2, environ=SLOW)
 WORKERS = (*SMALL, LARGE)
 BUCKET = "lab"
 LAKE = f"s3://{BUCKET}/lake"
+#: Titles of the processes that run encoders, and of those that train cells.
+EXTRACTS, CELLS = rb"ray::.*(Map|Unit)Worker", rb"ray::_call"
 #: Ray's own words on what is lost, none of which is for a user.
 RAYS_WORDS = re.compile(
     r"Traceback|\.cc:\d|object store|core_worker|max_restarts|\(raylet\)|RayActorError|Stack trace"
@@ -112,21 +114,27 @@ def cluster(files: UserFiles, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def lose_a_node(cluster: NodeCluster, title: bytes, *, after_s: float = 0.0) -> int:
-    """Kill the first worker node on which a process with this title runs; return its number."""
-    hit: list[int] = []
+    """Kill the first worker node on which a process with such a title runs; return its number."""
+    number = node_at_work(cluster, title)
+    time.sleep(after_s)
+    cluster.kill(number)
+    return number
+
+
+def node_at_work(cluster: NodeCluster, title: bytes) -> int:
+    """Return the number of the first worker node with a process whose title matches a pattern."""
+    numbers: list[int] = []
 
     def runs_somewhere() -> bool:
-        hit[:] = [
+        numbers[:] = [
             number
             for number in cluster.running
-            if number and any(title in line for line in cluster.processes(number))
+            if number and any(re.search(title, line) for line in cluster.processes(number))
         ]
-        return bool(hit)
+        return bool(numbers)
 
     wait_until(runs_somewhere, f"a process {title!r}", every_s=0.05, log=cluster.logs)
-    time.sleep(after_s)
-    cluster.kill(hit[0])
-    return hit[0]
+    return numbers[0]
 
 
 def start_again(cluster: NodeCluster, number: int) -> None:
@@ -185,7 +193,7 @@ def extracted(cluster: NodeCluster, ingested: Command, files: UserFiles) -> Comm
     cluster.become(HEAD, *WORKERS)
     words = ("--teacher", files.encoder.name, "--workers", 2, "--json")
     extract = cluster.submitting("extract", LAKE, *words)
-    lost = lose_a_node(cluster, b"MapWorker", after_s=4.0)
+    lost = lose_a_node(cluster, EXTRACTS, after_s=4.0)
     extract.finish()
     start_again(cluster, lost)
     return extract
@@ -229,7 +237,7 @@ def studies(
         name: cluster.submitting(name, LAKE, *words)
         for name, words in study_words(files.labels.name).items()
     }
-    start_again(cluster, lose_a_node(cluster, b"ray::_call", after_s=1.0))
+    start_again(cluster, lose_a_node(cluster, CELLS, after_s=1.0))
     for command in commands.values():
         command.finish()
     return commands
@@ -397,10 +405,7 @@ def test_a_lost_head_is_told_and_the_same_command_goes_on(
     encoder.write_text(files.encoder.read_text().replace(TEACHER, f"{TEACHER}-again"))
     words = ("extract", LAKE, "--teacher", encoder.name, "--workers", 2, "--mpp", 0.5, "--json")
     extract = cluster.submitting(*words)
-    wait_until(
-        lambda: any(b"MapWorker" in line for n in (1, 2, 3) for line in cluster.processes(n)),
-        "a worker of the extract",
-    )
+    node_at_work(cluster, EXTRACTS)
     cluster.kill(0)
     assert extract.finish(code=None) == 4
     (line,) = [line for line in extract.stderr if line.startswith("slidelake: ")]
