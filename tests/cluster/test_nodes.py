@@ -363,22 +363,33 @@ def test_a_node_answers_nobody_without_the_token(cluster: NodeCluster) -> None:
         assert {path for paths in open_to_all.values() for path in paths} <= PROBES, open_to_all
 
 
-def test_a_private_ray_is_reached_from_no_other_machine(cluster: NodeCluster) -> None:
+@pytest.mark.parametrize("metrics_port", ["", "9123"])
+def test_a_private_ray_is_reached_from_no_other_machine(
+    cluster: NodeCluster, metrics_port: str
+) -> None:
+    """And from its own, without the token, only by the metrics port that a user opens."""
     if 1 not in cluster.running:
         cluster.start(SMALL[0])
     code = (
-        "import subprocess, sys\n"
+        "import json, subprocess, sys\n"
         "from cluster import ray_map, ray_session\n"
+        "from tests.worlds.knock import knock\n"
         "with ray_session(ray_data=False):\n"
         "    assert list(ray_map(abs, [-1])) == [(0, 1)]\n"
-        "    print(subprocess.run(['ss', '-Hltnp'], capture_output=True, text=True).stdout)\n"
+        "    lines = subprocess.run(['ss', '-Hltn'], capture_output=True, text=True).stdout\n"
+        "    places = [line.split()[3].rpartition(':')[::2] for line in lines.splitlines()]\n"
+        "    own = [place for place in places if place[1] not in sys.argv[1:]]\n"
+        "    answers = {port: knock('127.0.0.1', int(port))['open'] for _, port in own}\n"
+        "    print(json.dumps([dict(own), answers]))\n"
     )
-    before = set(cluster.listening(1))
-    done = cluster.on(1, "python", "-c", code, environ={"RAY_ADDRESS": "local"})
-    sockets = [line.split() for line in done.stdout.splitlines() if line]
-    places = {words[3] for words in sockets if int(words[3].rpartition(":")[2]) not in before}
-    assert len(places) > 3
-    assert all(place.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:")) for place in places), places
+    others = [str(port) for port in cluster.listening(1)]
+    environ = {"RAY_ADDRESS": "local", "SLIDELAKE_METRICS_PORT": metrics_port}
+    done = cluster.on(1, "python", "-c", code, *others, environ=environ)
+    addresses, answers = json.loads(done.stdout.splitlines()[-1])
+    assert len(addresses) > 3
+    assert set(addresses.values()) <= {"127.0.0.1", "[::ffff:127.0.0.1]"}
+    is_open = {port for port, paths in answers.items() if set(paths) - PROBES}
+    assert is_open == ({metrics_port} if metrics_port else set()), answers
 
 
 def test_a_demand_that_no_node_holds_ends_at_once_and_names_the_nodes(
