@@ -380,7 +380,7 @@ def test_a_private_ray_is_reached_from_no_other_machine(
         "    places = [line.split()[3].rpartition(':')[::2] for line in lines.splitlines()]\n"
         "    own = [place for place in places if place[1] not in sys.argv[1:]]\n"
         "    answers = {port: knock('127.0.0.1', int(port))['open'] for _, port in own}\n"
-        "    print(json.dumps([dict(own), answers]))\n"
+        "    print(json.dumps([{port: place for place, port in own}, answers]))\n"
     )
     others = [str(port) for port in cluster.listening(1)]
     environ = {"RAY_ADDRESS": "local", "SLIDELAKE_METRICS_PORT": metrics_port}
