@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
 
@@ -28,7 +29,7 @@ class RunsOptions:
     """
 
     lake: LakeArg
-    out: Path | None = None
+    out: Annotated[Path | None, PathKind.OUTPUT] = None
     json: JsonOpt = False
 
 
