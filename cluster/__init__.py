@@ -31,6 +31,7 @@ from cluster.ray_placement import (
     machine_shapes,
     node_shapes,
     place,
+    room,
 )
 from cluster.ray_session import (
     joins_cluster,
@@ -71,6 +72,7 @@ __all__ = [
     "quiet_ray_data",
     "ray_map",
     "ray_session",
+    "room",
     "schedulable",
     "shared_ray_session",
     "submit",
