@@ -202,13 +202,11 @@ def _run_encoders(
             return
         stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
         tiles = sum(unit.tiles for unit in units)
-        in_process = (
-            not joins and device == "cpu" and workers == WorkerSettings(device=workers.device)
-        )
-        if in_process and tiles <= HERE_TILES:
+        as_usual = workers == WorkerSettings(device=workers.device)
+        in_process = as_usual and not joins and device == "cpu" and tiles <= HERE_TILES
+        if in_process:
             outcomes.workers = place(replace(workers, workers=1), shapes, most=1)
         else:
-            in_process = False
             stack.enter_context(ray_session(address=address, ray_data=False))
             shapes = node_shapes()
             most = max(1, tiles // SIZES[device].least)
