@@ -32,6 +32,7 @@ from cluster.ray_placement import (
     machine_shapes,
     node_shapes,
     place,
+    room,
 )
 from cluster.ray_session import (
     joins_cluster,
@@ -73,6 +74,7 @@ __all__ = [
     "quiet_ray_data",
     "ray_map",
     "ray_session",
+    "room",
     "schedulable",
     "shared_ray_session",
     "submit",
