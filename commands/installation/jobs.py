@@ -59,8 +59,8 @@ def jobs_command(options: JobsOptions) -> None:
 
 
 def _print_list(options: JobsOptions) -> None:
-    from cluster.job_record import job_table
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.job_record import job_table
+    from cluster.jobs.ray_jobs import job_server
 
     jobs = sorted(job_server(options.address).jobs(), key=lambda job: job.started, reverse=True)
     if options.job is not None:
@@ -71,8 +71,8 @@ def _print_list(options: JobsOptions) -> None:
 
 
 def _print_log(options: JobsOptions, job: str) -> None:
-    from cluster.job_outputs import OutputLines
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.job_outputs import OutputLines
+    from cluster.jobs.ray_jobs import job_server
     from cluster.ray_submit import followed, print_outputs
 
     server = job_server(options.address)
@@ -95,7 +95,7 @@ def _print_log(options: JobsOptions, job: str) -> None:
 
 
 def _stop(options: JobsOptions, job: str) -> None:
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.ray_jobs import job_server
 
     server = job_server(options.address)
     stopped = server.stop(job)

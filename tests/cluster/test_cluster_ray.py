@@ -30,7 +30,7 @@ from cluster import (
     shared_ray_session,
     submit,
 )
-from cluster.ray_jobs import JobServer, job_server
+from cluster.jobs.ray_jobs import JobServer, job_server
 from cluster.ray_submit import JobOptions
 from cluster.scratch import scratch_directory
 from featurestore import LakeConfig, create_lake, open_lake

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import job_package, job_runner
 from cluster.errors import ClusterError
-from cluster.job_outputs import MARK, OutputLines
-from cluster.job_package import packed_name, write_package
-from cluster.job_record import JobRecord, job_table
-from cluster.ray_jobs import JobRequest, JobServer, exit_code
+from cluster.jobs import job_package, job_runner
+from cluster.jobs.job_outputs import MARK, OutputLines
+from cluster.jobs.job_package import packed_name, write_package
+from cluster.jobs.job_record import JobRecord, job_table
+from cluster.jobs.ray_jobs import JobRequest, JobServer, exit_code
 from tests.conftest import ROOT
 
 
@@ -108,7 +108,7 @@ def job_log(folder: Path, *names: str, code: int = 0, writes: str = WRITES) -> t
     (folder / "submitted" / "in.csv").write_text("in")
     words = [*names, "--", sys.executable, "-c", writes, str(code)]
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.job_runner", *words],
+        [sys.executable, "-m", "cluster.jobs.job_runner", *words],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,

@@ -105,7 +105,7 @@ def test_the_jobs_command_is_one_of_slidelake() -> None:
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "slidelake"]
     app = cast("typer.core.TyperGroup", typer.main.get_command(slidelake.app))
-    paths = JobPaths(here=False)
+    paths = JobPaths(same_machine=False)
     assert job_words(app, words[3:], paths) == words[3:]
     assert (paths.files, paths.outputs) == ({}, {})
 

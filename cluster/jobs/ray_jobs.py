@@ -21,8 +21,8 @@ from typing import Any
 
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError, ClusterLostError
-from cluster.job_package import write_package
-from cluster.job_record import JobRecord
+from cluster.jobs.job_package import write_package
+from cluster.jobs.job_record import JobRecord
 from cluster.ray_faults import while_it_answers
 from cluster.ray_token import auth_headers, check_address
 
@@ -270,8 +270,8 @@ class JobServer:
         from requests.exceptions import RequestException
 
         if "does not exist" in str(err) and "status code 404" in str(err):
-            known = ", ".join(record.id for record in self.jobs()[-5:]) or "none"
-            msg = f"the cluster at {self.address} has no job {job!r}; it has: {known}"
+            newest = ", ".join(record.id for record in self.jobs()[-5:]) or "none"
+            msg = f"the cluster at {self.address} has no job {job!r}; it has: {newest}"
             return ClusterError(msg)
         if "already exists" in str(err):
             msg = (
