@@ -226,6 +226,21 @@ def test_the_exit_code_is_the_commands_own_where_it_has_one(
     assert "one stopped: m" in capsys.readouterr().err
 
 
+def test_a_job_that_waits_for_a_node_is_said_once_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = JobServer(address="http://127.0.0.1:8265", headers={})
+    states = iter(["pending"] * 3 + ["running"])
+    reason = "it may wait for resources"
+    monkeypatch.setattr("cluster.jobs.ray_jobs._PENDING_S", 0.0)
+    monkeypatch.setattr("cluster.jobs.ray_jobs._POLL_S", 0.001)
+    monkeypatch.setattr(
+        JobServer, "job", lambda _, __: record(state=next(states), message=reason, ended=None)
+    )
+    server._wait_for_start("one")
+    assert capsys.readouterr().err == f"submit: one has not begun yet: {reason}\n"
+
+
 @pytest.mark.parametrize(
     ("names", "addresses", "same"),
     [
