@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +10,9 @@ from commands.options.dataclass_options import command
 from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 app = typer.Typer()
 
@@ -78,7 +81,7 @@ def _print_log(options: JobsOptions, job: str) -> None:
     server = job_server(options.address)
     outputs = OutputLines({}, options.to)
     lines: list[str] = []
-    print_line = lines.append if options.json else typer.echo
+    print_line: Callable[[str], None] = lines.append if options.json else typer.echo
     if options.follow:
         code = followed(server, job, outputs, print_line)
     else:

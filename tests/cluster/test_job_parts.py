@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,13 +196,20 @@ def test_resources_of_no_size_are_refused(number: float) -> None:
         JobRequest(words=("true",), command="true", memory_gb=number)
 
 
-def record(**changes: object) -> JobRecord:
-    """A record of a job that has failed."""
-    facts: dict[str, object] = {
-        "id": "one", "state": "failed", "command": "info s3://lab/lake", "started": 1_000.0,
-        "ended": 1_090.0, "exit_code": 2, "message": "m",
-    }  # fmt: skip
-    return JobRecord(**{**facts, **changes})  # type: ignore[arg-type]
+FAILED = JobRecord(
+    id="one",
+    state="failed",
+    command="info s3://lab/lake",
+    started=1_000.0,
+    ended=1_090.0,
+    exit_code=2,
+    message="m",
+)
+
+
+def record(**changes: Any) -> JobRecord:  # noqa: ANN401
+    """A record of a job that has failed, but for some changes."""
+    return replace(FAILED, **changes)
 
 
 def test_the_newest_job_is_listed_first_and_long_commands_are_cut() -> None:
