@@ -1,12 +1,10 @@
 """The batch scripts in a real SLURM of two nodes, each with a network and processes of its own."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from featurestore import open_lake
@@ -31,38 +29,39 @@ def slurm() -> Iterator[Slurm]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def slides_of(lake: Path) -> pl.DataFrame:
-    """The slides of a lake, and their tiles."""
-    tiles = open_lake(lake).tiles(mpp=2.0).group_by("slide_id").len()
-    return tiles.sort("slide_id").collect()
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for a lake that the tests fill one after the other."""
+    return tmp_path_factory.mktemp("slurm") / "lake"
 
 
-def test_a_command_on_one_node_has_its_own_ray_and_goes_on_when_it_is_run_again(
-    slurm: Slurm, cohort: Path, tmp_path: Path
+def ready(lake: Path) -> int:
+    """The number of slides with tiles."""
+    return open_lake(lake).tiles(mpp=2.0).select("slide_id").collect()["slide_id"].n_unique()
+
+
+def test_a_command_on_one_node_has_its_own_ray_and_ends_with_its_exit_code(
+    slurm: Slurm, cohort: Path, lake: Path
 ) -> None:
     options = ("--cpus-per-task=2", "--mem=3000")
-    words = ("ingest", f"{tmp_path}/lake", str(cohort), "--mpp", "2.0")
-    code, log = slurm.sbatch("one-node", *words, "--limit", "2", options=options)
-    assert code == 0, log + slurm.logs()
-    assert slides_of(tmp_path / "lake").height == 2
+    words = ("ingest", str(lake), str(cohort), "--mpp", "2.0", "--limit", "2")
     code, log = slurm.sbatch("one-node", *words, options=options)
     assert code == 0, log + slurm.logs()
-    assert "6 slides ready, 0 failed" in log
-    code, log = slurm.sbatch("one-node", "info", f"{tmp_path}/none", options=options)
+    assert ready(lake) == 2
+    code, log = slurm.sbatch("one-node", "info", f"{lake}-none", options=options)
     assert code == 2, log
 
 
-def test_a_command_on_two_nodes_is_one_ray_and_ends_with_its_exit_code(
-    slurm: Slurm, cohort: Path, tmp_path: Path
+def test_a_command_on_two_nodes_is_one_ray_and_goes_on_with_the_lake(
+    slurm: Slurm, cohort: Path, lake: Path
 ) -> None:
-    words = ("ingest", f"{tmp_path}/lake", str(cohort), "--mpp", "2.0")
+    words = ("ingest", str(lake), str(cohort), "--mpp", "2.0")
     code, log = slurm.sbatch("nodes", *words, options=("--nodes=2",))
     assert code == 0, log + slurm.logs()
     assert "On head node" in log
     assert "On worker node" in log
     assert "6 slides ready, 0 failed" in log
-    assert slides_of(tmp_path / "lake").height == 6
+    assert ready(lake) == 6
     states = slurm.run("sinfo", "--noheader", "--Node", "--format=%T").stdout.split()
     assert states == ["idle", "idle"]
     assert not list(Path("/tmp").glob("sl-*-*")), "Ray's folders are left"
-    assert os.environ.get("RAY_ADDRESS") is None

@@ -91,7 +91,7 @@ class Slurm:
         }
         path = str(ROOT / "cluster" / "slurm" / f"{script}.sbatch")
         done = self.run(
-            "sbatch", "--wait", f"--output={log}", "--time=5", *options, path, *words,
+            "sbatch", "--wait", f"--output={log}", "--time=10", *options, path, *words,
             environ=environ,
         )  # fmt: skip
         printed = log.read_text() if log.exists() else ""
@@ -124,8 +124,9 @@ def running(folder: Path) -> Iterator[Slurm]:
                  f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log"]  # fmt: skip
         _start(munge, environ, folder, stack)
         for number, (name, space) in enumerate(zip(NODES, spaces, strict=True)):
-            daemons = ["exec slurmd -D"] if number else ["slurmctld -D &", "exec slurmd -D"]
-            inner = f"hostname {name}; {' '.join(daemons)}"
+            # the shell stays as the first process: it buries what Ray leaves, as an init does
+            daemons = ["slurmd -D &"] if number else ["slurmctld -D &", "slurmd -D &"]
+            inner = f"hostname {name}; {' '.join(daemons)} wait"
             words = ["ip", "netns", "exec", space, "unshare", "--pid", "--fork", "--mount-proc",
                      "--uts", "--kill-child", "sh", "-c", inner]  # fmt: skip
             _start(words, environ, folder, stack)
