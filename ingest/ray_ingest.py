@@ -8,12 +8,20 @@ go on. After a kill the next run takes the slides that no commit names.
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Unpack
 
 import polars as pl
 
-from cluster import loaded_extensions, progress, ray_session, schedulable
+from cluster import (
+    JobWatch,
+    loaded_extensions,
+    local_workers,
+    progress,
+    ray_session,
+    schedulable,
+)
 from featurestore import (
     Lake,
     LakeConfig,
@@ -28,6 +36,7 @@ from featurestore import (
 from featurestore.storage import DiskFullError, writer_lease
 from featurestore.tables import CATALOG, count_tiles
 from ingest.cut import failure
+from ingest.cut_here import cut_here
 from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
@@ -138,8 +147,10 @@ def ingest(
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
         purpose = f"ingest of {len(todo.cut)} slides"
-        with writer_lease(lake.store, purpose), ray_session(address=address):
-            todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
+        workers = local_workers(address, num_cpus=_share(todo.cut))
+        session = nullcontext() if workers else ray_session(address=address)
+        with writer_lease(lake.store, purpose), session:
+            todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s, workers)
     ingest_result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
     ingest_result.failed += todo.stopped + named.stopped
     ingest_result.new, ingest_result.facts = len(todo.cut), len(todo.facts)
@@ -159,20 +170,31 @@ def ingest(
 
 
 def _run(
-    lake: Lake, todo: Todo, commit_slides: int, slide_timeout_s: float
+    lake: Lake, todo: Todo, commit_slides: int, slide_timeout_s: float, workers: int
 ) -> list[dict[str, str]]:
-    """Cut and commit slides; return the slides that failed while their earlier tiles stay."""
+    """Cut and commit slides, on Ray or by `workers` processes of this machine.
+
+    Returns:
+        The slides that failed while their earlier tiles stay.
+    """
     left = {row["slide_id"]: row for row in todo.cut}
     kept: list[dict[str, str]] = []
-    batch = _Batch(lake, commit_slides)
     work = float(sum(row["bytes"] or 0 for row in todo.cut))
     with progress("ingest", total=len(left), unit="slides", work=work) as bar:
-        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s):
+        watch = JobWatch("ingest", lake.uri, bar)
+        batch = _Batch(lake, commit_slides, watch)
+        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s, workers):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
                 size = outcome.row["bytes"] or 0
                 bar.advance(1, work=size, tiles=tiles, bytes=size)
+                watch.slide(
+                    outcome.row["slide_id"],
+                    seconds=outcome.row.get("seconds"),
+                    tiles=tiles,
+                    bytes=size,
+                )
                 if outcome.row["mpp_source"] == "objective":
                     bar.note(f"{outcome.row['slide_id']}: {_guess(outcome.row)}")
                 if why := outcome.row.get("fallback"):
@@ -187,9 +209,12 @@ def _run(
                     raise DiskFullError(outcome["reason"])
                 kept += _fail(lake, [outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
+                watch.slide(outcome["slide_id"], reason=outcome["reason"])
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
         batch.flush()
-    reason = "the worker died on it (a crash in a decoder, or out of memory)"
+        reason = "the worker died on it (a crash in a decoder, or out of memory)"
+        for slide_id in left:
+            watch.slide(slide_id, reason=reason)
     return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()], todo.again)
 
 
@@ -217,8 +242,8 @@ def _stays(row: Row, again: Mapping[str, str]) -> str:
 class _Batch:
     """Cut slides that wait for their commit."""
 
-    def __init__(self, lake: Lake, slides: int) -> None:
-        self._lake, self._slides = lake, slides
+    def __init__(self, lake: Lake, slides: int, watch: JobWatch) -> None:
+        self._lake, self._slides, self._watch = lake, slides, watch
         self._cuts: list[SlideCut] = []
         self._since = time.monotonic()
 
@@ -231,13 +256,25 @@ class _Batch:
 
     def flush(self) -> None:
         if self._cuts:
-            self._lake.committer.commit_slides(self._cuts)
+            with self._watch.commit(slides=len(self._cuts)):
+                self._lake.committer.commit_slides(self._cuts)
         self._cuts, self._since = [], time.monotonic()
 
 
+def _share(todo: Sequence[Row]) -> float:
+    """Return the cores of a worker: slides that have to travel come two to a core.
+
+    One is fetched while the other is cut.
+    """
+    return 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
+
+
 def _outcomes(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float, workers: int
 ) -> Iterator[SlideCut | Row]:
+    if workers:
+        yield from cut_here(store, config, todo, slide_timeout_s, workers=workers)
+        return
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -263,8 +300,7 @@ def _cut_by_ray(
         for number, row in enumerate(todo)
     ]
     slides = ray.data.from_items(task_rows, override_num_blocks=len(task_rows))
-    # Slides that have to travel come two to a core: one is fetched while the other is cut.
-    share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
+    share = _share(todo)
     with schedulable(num_cpus=share):
         for outcome in slides.map(cut_apart, num_cpus=share).iter_rows():
             if outcome["died"]:

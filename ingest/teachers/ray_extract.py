@@ -15,6 +15,7 @@ from functools import partial
 
 from cluster import (
     ClusterError,
+    JobWatch,
     Placement,
     WorkerSettings,
     announced,
@@ -30,6 +31,7 @@ from cluster import (
 from featurestore import ColumnFile, Lake, Shown, Store, Vacuumed, free_old_versions, open_lake
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY
+from ingest.estimate.extract_record import keep_rates
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.column_maker import ColumnMaker, MadeColumn
 from ingest.teachers.extract_plan import choose_tiles, plan
@@ -193,6 +195,7 @@ def _run_encoders(
                 raise ClusterError(msg)
             stack.enter_context(announced(outcomes.workers))
             _run(lake, teachers, units, outcomes, outcomes.workers)
+            keep_rates(lake.store, outcomes.teachers, outcomes.workers)
 
 
 def _run(
@@ -208,27 +211,39 @@ def _run(
     since = time.monotonic()
     with progress("extract", total=total, unit="tile features") as bar:
         bar.note(str(workers))
+        watch = JobWatch("extract", lake.uri, bar)
         for outcome in _outcomes(lake.store, teachers, units, workers):
             _count(outcome, outcomes)
             bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
+            _watch(outcome, watch)
             if outcome.reason:
                 bar.note(f"fragment {outcome.unit.fragment} failed: {outcome.reason}")
             waiting[outcome.unit.mpp] += outcome.files
             files = sum(len(files_waiting) for files_waiting in waiting.values())
             if files >= COMMIT_FRAGMENTS or time.monotonic() - since > COMMIT_S:
-                _commit(lake, waiting)
+                _commit(lake, waiting, watch)
                 since = time.monotonic()
-        _commit(lake, waiting)
+        _commit(lake, waiting, watch)
     for counts in outcomes.teachers.values():
         wall, busy = counts.pop("wall", 0.0), counts.pop("busy", 0.0)
         counts["stall"] = round(max(0.0, 1 - busy / wall), 4) if wall else 0.0
         counts["tiles_per_s"] = round(counts["tiles"] / (time.perf_counter() - start), 1)
 
 
-def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]]) -> None:
-    if any(waiting.values()):
-        lake.committer.commit_columns_of(waiting)
+def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]], watch: JobWatch) -> None:
+    if files := sum(map(len, waiting.values())):
+        with watch.commit(files=files):
+            lake.committer.commit_columns_of(waiting)
     waiting.clear()
+
+
+def _watch(outcome: Outcome, watch: JobWatch) -> None:
+    """Note the slides of a unit, and the time in which its networks had no tiles."""
+    unit = outcome.unit
+    for row in unit.slides:
+        features = 0 if outcome.reason else int(row["tiles"]) * len(unit.fields)
+        watch.slide(row["slide_id"], reason=outcome.reason, mpp=unit.mpp, tile_features=features)
+    watch.waited("data", outcome.wall_s - sum(outcome.seconds.values()))
 
 
 def _count(outcome: Outcome, outcomes: ExtractResult) -> None:
