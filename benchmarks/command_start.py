@@ -130,7 +130,7 @@ def main(
     before: Annotated[Path | None, typer.Option(help="A checkout to compare with.")] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is run.")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="Commands to run.")] = None,
-    ray: Annotated[bool, typer.Option(help="Have all join a Ray that is up.")] = False,
+    ray: Annotated[bool, typer.Option(help="Have all join a Ray that is up.")] = False,  # noqa: FBT002
     out: Annotated[Path, typer.Option(help="Where the result goes.")] = RESULTS,
 ) -> None:
     """Measure, print a table and write the results."""

@@ -116,12 +116,10 @@ class JobWatch:
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
-        """Stop to count, with a warning, where Ray does not take a metric."""
-        if not self._is_counted:
-            yield
-            return
+        """Go on without a metric that Ray does not take, and warn of the first."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - a job must not fail by being watched
+            if self._is_counted:
+                log.warning("metrics are not counted: %s: %s", type(error).__name__, error)
             self._is_counted = False
-            log.warning("metrics are not counted any more: %s: %s", type(error).__name__, error)

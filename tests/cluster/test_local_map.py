@@ -1,4 +1,4 @@
-"""Child processes in place of a Ray: results, errors, deaths, early ends, and when they are used."""
+"""Child processes in place of a Ray: results, errors, deaths, early ends, and when it is used."""
 
 import os
 import signal
@@ -114,5 +114,5 @@ def test_a_ray_that_is_named_or_needed_runs_the_work(monkeypatch: pytest.MonkeyP
 
 
 def test_a_demand_that_this_machine_has_no_room_for_is_refused() -> None:
-    with pytest.raises(ClusterError, match="a worker of 4096 CPUs fits on no node"):
+    with pytest.raises(ClusterError, match="a worker of 4,096 CPUs fits on no node"):
         local_workers(None, num_cpus=4096)

@@ -135,7 +135,7 @@ def test_a_job_goes_on_where_a_metric_is_refused(
         watch = JobWatch("ingest", "lake", bar)
         watch.slide("a")
         watch.slide("b")
-    assert caplog.text.count("metrics are not counted any more: RuntimeError: no agent") == 1
+    assert caplog.text.count("metrics are not counted: RuntimeError: no agent") == 1
 
 
 def test_metrics_are_named_and_labelled_as_prometheus_asks() -> None:

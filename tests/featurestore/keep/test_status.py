@@ -20,6 +20,7 @@ from featurestore.storage.lease_view import lease_views
 from featurestore.storage.lock import commit_lock, no_writers
 from featurestore.storage.store import Store
 from tests.conftest import ROOT
+from tests.worlds.s3 import Bucket
 
 HOLD = """
 import sys, time
@@ -95,9 +96,9 @@ def test_leases_of_a_bucket_are_seen_without_a_write(any_store: Store) -> None:
 
 
 def test_a_lease_of_a_bucket_that_is_not_renewed_is_left_behind(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(bucket)
+    store = Store(bucket.uri)
     beacon, _ = light(store, "a job that was killed", 60.0)
     assert beacon is not None
     (now,) = lease_views(store)
