@@ -183,7 +183,8 @@ def _run(
     with progress("ingest", total=len(left), unit="slides", work=work) as bar:
         watch = JobWatch("ingest", lake.uri, bar)
         batch = _Batch(lake, commit_slides, watch)
-        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s, workers):
+        settings = (lake.store, lake.config, todo.cut, slide_timeout_s)
+        for outcome in cut_here(*settings, workers=workers) if workers else _outcomes(*settings):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
@@ -270,11 +271,8 @@ def _share(todo: Sequence[Row]) -> float:
 
 
 def _outcomes(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float, workers: int
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
 ) -> Iterator[SlideCut | Row]:
-    if workers:
-        yield from cut_here(store, config, todo, slide_timeout_s, workers=workers)
-        return
     import ray.data
 
     context = ray.data.DataContext.get_current()

@@ -59,6 +59,7 @@ def make_folder(folder: Path) -> None:
 def without_ray() -> Iterator[None]:
     """Do in this process what ingest, extract and studies do on Ray."""
     with (
+        mock.patch.object(ray_ingest, "local_workers", _no_workers),
         mock.patch.object(ray_ingest, "_outcomes", _cut_all),
         mock.patch.object(ray_ingest, "ray_session", _no_session),
         mock.patch.object(ray_extract, "_outcomes", _extract_all),
@@ -73,6 +74,10 @@ def without_ray() -> Iterator[None]:
 
 def _no_session(*_: object, **__: object) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def _no_workers(*_: object, **__: object) -> int:
+    return 0
 
 
 def _cut_all(
