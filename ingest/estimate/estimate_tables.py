@@ -123,7 +123,7 @@ def _deep(table: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _span(number: object, where: str) -> Span:
     """Return a number, or a list of a low and a high number, as a span."""
-    pair = number if isinstance(number, list) else [number, number]
+    pair: list[Any] = number if isinstance(number, list) else [number, number]
     good = len(pair) == 2 and all(
         isinstance(end, int | float) and not isinstance(end, bool) and end >= 0 for end in pair
     )

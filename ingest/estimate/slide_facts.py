@@ -59,12 +59,12 @@ def facts_of_lake(lake: Lake, mpps: Sequence[float]) -> SlideFacts:
             raise InputError(msg)
         counted = max(counted, counts.height)
         tiles[mpp] = mean_span(counts["tiles"].to_numpy())
-        each = counts["shard_bytes"].sum() / counts["tiles"].sum()
-        tile_bytes[mpp] = Span.around(float(each), LEAST_SHARE)
+        each = float(counts["shard_bytes"].sum()) / float(counts["tiles"].sum())
+        tile_bytes[mpp] = Span.around(each, LEAST_SHARE)
     ready = lake.slides().filter(pl.col("state") == "ready").select("seconds").collect()
     seconds = ready["seconds"].drop_nulls().to_numpy()
     return SlideFacts(
-        source=f"the {counted:,} slides of {lake.uri} that have tiles",
+        source=f"{_slides_text(counted)} with tiles in {lake.uri}",
         slides=ready.height,
         counted=counted,
         tiles=tiles,
@@ -98,7 +98,7 @@ def facts_of_slides(inputs: Sequence[str], config: LakeConfig) -> SlideFacts:
     failed = len(looks) - len(good)
     more = [f"{failed} of {len(looks)} slides looked at can't be cut; all N are taken as good"]
     return SlideFacts(
-        source=f"{len(good):,} of the {len(named.rows):,} slides, which were opened for it",
+        source=f"{len(good):,} of {_slides_text(len(named.rows))}, opened for it",
         slides=len(named.rows),
         counted=len(good),
         tiles=tiles,
@@ -125,9 +125,13 @@ def mean_span(numbers: np.typing.NDArray[np.generic]) -> Span:
     return Span.around(mean, max(LEAST_SHARE, error / mean if mean else 0.0))
 
 
+def _slides_text(number: int) -> str:
+    return f"{number:,} slide{'' if number == 1 else 's'}"
+
+
 def _assumptions(counted: int) -> list[str]:
     text = (
-        f"the slides are like the {counted:,} that were looked at: their mean is taken, with 2 "
+        f"slides are like those {counted:,} that were looked at: their mean is taken, with 2 "
         "standard errors and at least 10 % on each side"
     )
     return [text]

@@ -158,6 +158,6 @@ def test_estimate_goes_by_own_tables_and_prints_what_it_assumes(
     assert need["gpu_hours"]["low"] == pytest.approx(hours)
     assert answer["prices"]["uni2_h"]["low"] == pytest.approx(2 * hours)
     text = ESTIMATE_TEXT.run(capsys, places).stdout
-    assert text.startswith("2 slides, by the 2 slides of")
+    assert text.startswith("2 slides, by 2 slides with tiles in")
     assert "assumed:" in text
     assert "TFLOP/s of one a100: not measured" in text

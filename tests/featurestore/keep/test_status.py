@@ -103,8 +103,8 @@ def test_a_lease_of_a_bucket_that_is_not_renewed_is_left_behind(
     assert beacon is not None
     (now,) = lease_views(store)
     assert (now.state, now.what) == ("held", "a job that was killed")
-    monkeypatch.setattr("featurestore.storage.lease_view.time.time", lambda: time_then + 120)
-    time_then = time.time()
+    then = time.time()
+    monkeypatch.setattr("featurestore.storage.lease_view.time.time", lambda: then + 120)
     (later,) = lease_views(store)
     assert later.state == "left behind"
     assert later.last_sign_s is not None
