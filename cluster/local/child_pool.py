@@ -77,13 +77,13 @@ class ChildPool:
         try:
             left = len(threads)
             while left:
-                result = results.get()
-                if result is None:
+                answer = results.get()
+                if answer is None:
                     left -= 1
-                elif isinstance(result, BaseException):
-                    raise result
+                elif isinstance(answer, BaseException):
+                    raise answer
                 else:
-                    yield result
+                    yield answer
         finally:
             self._end(threads, results)
 

@@ -77,23 +77,23 @@ def local_map(
         tries=TRIES,
     )
     with contextlib.closing(pool.map(_jobs(fn, items, threads, extensions))) as results:
-        for index, result in results:
-            if isinstance(result, DiedError):
-                msg = f"a worker {result}; it may need more memory than there is"
+        for index, answer in results:
+            if isinstance(answer, DiedError):
+                msg = f"a worker {answer}; it may need more memory than there is"
                 raise ClusterError(msg)
-            yield index, _result(pickle.loads(result))
+            yield index, _result(pickle.loads(answer))
 
 
 def _jobs(
     fn: Callable[[T], R], items: Iterable[T], threads: int, extensions: tuple[Extension, ...]
 ) -> Iterator[tuple[bytes, float | None]]:
     place_of_fn = f"{fn.__module__}:{fn.__qualname__}"
-    for item in items:  # in bytes of its own: it may hold what an extension has to define first
-        yield pickle.dumps((place_of_fn, pickle.dumps(item), threads, extensions)), None
+    for argument in items:  # in bytes of its own: it may need what an extension defines first
+        yield pickle.dumps((place_of_fn, pickle.dumps(argument), threads, extensions)), None
 
 
 def called(
-    place_of_fn: str, item: bytes, threads: int, extensions: tuple[Extension, ...]
+    place_of_fn: str, argument: bytes, threads: int, extensions: tuple[Extension, ...]
 ) -> tuple[bool, Any, str]:
     """Call a function in a child; return whether it returned, its result or error, and a trace."""
     load_extensions(extensions)
@@ -103,7 +103,7 @@ def called(
     if torch is not None:
         torch.set_num_threads(threads)
     try:
-        return True, function(pickle.loads(item)), ""
+        return True, function(pickle.loads(argument)), ""
     except Exception as error:  # noqa: BLE001 - the caller raises it
         trace = traceback.format_exc()
         try:
@@ -114,8 +114,8 @@ def called(
 
 
 def _result(answer: tuple[bool, Any, str]) -> Any:  # noqa: ANN401 - the function's result
-    is_returned, result, trace = answer
+    is_returned, outcome, trace = answer
     if not is_returned:
-        result.add_note(trace)
-        raise result
-    return result
+        outcome.add_note(trace)
+        raise outcome
+    return outcome

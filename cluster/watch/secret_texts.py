@@ -34,13 +34,13 @@ def without_secrets(text: str, environ: Mapping[str, str] | None = None) -> str:
     '*** is refused'
     """
     variables = os.environ if environ is None else environ
-    values = {
-        value
-        for name, value in variables.items()
-        if len(value) >= _LEAST and _SECRET_NAME.search(name) and not os.access(value, os.F_OK)
+    secrets = {
+        secret
+        for name, secret in variables.items()
+        if len(secret) >= _LEAST and _SECRET_NAME.search(name) and not os.access(secret, os.F_OK)
     }
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
     text = _USER_OF_URL.sub(f"{HIDDEN}@", text)
     text = _QUERY_OF_URL.sub(rf"\1?{HIDDEN}", text)
     text = _NAMED.sub(rf"\1{HIDDEN}", text)

@@ -57,7 +57,7 @@ def estimate_command(options: EstimateOptions) -> None:
     """
     from ingest.estimate.estimate_lake import estimate
 
-    result = estimate(
+    whole = estimate(
         options.source,
         options.teachers,
         slides=options.slides,
@@ -66,36 +66,36 @@ def estimate_command(options: EstimateOptions) -> None:
         rates=options.rates,
         prices=options.prices,
     )
-    print_answer(result.to_json(), as_json=options.json, text="\n".join(estimate_lines(result)))
+    print_answer(whole.to_json(), as_json=options.json, text="\n".join(estimate_lines(whole)))
 
 
-def estimate_lines(result: "Estimate") -> list[str]:
+def estimate_lines(whole: "Estimate") -> list[str]:
     """Return an estimate as lines: amounts, then each teacher, then money, then assumptions."""
-    rows = [(f"tiles at {mpp:g} mpp", tiles.text()) for mpp, tiles in result.tiles.items()]
+    rows = [(f"tiles at {mpp:g} mpp", tiles.text()) for mpp, tiles in whole.tiles.items()]
     rows += [
-        ("bytes of tiles", result.tile_bytes.bytes_text()),
-        ("bytes of features", result.feature_bytes.bytes_text()),
-        ("bytes of tables", result.index_bytes.bytes_text()),
-        ("objects", result.objects.text()),
-        ("requests", f"{result.writes.text()} that write, {result.reads.text()} that read"),
+        ("bytes of tiles", whole.tile_bytes.bytes_text()),
+        ("bytes of features", whole.feature_bytes.bytes_text()),
+        ("bytes of tables", whole.index_bytes.bytes_text()),
+        ("objects", whole.objects.text()),
+        ("requests", f"{whole.writes.text()} that write, {whole.reads.text()} that read"),
     ]
-    if result.cut_core_hours is not None:
-        rows.append(("ingest", result.cut_core_hours.text("core-hours")))
-    for need in result.teachers:
+    if whole.cut_core_hours is not None:
+        rows.append(("ingest", whole.cut_core_hours.text("core-hours")))
+    for need in whole.teachers:
         hours = []
         if need.gpu_hours is not None:
-            hours.append(need.gpu_hours.text(f"hours of one {result.gpu}"))
+            hours.append(need.gpu_hours.text(f"hours of one {whole.gpu}"))
         if need.core_hours is not None:
             hours.append(need.core_hours.text("core-hours without a GPU"))
         rows.append((need.teacher, f"{', or '.join(hours)}; {need.column_bytes.bytes_text()}"))
         rows.append(("", f"by {need.why}"))
-    for name, price in result.prices.items():
-        what = "storage, a month" if name == "storage_month" else name
-        rows.append((f"price of {what}", price.text(result.currency)))
+    for name, price in whole.prices.items():
+        goods = "storage, a month" if name == "storage_month" else name
+        rows.append((f"price of {goods}", price.text(whole.currency)))
     width = max(len(name) for name, _ in rows) + 2
     return [
-        f"{counted(result.slides, 'slide')}, by {result.source}",
+        f"{counted(whole.slides, 'slide')}, by {whole.source}",
         *(f"{name:{width}}{text}" for name, text in rows),
         "assumed:",
-        *(f"- {text}" for text in result.assumptions),
+        *(f"- {text}" for text in whole.assumptions),
     ]

@@ -79,8 +79,8 @@ def _lines(status: "LakeStatus") -> list[str]:
 
 
 def _lease_line(lease: "LeaseView") -> str:
-    job = lease.what or lease.command or lease.kind
-    command = f" by {lease.command}" if lease.what and lease.command else ""
+    job = lease.purpose or lease.command or lease.kind
+    command = f" by {lease.command}" if lease.purpose and lease.command else ""
     sign = "" if lease.last_sign_s is None else f", last sign {lease.last_sign_s:.0f} s ago"
     return f"{job}{command} (pid {lease.pid} on {lease.host}, since {lease.since}{sign})"
 

@@ -103,13 +103,13 @@ def distill(
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
     start = time.perf_counter()
-    here = place_here(workers, address)
-    with nullcontext() if here else ray_session(address=address):
-        placement = here or place(workers, node_shapes(), most=1, together=True)
+    local = place_here(workers, address)
+    with nullcontext() if local else ray_session(address=address):
+        placement = local or place(workers, node_shapes(), most=1, together=True)
         _check_gpus(placement)
         _prepare(lake, run)
-        if here:
-            _fit_here(lake, run, placement=here, checkpoint_s=checkpoint_s)
+        if local:
+            _fit_here(lake, run, placement=local, checkpoint_s=checkpoint_s)
         else:
             _fit(lake, run, placement=placement, checkpoint_s=checkpoint_s)
     report = read_sealed(lake.store, run.report_path)

@@ -27,7 +27,7 @@ class LeaseView:
     Attributes:
         kind: "writer" of new files, of which there may be many, "commit" or "vacuum".
         state: "held", or "left behind" by a job that was killed or cut off.
-        what: what the holder does, such as `ingest of 12 slides`.
+        purpose: what the holder does, such as `ingest of 12 slides`.
         command: program and command.
         host: machine of the holder.
         pid: its process there.
@@ -37,7 +37,7 @@ class LeaseView:
 
     kind: Literal["writer", "commit", "vacuum"]
     state: Literal["held", "left behind"]
-    what: str
+    purpose: str
     command: str
     host: str
     pid: int | None
@@ -55,7 +55,7 @@ def _view(kind: Any, record: dict[str, Any], **state: Any) -> LeaseView:  # noqa
     pid = record.get("pid")
     return LeaseView(
         kind=kind,
-        what=str(record.get("what", "")),
+        purpose=str(record.get("what", "")),
         command=str(record.get("command", "")),
         host=str(record.get("host", "")),
         pid=pid if isinstance(pid, int) else None,

@@ -121,22 +121,22 @@ def estimated(
     if gpu not in rates.gpus:
         msg = f"no GPU '{gpu}' in the table of rates; there are {', '.join(rates.gpus)}"
         raise InputError(msg)
-    result = Estimate(slides=slides, source=facts.source, gpu=gpu, currency=prices.currency)
-    result.assumptions += facts.assumptions
-    result.tiles = {mpp: each * slides for mpp, each in facts.tiles.items()}
-    tiles = sum(result.tiles.values(), NONE)
-    for mpp, count in result.tiles.items():
-        result.tile_bytes += count * facts.tile_bytes[mpp]
-    result.index_bytes = tiles * TILE_ROW_BYTES + SLIDE_ROW_BYTES * slides
+    whole = Estimate(slides=slides, source=facts.source, gpu=gpu, currency=prices.currency)
+    whole.assumptions += facts.assumptions
+    whole.tiles = {mpp: each * slides for mpp, each in facts.tiles.items()}
+    tiles = sum(whole.tiles.values(), NONE)
+    for mpp, count in whole.tiles.items():
+        whole.tile_bytes += count * facts.tile_bytes[mpp]
+    whole.index_bytes = tiles * TILE_ROW_BYTES + SLIDE_ROW_BYTES * slides
     if facts.cut_s is not None:
-        result.cut_core_hours = facts.cut_s * (slides / 3600)
-        result.assumptions.append("a core cuts a slide as fast as it did those looked at")
+        whole.cut_core_hours = facts.cut_s * (slides / 3600)
+        whole.assumptions.append("a core cuts a slide as fast as it did those looked at")
     for name, outputs in teachers.items():
-        result.teachers.append(_need(name, outputs, tiles, rates, records, gpu))
+        whole.teachers.append(_need(name, outputs, tiles, rates, records, gpu))
     columns = sum(len(outputs) for outputs in teachers.values())
-    _count_requests(result, facts, columns)
-    _add_prices(result, prices)
-    return result
+    _count_requests(whole, facts, columns)
+    _add_prices(whole, prices)
+    return whole
 
 
 def _need(
@@ -193,31 +193,31 @@ def _gpu_rate(
     return None, ""
 
 
-def _count_requests(result: Estimate, facts: SlideFacts, columns: int) -> None:
+def _count_requests(whole: Estimate, facts: SlideFacts, columns: int) -> None:
     """Count the objects of a bucket, and the requests that make and read them."""
-    shards = 2 * result.slides * len(facts.tiles)
+    shards = 2 * whole.slides * len(facts.tiles)
     most = [
         Span(
-            max(result.slides / (4 * FRAGMENT_SLIDES), tiles.low / FRAGMENT_ROWS),
-            max(result.slides / FRAGMENT_SLIDES, tiles.high / FRAGMENT_ROWS),
+            max(whole.slides / (4 * FRAGMENT_SLIDES), tiles.low / FRAGMENT_ROWS),
+            max(whole.slides / FRAGMENT_SLIDES, tiles.high / FRAGMENT_ROWS),
         )
-        for tiles in result.tiles.values()
+        for tiles in whole.tiles.values()
     ]
     fragments = sum(most, NONE)
     files = fragments * (1 + columns)
     commits = Span(
-        math.ceil(result.slides / FRAGMENT_SLIDES / 2), math.ceil(result.slides / FRAGMENT_SLIDES)
+        math.ceil(whole.slides / FRAGMENT_SLIDES / 2), math.ceil(whole.slides / FRAGMENT_SLIDES)
     )
     extract_commits = fragments * (columns / 16)
-    result.objects = Span.exactly(shards) + files
-    result.objects += Span(0, ((commits + extract_commits) * COMMIT_OBJECTS).high)
-    result.writes = Span.exactly(shards) + files
-    result.writes += (commits + extract_commits) * COMMIT_REQUESTS * 0.4
-    result.reads = (commits + extract_commits) * COMMIT_REQUESTS * 0.6
+    whole.objects = Span.exactly(shards) + files
+    whole.objects += Span(0, ((commits + extract_commits) * COMMIT_OBJECTS).high)
+    whole.writes = Span.exactly(shards) + files
+    whole.writes += (commits + extract_commits) * COMMIT_REQUESTS * 0.4
+    whole.reads = (commits + extract_commits) * COMMIT_REQUESTS * 0.6
     if columns:
-        result.reads += READS_PER_SHARD * (result.slides * len(facts.tiles))
+        whole.reads += READS_PER_SHARD * (whole.slides * len(facts.tiles))
     each, reads = COMMIT_REQUESTS.text("requests"), READS_PER_SHARD.text("requests")
-    result.assumptions += [
+    whole.assumptions += [
         f"{FRAGMENT_SLIDES} slides or {FRAGMENT_ROWS:,} tiles a commit, {each} each",
         f"one extract with all teachers, which reads a shard by {reads}",
         "requests that read the slides themselves are not counted",
@@ -225,22 +225,22 @@ def _count_requests(result: Estimate, facts: SlideFacts, columns: int) -> None:
     ]
 
 
-def _add_prices(result: Estimate, prices: Prices) -> None:
+def _add_prices(whole: Estimate, prices: Prices) -> None:
     """Add what is paid for storage each month, and once for requests and hours."""
-    stored = result.tile_bytes + result.feature_bytes + result.index_bytes
+    stored = whole.tile_bytes + whole.feature_bytes + whole.index_bytes
     each = prices.each
-    result.prices["storage_month"] = stored * 1e-9 * each["storage_gb_month"]
-    result.prices["requests"] = (
-        result.writes * 1e-3 * each["writes_1000"] + result.reads * 1e-3 * each["reads_1000"]
+    whole.prices["storage_month"] = stored * 1e-9 * each["storage_gb_month"]
+    whole.prices["requests"] = (
+        whole.writes * 1e-3 * each["writes_1000"] + whole.reads * 1e-3 * each["reads_1000"]
     )
-    if result.cut_core_hours is not None:
-        result.prices["ingest"] = result.cut_core_hours * each["core_hour"]
-    gpu_hour = prices.gpu_hour.get(result.gpu)
-    for need in result.teachers:
+    if whole.cut_core_hours is not None:
+        whole.prices["ingest"] = whole.cut_core_hours * each["core_hour"]
+    gpu_hour = prices.gpu_hour.get(whole.gpu)
+    for need in whole.teachers:
         if need.gpu_hours is not None and gpu_hour is not None:
-            result.prices[need.teacher] = need.gpu_hours * gpu_hour
+            whole.prices[need.teacher] = need.gpu_hours * gpu_hour
         elif need.gpu_hours is None and need.core_hours is not None:
-            result.prices[need.teacher] = need.core_hours * each["core_hour"]
-    if gpu_hour is None and any(need.gpu_hours for need in result.teachers):
-        result.assumptions.append(f"no price of an hour of {result.gpu} is in the table of prices")
-    result.assumptions.append(f"prices: {prices.source}")
+            whole.prices[need.teacher] = need.core_hours * each["core_hour"]
+    if gpu_hour is None and any(need.gpu_hours for need in whole.teachers):
+        whole.assumptions.append(f"no price of an hour of {whole.gpu} is in the table of prices")
+    whole.assumptions.append(f"prices: {prices.source}")

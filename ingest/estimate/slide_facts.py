@@ -116,7 +116,7 @@ def mean_span(numbers: np.typing.NDArray[np.generic]) -> Span:
     >>> mean_span(np.array([100]))
     Span(low=50.0, high=200.0)
     >>> mean_span(np.array([90, 110, 100, 100]))
-    Span(low=90.0, high=110.0)
+    Span(low=90.0, high=110.00000000000001)
     """
     mean = float(np.mean(numbers.astype(float)))
     if len(numbers) < 2:

@@ -62,7 +62,7 @@ def test_a_writer_is_named_while_it_lives_and_told_apart_when_it_was_killed(
     small: Lake, writer: subprocess.Popen[str]
 ) -> None:
     (lease,) = lake_status(small).leases
-    assert (lease.kind, lease.state, lease.what) == ("writer", "held", "ingest of 7 slides")
+    assert (lease.kind, lease.state, lease.purpose) == ("writer", "held", "ingest of 7 slides")
     assert lease.pid == writer.pid
     assert lease.since
     writer.send_signal(signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_a_lease_of_a_bucket_that_is_not_renewed_is_left_behind(
     beacon, _ = light(store, "a job that was killed", 60.0)
     assert beacon is not None
     (now,) = lease_views(store)
-    assert (now.state, now.what) == ("held", "a job that was killed")
+    assert (now.state, now.purpose) == ("held", "a job that was killed")
     then = time.time()
     monkeypatch.setattr("featurestore.storage.lease_view.time.time", lambda: then + 120)
     (later,) = lease_views(store)
