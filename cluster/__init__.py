@@ -4,7 +4,7 @@ This package imports none of the others. Importing it does not import ray, so th
 needs none starts at once; each function that needs ray imports it when called.
 """
 
-from cluster.errors import ClusterError, ExtensionError
+from cluster.errors import ClusterError, ClusterLostError, ExtensionError
 from cluster.extensions import (
     Extension,
     extend,
@@ -15,7 +15,15 @@ from cluster.extensions import (
 from cluster.local.child_pool import ChildPool, usable_cores
 from cluster.local.child_process import DiedError, Isolated
 from cluster.local.local_map import local_map, local_workers
-from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.progress import (
+    Progress,
+    is_quiet,
+    print_note,
+    progress,
+    progress_of_stages,
+    quiet_progress,
+)
+from cluster.ray_faults import noted_nodes
 from cluster.ray_placement import (
     Device,
     NodeShape,
@@ -44,6 +52,7 @@ from cluster.watch.secret_texts import without_secrets
 __all__ = [
     "ChildPool",
     "ClusterError",
+    "ClusterLostError",
     "Device",
     "DiedError",
     "Extension",
@@ -68,7 +77,9 @@ __all__ = [
     "local_workers",
     "machine_shapes",
     "node_shapes",
+    "noted_nodes",
     "place",
+    "print_note",
     "progress",
     "progress_of_stages",
     "quiet_progress",

@@ -6,7 +6,7 @@ is started, so the first slide is cut seconds after the command.
 
 import contextlib
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from cluster import ChildPool, DiedError, loaded_extensions
 from featurestore import LakeConfig, SlideCut, Store
@@ -24,7 +24,7 @@ def cut_here(
     slide_timeout_s: float,
     *,
     workers: int,
-) -> Iterator[SlideCut | Row]:
+) -> Generator[SlideCut | Row]:
     """Yield each slide as it is cut, or its row with the reason why it was not.
 
     Args:

@@ -7,8 +7,8 @@ go on. After a kill the next run takes the slides that no commit names.
 
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -16,13 +16,20 @@ import polars as pl
 
 from cluster import (
     JobWatch,
+    Placement,
+    WorkerSettings,
+    announced,
     loaded_extensions,
     local_workers,
+    node_shapes,
+    noted_nodes,
+    place,
     progress,
     ray_session,
     schedulable,
 )
 from featurestore import (
+    BucketError,
     Lake,
     LakeConfig,
     Shown,
@@ -180,11 +187,19 @@ def _run(
     left = {row["slide_id"]: row for row in todo.cut}
     kept: list[dict[str, str]] = []
     work = float(sum(row["bytes"] or 0 for row in todo.cut))
-    with progress("ingest", total=len(left), unit="slides", work=work) as bar:
+    settings = (lake.store, lake.config, todo.cut, slide_timeout_s)
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress("ingest", total=len(left), unit="slides", work=work))
         watch = JobWatch("ingest", lake.uri, bar)
         batch = _Batch(lake, commit_slides, watch)
-        settings = (lake.store, lake.config, todo.cut, slide_timeout_s)
-        for outcome in cut_here(*settings, workers=workers) if workers else _outcomes(*settings):
+        if workers:
+            outcomes = cut_here(*settings, workers=workers)
+        else:
+            demand = _place(todo.cut)
+            stack.enter_context(announced(demand))
+            stack.enter_context(noted_nodes(bar.note, demand))
+            outcomes = _outcomes(*settings, demand)
+        for outcome in stack.enter_context(closing(outcomes)):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
@@ -205,9 +220,9 @@ def _run(
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
-                if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
+                if fault := _fault_of_a_machine(outcome):
                     batch.flush()
-                    raise DiskFullError(outcome["reason"])
+                    raise fault
                 kept += _fail(lake, [outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
                 watch.slide(outcome["slide_id"], reason=outcome["reason"])
@@ -217,6 +232,28 @@ def _run(
         for slide_id in left:
             watch.slide(slide_id, reason=reason)
     return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()], todo.again)
+
+
+def _fault_of_a_machine(outcome: Row) -> Exception | None:
+    """Return the error that is no fault of a slide, which stays to be cut; None if it is its own.
+
+    All slides that come to such a machine would fail, and fast.
+    """
+    if outcome.get("disk_full"):
+        return DiskFullError(outcome["reason"])
+    return BucketError(outcome["reason"]) if outcome.get("no_keys") else None
+
+
+def _place(todo: Sequence[Row]) -> Placement:
+    """Return the workers that cut slides: one for each core, two where slides have to travel.
+
+    Of these two, one fetches a slide while the other cuts.
+
+    Raises:
+        ClusterError: the cluster has no CPUs, and none are to come.
+    """
+    settings = WorkerSettings(device="cpu", cpus_per_worker=_share(todo))
+    return place(settings, node_shapes(), most=len(todo))
 
 
 def _guess(row: Row) -> str:
@@ -271,22 +308,26 @@ def _share(todo: Sequence[Row]) -> float:
 
 
 def _outcomes(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
-) -> Iterator[SlideCut | Row]:
+    store: Store,
+    config: LakeConfig,
+    todo: Sequence[Row],
+    slide_timeout_s: float,
+    workers: Placement,
+) -> Generator[SlideCut | Row]:
     import ray.data
 
     context = ray.data.DataContext.get_current()
     before = context.max_errored_blocks
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
     try:
-        yield from _cut_by_ray(store, config, todo, slide_timeout_s)
+        yield from _cut_by_ray(store, config, todo, slide_timeout_s, workers.cpus_per_worker)
     finally:  # a job after this one in the same process must not lose blocks in silence
         context.max_errored_blocks = before
 
 
 def _cut_by_ray(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
-) -> Iterator[SlideCut | Row]:
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float, share: float
+) -> Generator[SlideCut | Row]:
     import ray.data
 
     task_rows = [
@@ -298,7 +339,6 @@ def _cut_by_ray(
         for number, row in enumerate(todo)
     ]
     slides = ray.data.from_items(task_rows, override_num_blocks=len(task_rows))
-    share = _share(todo)
     with schedulable(num_cpus=share):
         for outcome in slides.map(cut_apart, num_cpus=share).iter_rows():
             if outcome["died"]:

@@ -7,6 +7,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, MppsOpt, TeachersOpt
 
@@ -30,6 +31,7 @@ class EstimateOptions:
 
     source: Annotated[
         str,
+        PathKind.SLIDES,
         typer.Argument(
             metavar="LAKE|MANIFEST|FOLDER",
             help="A lake with some slides, whose tiles and runs are gone by; or slides, a few of "
@@ -40,8 +42,8 @@ class EstimateOptions:
     slides: Annotated[int | None, typer.Option("--slides", min=1)] = None
     mpps: MppsOpt = ()
     gpu: str = "a100"
-    rates: Annotated[str | None, typer.Option(metavar="FILE")] = None
-    prices: Annotated[str | None, typer.Option(metavar="FILE")] = None
+    rates: Annotated[str | None, PathKind.FILES, typer.Option(metavar="FILE")] = None
+    prices: Annotated[str | None, PathKind.FILES, typer.Option(metavar="FILE")] = None
     json: JsonOpt = False
 
 

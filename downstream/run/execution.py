@@ -64,7 +64,15 @@ def on_ray(resources: "Resources") -> RunTasks:
         run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
         """Run the tasks on Ray, or by processes of this machine, with a progress bar."""
-        from cluster import local_map, local_workers, progress, ray_map, ray_session
+        from cluster import (
+            Placement,
+            local_map,
+            local_workers,
+            noted_nodes,
+            progress,
+            ray_map,
+            ray_session,
+        )
 
         workers = local_workers(
             resources.address,
@@ -73,13 +81,18 @@ def on_ray(resources: "Resources") -> RunTasks:
             most=resources.num_cpus,
         )
         cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-        session = (
-            nullcontext()
-            if workers
-            else ray_session(address=resources.address, num_cpus=resources.num_cpus, ray_data=False)
+        session = ray_session(
+            address=resources.address, num_cpus=resources.num_cpus, ray_data=False
         )
         total = finished + len(tasks)
-        with session, progress(title, total=total, initial=finished, unit="cells") as bar:
+        demand = Placement(
+            device="cuda" if gpus else "cpu", workers=1, cpus_per_worker=cpus, gpus_per_worker=gpus
+        )
+        with (
+            nullcontext() if workers else session,
+            progress(title, total=total, initial=finished, unit="cells") as bar,
+            nullcontext() if workers else noted_nodes(bar.note, demand),
+        ):
             finished_tasks = (
                 local_map(run, tasks, workers=workers, num_cpus=cpus)
                 if workers

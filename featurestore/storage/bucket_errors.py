@@ -6,10 +6,11 @@ clients' errors are known by their names, so that none of their packages has to 
 
 import functools
 import re
+import socket
 from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.errors import BucketDownError, BucketError, LakeError, LakeMissingError
 from featurestore.storage.bucket_clients import ATTEMPTS, endpoint
 from featurestore.storage.full_disk import disk_full_error
 
@@ -95,6 +96,16 @@ def no_bucket(error: BaseException) -> bool:
     return bool(codes(error) & NO_BUCKET)
 
 
+def missing_keys_error(error: BaseException) -> BucketError | None:
+    """Return an error that names this machine if it has no valid credentials, else None.
+
+    On a cluster it may be one node of many, on which whatever comes to it would fail.
+    """
+    if not codes(error) & (NO_KEYS | WRONG_KEYS - {"401"}):  # 401: of any web server
+        return None
+    return BucketError(f"on node {socket.gethostname()}: {' '.join(str(error).split())}")
+
+
 def explain(error: BaseException, uri: str) -> LakeError | None:
     """Return the error that explains an error of a bucket; None if it is not of the bucket."""
     if isinstance(error, LakeError):
@@ -107,12 +118,15 @@ def explain(error: BaseException, uri: str) -> LakeError | None:
         return LakeMissingError(f"{uri}: {text} (at {_endpoint(protocol)})")
     if error_codes & {"FileNotFoundError", "FileExistsError"}:
         return None
-    if text := _advice(error_codes, protocol):
+    if text := _denied(error_codes):
         return BucketError(f"{uri}: {text}")
+    if text := _down(error_codes, protocol):
+        return BucketDownError(f"{uri}: {text}")
     return None
 
 
-def _advice(error_codes: set[str], protocol: str) -> str:
+def _denied(error_codes: set[str]) -> str:
+    """Return what to do about the credentials; empty if they are not at fault."""
     if first := _first_code(error_codes, WRONG_KEYS):
         return f"the credentials are not valid ({first}); renew them, see docs/buckets.md"
     if first := _first_code(error_codes, NO_KEYS):
@@ -122,6 +136,11 @@ def _advice(error_codes: set[str], protocol: str) -> str:
             f"access is denied ({first}); the keys are wrong, or are not allowed to list the "
             "bucket and to get, put and delete what is under this prefix"
         )
+    return ""
+
+
+def _down(error_codes: set[str], protocol: str) -> str:
+    """Return why a bucket does not answer; empty if it does."""
     if first := _first_code(error_codes, BUSY):
         return (
             f"the bucket is too busy ({first}, after {ATTEMPTS} attempts by default); "

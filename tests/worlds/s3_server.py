@@ -2,7 +2,8 @@
 
 It must be another process than the tests': some calls of Lance keep the interpreter's lock while
 they wait for an answer, so a server in a thread beside them could never give it. Run as
-`python tests/worlds/s3_server.py`; it prints the ports of both, and ends when its stdin is closed.
+`python tests/worlds/s3_server.py [HOST]`; it prints the ports of both, and ends when its stdin is
+closed.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def moto_server() -> Any:  # noqa: ANN401 - werkzeug's server
+def moto_server(host: str) -> Any:  # noqa: ANN401 - werkzeug's server
     """moto's S3. It looks whether a key is there and writes it in two steps, so that two
     conditional writes could both win; S3 decides one after the other, and so does this.
     """
@@ -54,7 +55,7 @@ def moto_server() -> Any:  # noqa: ANN401 - werkzeug's server
         with contextlib.nullcontext() if reads else one_write:
             return list(app(environ, start))
 
-    return make_server("127.0.0.1", 0, in_turn, threaded=True, request_handler=Quiet)
+    return make_server(host, 0, in_turn, threaded=True, request_handler=Quiet)
 
 
 class Trouble:
@@ -174,9 +175,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve until stdin is closed."""
-    moto = moto_server()
-    Handler.upstream, Handler.trouble = ("127.0.0.1", moto.server_port), Trouble()
-    proxy = Server(("127.0.0.1", 0), Handler)
+    host = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
+    moto = moto_server(host)
+    Handler.upstream, Handler.trouble = (host, moto.server_port), Trouble()
+    proxy = Server((host, 0), Handler)
     for server in (moto, proxy):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     print(moto.server_port, proxy.server_port, flush=True)
