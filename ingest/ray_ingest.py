@@ -7,7 +7,7 @@ go on. After a kill the next run takes the slides that no commit names.
 
 import pickle
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Unpack
@@ -49,13 +49,21 @@ from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
 from ingest.remote.remote_files import is_local
 from ingest.scores.fill_scores import keep_scores, unknown_scores
-from ingest.select.named_slides import IngestOptions, Row, find_named_slides
+from ingest.select.known_files import known_files_at
+from ingest.select.named_slides import IngestOptions, NamedSlides, Row, find_named_slides
 from ingest.select.near_lake import refuse_folder_of_slides, refuse_near_lake
 from ingest.select.slides_to_cut import Todo, sort_out
 
 COMMIT_SLIDES = 64
 COMMIT_ROWS = 250_000
 COMMIT_S = 60.0
+#: Where slides are cut faster than 64 in this time, more of them go into one commit.
+LEAST_COMMIT_S, MOST_COMMIT_SLIDES = 10.0, 4096
+FEW_SLIDES = 2000  # beyond, a table is read whole
+#: Slides that one task cuts: a large one, or as many small ones.
+UNIT_SLIDES, UNIT_BYTES, UNITS_A_CORE = 16, 64 << 20, 16
+#: Units that Ray is given at once.
+WAVE_UNITS, WAVE_UNITS_A_CORE = 2048, 64
 SLIDE_TIMEOUT_S = 600.0
 SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
@@ -109,7 +117,7 @@ def ingest(
     config: LakeConfig,
     *,
     slide_timeout_s: float = SLIDE_TIMEOUT_S,
-    commit_slides: int = COMMIT_SLIDES,
+    commit_slides: int | None = None,
     address: str | None = None,
     auto_vacuum: bool = False,
     **options: Unpack[IngestOptions],
@@ -122,7 +130,8 @@ def ingest(
         config: settings of the lake; an existing lake's must be the same.
         slide_timeout_s: seconds, plus one for each MB, after which a slide is given up.
         commit_slides: number of slides in one commit; each commit is one fragment per mpp, which
-            a teacher later computes or resumes as a whole.
+            a teacher later computes or resumes as a whole. None: 64, or as many as are cut in ten
+            seconds where that is more.
         address: a Ray cluster; a local Ray is started if None.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
         **options: which slides to take, and how to find their tissue; see `IngestOptions`.
@@ -141,7 +150,34 @@ def ingest(
         (1, 0)
     """
     start = time.perf_counter()
-    named = find_named_slides(inputs, options)
+    named = find_named_slides(inputs, options, known=known_files_at(lake_uri))
+    outcome = ingest_named_slides(
+        lake_uri,
+        named,
+        config,
+        options,
+        slide_timeout_s=slide_timeout_s,
+        commit_slides=commit_slides,
+        address=address,
+        auto_vacuum=auto_vacuum,
+    )
+    outcome.seconds = round(time.perf_counter() - start, 3)
+    return outcome
+
+
+def ingest_named_slides(
+    lake_uri: str,
+    named: NamedSlides,
+    config: LakeConfig,
+    options: IngestOptions,
+    *,
+    slide_timeout_s: float = SLIDE_TIMEOUT_S,
+    commit_slides: int | None = None,
+    address: str | None = None,
+    auto_vacuum: bool = False,
+) -> IngestResult:
+    """Cut slides that `find_named_slides` has found; arguments and errors are those of `ingest`."""
+    start = time.perf_counter()
     refuse_folder_of_slides(lake_uri)
     lake = create_lake(lake_uri, config)
     refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))
@@ -149,8 +185,8 @@ def ingest(
     todo = sort_out(rows, options, named.tissue_by)
     if todo.failed:
         lake.committer.fail(todo.failed)
-    if todo.facts:
-        lake.committer.update_slides(todo.facts)
+    if updates := todo.updates:
+        lake.committer.update_slides(updates)
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
         purpose = f"ingest of {len(todo.cut)} slides"
@@ -177,7 +213,7 @@ def ingest(
 
 
 def _run(
-    lake: Lake, todo: Todo, commit_slides: int, slide_timeout_s: float, workers: int
+    lake: Lake, todo: Todo, commit_slides: int | None, slide_timeout_s: float, workers: int
 ) -> list[dict[str, str]]:
     """Cut and commit slides, on Ray or by `workers` processes of this machine.
 
@@ -223,15 +259,16 @@ def _run(
                 if fault := _fault_of_a_machine(outcome):
                     batch.flush()
                     raise fault
-                kept += _fail(lake, [outcome], todo.again)
+                kept += batch.fail([outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
                 watch.slide(outcome["slide_id"], reason=outcome["reason"])
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
-        batch.flush()
         reason = "the worker died on it (a crash in a decoder, or out of memory)"
+        kept += batch.fail([{**row, "reason": reason} for row in left.values()], todo.again)
+        batch.flush()
         for slide_id in left:
             watch.slide(slide_id, reason=reason)
-    return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()], todo.again)
+    return kept
 
 
 def _fault_of_a_machine(outcome: Row) -> Exception | None:
@@ -263,14 +300,6 @@ def _guess(row: Row) -> str:
     )
 
 
-def _fail(lake: Lake, rows: Sequence[Row], again: Mapping[str, str]) -> list[dict[str, str]]:
-    """Commit the failed slides; a slide that is ready from an earlier cut stays as it is."""
-    ready = [row for row in rows if row["state"] == "ready"]
-    if len(ready) < len(rows):
-        lake.committer.fail([row for row in rows if row["state"] != "ready"])
-    return [{"slide": row["slide_id"], "reason": _stays(row, again)} for row in ready]
-
-
 def _stays(row: Row, again: Mapping[str, str]) -> str:
     if why := again.get(row["slide_id"]):
         return f"cutting it again ({why}) failed, its earlier tiles stay: {row['reason']}"
@@ -278,25 +307,49 @@ def _stays(row: Row, again: Mapping[str, str]) -> str:
 
 
 class _Batch:
-    """Cut slides that wait for their commit."""
+    """Cut slides and failed slides that wait for their commit.
 
-    def __init__(self, lake: Lake, slides: int, watch: JobWatch) -> None:
-        self._lake, self._slides, self._watch = lake, slides, watch
+    A commit costs about 0.1 s whatever it holds. Slides that are cut by the hundred a second would
+    wait for commits more than for anything else, and leave thousands of small fragments.
+    """
+
+    def __init__(self, lake: Lake, slides: int | None, watch: JobWatch) -> None:
+        self._lake, self._watch = lake, watch
+        self._slides = COMMIT_SLIDES if slides is None else slides
+        self._least_s = LEAST_COMMIT_S if slides is None else 0.0
         self._cuts: list[SlideCut] = []
+        self._failed: list[Row] = []
+        self._rows = 0
         self._since = time.monotonic()
 
     def add(self, cut: SlideCut) -> None:
         self._cuts.append(cut)
-        rows = sum(next(iter(c.grids.values())).tiles.num_rows for c in self._cuts)
-        late = time.monotonic() - self._since > COMMIT_S
-        if late or len(self._cuts) >= self._slides or rows >= COMMIT_ROWS:
+        self._rows += next(iter(cut.grids.values())).tiles.num_rows
+        self._flush_if_due()
+
+    def fail(self, rows: Sequence[Row], again: Mapping[str, str]) -> list[dict[str, str]]:
+        """Record failed slides; one that is ready from an earlier cut stays, and is returned."""
+        self._failed += [row for row in rows if row["state"] != "ready"]
+        self._flush_if_due()
+        ready = [row for row in rows if row["state"] == "ready"]
+        return [{"slide": row["slide_id"], "reason": _stays(row, again)} for row in ready]
+
+    def _flush_if_due(self) -> None:
+        waited_s, slides = time.monotonic() - self._since, len(self._cuts) + len(self._failed)
+        many = slides >= self._slides and waited_s >= self._least_s
+        most = slides >= MOST_COMMIT_SLIDES or self._rows >= COMMIT_ROWS
+        if many or most or waited_s > COMMIT_S:
             self.flush()
 
     def flush(self) -> None:
         if self._cuts:
-            with self._watch.commit(slides=len(self._cuts)):
-                self._lake.committer.commit_slides(self._cuts)
-        self._cuts, self._since = [], time.monotonic()
+            with self._watch.commit(slides=len(self._cuts), failed=len(self._failed)):
+                self._lake.committer.commit_slides(self._cuts, self._failed)
+        elif self._failed:
+            with self._watch.commit(slides=0, failed=len(self._failed)):
+                self._lake.committer.fail(self._failed)
+        self._cuts, self._failed, self._rows = [], [], 0
+        self._since = time.monotonic()
 
 
 def _share(todo: Sequence[Row]) -> float:
@@ -318,39 +371,96 @@ def _outcomes(
 
     context = ray.data.DataContext.get_current()
     before = context.max_errored_blocks
-    context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
+    context.max_errored_blocks = -1  # a worker that dies takes its own slides with it, no others
     try:
-        yield from _cut_by_ray(store, config, todo, slide_timeout_s, workers.cpus_per_worker)
+        share = workers.cpus_per_worker
+        lost: list[Row] = []
+        for wave in waves(todo, _cores()):
+            left = {row["slide_id"]: row for unit in wave for row in unit}
+            for outcome in _cut_by_ray(store, config, wave, slide_timeout_s, share):
+                row = outcome.row if isinstance(outcome, SlideCut) else outcome
+                del left[row["slide_id"]]
+                yield outcome
+            alone = {unit[0]["slide_id"] for unit in wave if len(unit) == 1}
+            lost += [row for name, row in left.items() if name not in alone]
+        if lost:  # with the worker of another slide: only that one dies now
+            alone_again = [[row] for row in lost]
+            yield from _cut_by_ray(store, config, alone_again, slide_timeout_s, share)
     finally:  # a job after this one in the same process must not lose blocks in silence
         context.max_errored_blocks = before
 
 
+def _cores() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 1))
+
+
+def waves(todo: Sequence[Row], cores: float) -> Iterator[list[list[Row]]]:
+    """Yield the slides in waves of units; a unit is cut by one task, small slides several.
+
+    Ray Data keeps about 14 kB of every unit that it was given, and takes 1 ms to be given it, so
+    units are given a wave at a time: at least 64 of them a core, by which cores that have nothing
+    left at the end of a wave are about a hundredth.
+    """
+    most_slides = max(1, min(UNIT_SLIDES, int(len(todo) / (UNITS_A_CORE * cores))))
+    most_units = max(WAVE_UNITS, int(WAVE_UNITS_A_CORE * cores))
+    wave: list[list[Row]] = []
+    size = 0
+    for row in todo:
+        row_bytes = row["bytes"] or 0
+        if wave and len(wave[-1]) < most_slides and size + row_bytes <= UNIT_BYTES:
+            wave[-1].append(row)
+            size += row_bytes
+            continue
+        if len(wave) == most_units:
+            yield wave
+            wave = []
+        wave.append([row])
+        size = row_bytes
+    if wave:
+        yield wave
+
+
 def _cut_by_ray(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float, share: float
-) -> Generator[SlideCut | Row]:
+    store: Store,
+    config: LakeConfig,
+    units: Sequence[Sequence[Row]],
+    slide_timeout_s: float,
+    share: float,
+) -> Iterator[SlideCut | Row]:
     import ray.data
 
-    task_rows = [
-        {
-            "number": number,
-            "job": pickle.dumps((store, config, row, loaded_extensions())),
-            "limit_s": slide_timeout_s + (row["bytes"] or 0) / SLOWEST_BYTES_S,
-        }
-        for number, row in enumerate(todo)
-    ]
-    slides = ray.data.from_items(task_rows, override_num_blocks=len(task_rows))
+    rows = [row for unit in units for row in unit]
+    extensions = loaded_extensions()
+    unit_rows, number = [], 0
+    for unit in units:
+        numbers = range(number, number + len(unit))
+        number += len(unit)
+        unit_rows.append(
+            {
+                "numbers": list(numbers),
+                "jobs": [pickle.dumps((store, config, row, extensions)) for row in unit],
+                "limits_s": [
+                    slide_timeout_s + (row["bytes"] or 0) / SLOWEST_BYTES_S for row in unit
+                ],
+            }
+        )
+    slides = ray.data.from_items(unit_rows, override_num_blocks=len(unit_rows))
     with schedulable(num_cpus=share):
-        for outcome in slides.map(cut_apart, num_cpus=share).iter_rows():
+        for outcome in slides.flat_map(cut_apart, num_cpus=share).iter_rows():
             if outcome["died"]:
-                yield failure(todo[outcome["number"]], SlideError(f"cutting it {outcome['died']}"))
+                yield failure(rows[outcome["number"]], SlideError(f"cutting it {outcome['died']}"))
             else:
                 yield pickle.loads(outcome["outcome"])
 
 
 def _result(lake: Lake, slide_ids: Sequence[str]) -> IngestResult:
-    of_these = pl.col("slide_id").is_in(list(slide_ids))
-    columns = ["slide_id", "state", "reason", "reader"]
-    slide_rows = lake.slides().filter(of_these).select(columns).collect()
+    slides = lake.slides().select("slide_id", "state", "reason", "reader")
+    if len(slide_ids) <= FEW_SLIDES:
+        slides = slides.filter(pl.col("slide_id").is_in(list(slide_ids)))
+    names = pl.DataFrame({"slide_id": list(slide_ids)}, schema={"slide_id": pl.String})
+    slide_rows = slides.collect().join(names, on="slide_id", how="semi", maintain_order="left")
     tiles = count_tiles(lake.table(CATALOG)).tiles
     ready, failed = (
         slide_rows.filter(slide_rows["state"] == state) for state in ("ready", "failed")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ingest.select.ingest_plan import IngestPlan
     from ingest.select.named_slides import IngestOptions
 
+#: Lines of one kind that are printed; a lake of 300,000 slides may have 30,000 failed ones.
+MOST_LINES = 100
+
 SlidesArg = Annotated[
     tuple[str, ...],
     typer.Argument(
@@ -91,6 +94,10 @@ class SelectionOptions:
         replace: Take another file for a known slide_id. A file that changed in place (scanned
             again) is taken anyway; the old rows stay readable at the versions before.
         slide_timeout: Minutes, plus a second per MB, after which a slide fails.
+        since: Take only files that have changed or arrived since: 2026-11-30, 2026-11-30T18:30, or
+            how long ago, as 36h or 7d.
+        check_content: Read both ends of every file; else a file with the size and ETag (or time of
+            modification) that the lake keeps counts as the same.
     """
 
     PANEL = "Which slides"
@@ -100,6 +107,8 @@ class SelectionOptions:
     retry_failed: bool = False
     replace: bool = False
     slide_timeout: float = 10.0
+    since: Annotated[str | None, typer.Option(metavar="WHEN")] = None
+    check_content: Annotated[bool, typer.Option("--check-content")] = False
     distinct_ids: DistinctIdsOpt = False
 
 
@@ -117,6 +126,8 @@ def ingest_choices(reading: ReadingOptions, selection: SelectionOptions) -> "Ing
         "allow_anisotropic": reading.allow_anisotropic,
         "icc": reading.icc,
         "distinct_ids": selection.distinct_ids,
+        "since": selection.since,
+        "check_content": selection.check_content,
     }
 
 
@@ -140,14 +151,22 @@ def lake_config(
 
 def failed_slides(ingested: "IngestResult") -> list[str]:
     """Return a line for each slide that failed."""
-    return [f"{failure['slide']} failed: {failure['reason']}" for failure in ingested.failed]
+    return _some_lines(
+        [f"{failure['slide']} failed: {failure['reason']}" for failure in ingested.failed]
+    )
+
+
+def _some_lines(lines: list[str]) -> list[str]:
+    """Return the lines, or the first hundred and how many more there are; JSON has all of them."""
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], f"and {more:,} slides more (--json)"] if more > 1 else lines
 
 
 def ingest_lines(ingested: "IngestResult") -> list[str]:
     """Return what else an ingest did, a line each."""
-    lines = [f"{slide} was scanned again: its rows are replaced" for slide in ingested.replaced]
-    lines += [f"{slide} was cut again: {why}" for slide, why in ingested.again.items()]
-    return lines + ingested.notes
+    again = [f"{slide} was scanned again: its rows are replaced" for slide in ingested.replaced]
+    again += [f"{slide} was cut again: {why}" for slide, why in ingested.again.items()]
+    return _some_lines(again) + ingested.notes
 
 
 def ingest_summary(ingested: "IngestResult") -> str:
@@ -176,4 +195,6 @@ def plan_lines(plan: "IngestPlan") -> list[str]:
 
 def planned_failures(plan: "IngestPlan") -> list[str]:
     """Return a line for each slide that would fail."""
-    return [f"{failure['slide']} would fail: {failure['reason']}" for failure in plan.failed]
+    return _some_lines(
+        [f"{failure['slide']} would fail: {failure['reason']}" for failure in plan.failed]
+    )

@@ -38,7 +38,7 @@ from featurestore.tables.schema import (
 
 # Beyond this a table is read whole: a look-up takes about 1 ms and a few us a slide.
 FEW_SLIDES = 2000
-FACTS = ["fingerprint", "uri", "patient_id", "extra", "mpp", "cut_with"]
+FACTS = ["fingerprint", "listing_mark", "uri", "patient_id", "extra", "mpp", "cut_with"]
 KNOWN = ["slide", "slide_id", "state", "reason", *FACTS]
 ROWS_AT_ONCE = 1024  # whole rows of slides, about 30 kB each
 
@@ -120,7 +120,8 @@ class Committer:
         Returns:
             The rows in their order, with `slide`, the `state` and `reason` that the lake has, and
             the source and settings of its last ingest as `known_fingerprint`, `known_uri`,
-            `known_patient_id`, `known_extra`, `known_mpp` and `known_cut_with`.
+            `known_listing_mark`, `known_patient_id`, `known_extra`, `known_mpp` and
+            `known_cut_with`.
         """
         with self.exclusive():
             lake_rows = self._lake_rows([row["slide_id"] for row in rows])
@@ -172,11 +173,15 @@ class Committer:
                 )
             self.apply([])
 
-    def commit_slides(self, cuts: Sequence[SlideCut]) -> None:
+    def commit_slides(self, cuts: Sequence[SlideCut], failed: Sequence[Row] = ()) -> None:
         """Add cut slides to the lake in one commit.
 
         What is there already from the same file is left as it is; rows of an earlier scan (their
         shard has another name) are replaced, and stay readable at the versions before.
+
+        Args:
+            cuts: the slides.
+            failed: slides that could not be cut, with their `reason`, recorded as `fail` does.
 
         Raises:
             DamageError: a shard is not where its row names it, or rows are not as they must be.
@@ -190,6 +195,7 @@ class Committer:
                     self._check()
                     features.append_tiles(self.ledger, mpp, some, again, group)
             rows = [{**cut.row, "state": READY, "reason": None} for cut in cuts]
+            rows += [{**row, "state": FAILED} for row in failed]
             self._upsert_slides(rows, group)
             self.apply(group.changes)
 

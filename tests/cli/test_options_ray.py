@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from examples.demo import QUICK
-from featurestore import free_old_versions, open_lake, verify
+from featurestore import fit_stats, free_old_versions, open_lake, read_stats, verify
 from ingest import CARDS
 from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT
@@ -386,6 +386,7 @@ ELSEWHERE = [
     command_line(f"extract {{bags}} --teacher efficientnet_lite1 {NOWHERE}"),
     command_line(f"build {{tmp}}/away {{slide}} --teacher efficientnet_lite1 --mpp 2.0 {NOWHERE}"),
     command_line(f"distill {{bags}} --teacher good --name away {TINY} {NOWHERE}"),
+    command_line(f"evaluate {{bags}} --student both {NOWHERE}"),
     command_line(f"mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"),
     command_line(
         "survival {bags} --labels {labels} --time months --event dead --features good " + NOWHERE
@@ -398,6 +399,7 @@ THERE = command_line(
 METERED = command_line(
     f"--metrics-port 9 mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"
 )
+STATS = command_line("stats {bags} --teacher good --mpp 0.5 --tiles 40 --address {ray} --json")
 SCRIPT = """
 import json, sys, slidelake
 for words in json.load(sys.stdin):
@@ -439,3 +441,15 @@ def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")
+
+
+def test_workers_read_a_sample_for_statistics(run: Run, places: Places) -> None:
+    (fitted,) = run(STATS).value["sets"]
+    assert (fitted["sample"], fitted["rows"], fitted["new"]) == (40, 40, True)
+    lake = open_lake(str(places["bags"]))
+    kept = json.loads(lake.read_bytes(f"{fitted['path']}/card.json"))
+    here = fit_stats(lake, "good", mpp=0.5, slide_ids=kept["slides"], tiles=40)
+    there = read_stats(lake, "good", mpp=0.5, slide_ids=kept["slides"])
+    assert there is not None
+    assert (here.mean == there.mean).all()
+    assert (here.covariance == there.covariance).all()

@@ -132,10 +132,11 @@ def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
 def compared_tiles(level: JpegLevel) -> list[int]:
     """Return the numbers of the tiles that are compared with openslide's before a level is trusted.
 
-    The tiles with most bytes have most to get wrong; the last one has the edges.
+    The tiles with most bytes have most to get wrong; the last one has the edges. Each is named
+    once: of a small level they are the same.
     """
     heavy = np.argsort(level.sizes)[-HEAVY:].tolist()
-    return [0, *heavy, len(level.sizes) - 1]
+    return list(dict.fromkeys([0, *heavy, len(level.sizes) - 1]))
 
 
 def _from_webp(webp: bytes) -> RgbArray:
