@@ -310,14 +310,18 @@ class _LinesView:
         if snapshot.state == "running" and now - self._last < self._every_s:
             return
         self._last = now
-        print(self._form.show(snapshot), file=self._out, flush=True)
+        self._write(self._form.show(snapshot))
 
     def note(self, text: str) -> None:
-        print(self._form.note(self._start, text), file=self._out, flush=True)
+        self._write(self._form.note(self._start, text))
 
     def event(self, name: str, facts: Mapping[str, object]) -> None:
         if self._form.event is not None:
-            print(self._form.event(self._start, name, facts), file=self._out, flush=True)
+            self._write(self._form.event(self._start, name, facts))
+
+    def _write(self, line: str) -> None:
+        self._out.write(f"{line}\n")  # in one piece: commits are noted by a thread of their own
+        self._out.flush()
 
 
 def _plain_note(start: Snapshot, text: str) -> str:

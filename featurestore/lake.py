@@ -27,7 +27,7 @@ from featurestore.read.pairs import Pairs, read_pairs
 from featurestore.read.selection import Selection
 from featurestore.read.stream_order import Order
 from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
-from featurestore.roots.roots_file import readable_roots
+from featurestore.roots.roots_file import Roots, readable_roots
 from featurestore.roots.snapshots import read_snapshots
 from featurestore.storage.full_disk import naming_full_disk
 from featurestore.storage.read_errors import ADVICE, reading
@@ -35,6 +35,7 @@ from featurestore.storage.store import Store
 from featurestore.tables import lance_annotations as registry
 from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.lance_counts import count_states, count_tiles
+from featurestore.tables.lance_held import new_session
 from featurestore.tables.lance_rows import RowReader
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import (
@@ -84,6 +85,8 @@ class Lake:
             `open_lake`.
         believed: whether tables are opened as they are, without a look at `roots.json`: for a
             search for damage.
+        session: Lance's cache of an earlier version of the same lake; a new one is made without.
+        roots: contents of `roots.json`, if they were read already.
 
     >>> lake = sl.open_lake("my-lake")
     >>> lake.config.mpps, lake.teachers(mpp=0.5)
@@ -98,16 +101,21 @@ class Lake:
         check: Check | None = FIRST_READ,
         *,
         believed: bool = False,
+        session: lance.Session | None = None,
+        roots: Roots | None = None,
     ) -> None:
         self.store, self.config = store, config
+        self._session = session or new_session(store)
         self.first_reads = FirstReads(check)
         #: Whether the version was chosen; if not, the newest was opened.
         self.is_pinned = version is not None
-        self._roots = None if believed else readable_roots(store)
+        self._roots = None if believed else roots or readable_roots(store)
         if believed and version is None:
             version = open_table(store, CATALOG).version
         catalog = (
-            newest_catalog(store, self._roots) if version is None else self._catalog_at(version)
+            newest_catalog(store, self._roots, self._session)
+            if version is None
+            else self._catalog_at(version)
         )
         self.version: int = catalog.version
         self._versions: dict[str, int] = {CATALOG: self.version, **root_versions(catalog)}
@@ -115,7 +123,7 @@ class Lake:
         self._readers: dict[str, RowReader] = {}
 
     def _catalog_at(self, version: int) -> lance.LanceDataset:
-        return open_checked(self.store, CATALOG, version, self._roots)
+        return open_checked(self.store, CATALOG, version, self._roots, self._session)
 
     def __reduce__(self) -> tuple[type["Lake"], tuple[Store, LakeConfig, int, Check | None]]:
         return Lake, (self.store, self.config, self.version, self.first_reads.check)
@@ -144,7 +152,7 @@ class Lake:
         >>> lake.refreshed().version >= lake.version
         True
         """
-        return Lake(self.store, self.config, check=self.first_reads.check)
+        return Lake(self.store, self.config, check=self.first_reads.check, session=self._session)
 
     def snapshots(self) -> dict[str, int]:
         """Return the versions named by `snapshot`, by name; vacuum keeps them.
@@ -187,7 +195,7 @@ class Lake:
     @property
     def committer(self) -> Committer:
         """Return the committer, which changes this lake."""
-        return Committer(self.store, self.config)
+        return Committer(self.store, self.config, self._session)
 
     # ------------------------------------------------------------------ tables
 
@@ -195,9 +203,9 @@ class Lake:
         """Return a table of this version; Lance opens it once, since it never changes."""
         if rel not in self._tables:
             if rel not in self._versions:  # a table of an annotation, which is never changed
-                self._tables[rel] = open_table(self.store, rel)
+                self._tables[rel] = open_table(self.store, rel, session=self._session)
                 return self._tables[rel]
-            table = open_checked(self.store, rel, self._versions[rel], self._roots)
+            table = open_checked(self.store, rel, self._versions[rel], self._roots, self._session)
             self._tables[rel] = table
         return self._tables[rel]
 

@@ -12,10 +12,11 @@ from featurestore.lake import Lake
 from featurestore.read.first_reads import FIRST_READ, Check, known_check
 from featurestore.roots.lake_settings import is_lake, read_settings
 from featurestore.roots.lance_roots import record_roots
-from featurestore.roots.roots_file import LAKE_FILE
+from featurestore.roots.roots_file import LAKE_FILE, readable_roots
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
-from featurestore.tables.lance_tables import create_table, make_index, open_table
+from featurestore.tables.lance_held import held_tables
+from featurestore.tables.lance_tables import create_table, make_index, open_table, table_versions
 from featurestore.tables.schema import (
     CATALOG,
     CATALOG_SCHEMA,
@@ -60,10 +61,12 @@ def open_lake(
     """
     check = known_check(check)
     store = Store(uri)
-    config = read_settings(store)
-    if version is None or isinstance(version, int) or version.isdecimal():
-        number = None if version is None else int(version)
-        return _at_number(store, config, number, check)
+    roots = readable_roots(store)
+    config = read_settings(store, roots)
+    if version is None:
+        return Lake(store, config, None, check, roots=roots)
+    if isinstance(version, int) or version.isdecimal():
+        return _at_number(store, config, int(version), check)
     snapshots = Lake(store, config).snapshots()
     if version not in snapshots:
         msg = f"{store.uri} has no snapshot '{version}'; it has: {', '.join(snapshots) or 'none'}"
@@ -71,12 +74,12 @@ def open_lake(
     return _at_number(store, config, snapshots[version], check)
 
 
-def _at_number(store: Store, config: LakeConfig, version: int | None, check: Check | None) -> Lake:
+def _at_number(store: Store, config: LakeConfig, version: int, check: Check | None) -> Lake:
     """Open a lake at a version, even if the newest version is unreadable."""
     try:
         return Lake(store, config, version, check)
     except LakeError as error:
-        if version is None or isinstance(error, BucketError):
+        if isinstance(error, BucketError):
             raise
         newest = Lake(store, config)
         if version in _catalog_versions(newest):
@@ -92,7 +95,7 @@ def _at_number(store: Store, config: LakeConfig, version: int | None, check: Che
 
 def _catalog_versions(lake: Lake) -> set[int]:
     """Return all versions of a lake's catalog, including versions that changed only an index."""
-    return {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
+    return set(table_versions(lake.table(CATALOG)))
 
 
 def ranges(versions: Sequence[int], names: Mapping[int, str]) -> str:
@@ -142,8 +145,9 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
     """
     store = Store(uri)
     if not is_lake(store):
-        store.fs.makedirs(store.root, exist_ok=True)
-        with commit_lock(store):
+        if store.is_local:
+            store.fs.makedirs(store.root, exist_ok=True)
+        with commit_lock(store), held_tables(store):
             if not is_lake(store):
                 _remove_unfinished(store)
                 _make_tables(store, config)
@@ -160,8 +164,10 @@ def _remove_unfinished(store: Store) -> None:
         LakeError: a table has been written to; nothing is removed.
     """
     unfinished: list[str] = []
-    features = [f"features/{name}" for name in store.names("features")]
-    for rel in [SLIDES, CATALOG, *features]:
+    existing = store.names("")
+    features = store.names("features") if "features" in existing else []
+    tables = [rel for rel in (SLIDES, CATALOG) if rel in existing]
+    for rel in [*tables, *(f"features/{name}" for name in features)]:
         files = [file.path for file in store.walk(rel)]
         if any(path.startswith(f"{rel}/_versions/") for path in files):
             table = open_table(store, rel)

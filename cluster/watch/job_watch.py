@@ -72,6 +72,12 @@ class JobWatch:
         for name, metric in names.items():
             self._metrics.add(f"slidelake_{metric}", float(counts.get(name) or 0))
 
+    def features(self, tile_features: int) -> None:
+        """Count embeddings of a slide that has not ended."""
+        with self._counting():
+            self._count({"tile_features": tile_features})
+            self._progressed()
+
     @contextlib.contextmanager
     def commit(self, **facts: int | float | str) -> Iterator[None]:
         """Note a commit, with its seconds and what it holds, once the block has made it."""

@@ -46,6 +46,12 @@ def verify_command(options: VerifyOptions) -> None:
         f"{count:,} {name} have no checksum: `slidelake repair --checksums` adds them"
         for name, count in verdict.unchecked.items()
     ]
+    if parts := verdict.parts["files"]:
+        lines.append(
+            f"{counted(parts, 'part')} of columns ({verdict.parts['bytes'] / 1e6:,.0f} MB) of an "
+            "extract that is at work or was cut short: it goes on from them, and `slidelake "
+            "vacuum` removes them"
+        )
     if not verdict.ok:
         lines.append(advice(options.lake, verdict))
     print_answer(

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from featurestore.errors import DamageError
 from featurestore.shards.tar_shards import Shard
+from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import tiles_crc32
 
@@ -68,8 +69,13 @@ def fragment_groups(cuts: Sequence[SlideCut], mpp: float) -> Iterator[list[Slide
         yield group
 
 
-def check_cut(store: Store, row: Row, grid: GridCut) -> None:
+def check_cuts(store: Store, mpp: float, cuts: Sequence[SlideCut]) -> None:
     """Raise DamageError if rows are unsorted, of another slide, or without their whole shard."""
+    # A request for each shard.
+    side_by_side(store, lambda cut: _check_cut(store, cut.row, cut.grids[mpp]), cuts)
+
+
+def _check_cut(store: Store, row: Row, grid: GridCut) -> None:
     ids, shard = grid.tiles["tile_id"].to_numpy(), grid.shard
     if np.any(np.diff(ids) <= 0) or (shard and shard.tiles != len(ids)):
         msg = f"slide {row['slide_id']}: tiles are not sorted by key, or not all are in the shard"
@@ -77,9 +83,16 @@ def check_cut(store: Store, row: Row, grid: GridCut) -> None:
     if pc.any(pc.not_equal(grid.tiles["slide"], row["slide"])).as_py():
         msg = f"slide {row['slide_id']}: rows of another slide are among its tiles"
         raise DamageError(msg)
-    if shard and (not store.exists(shard.path) or store.size(shard.path) != shard.bytes):
+    if shard and _size(store, shard.path) != shard.bytes:
         msg = f"slide {row['slide_id']}: shard {shard.path} is not there whole"
         raise DamageError(msg)
+
+
+def _size(store: Store, path: str) -> int | None:
+    try:
+        return store.size(path)
+    except FileNotFoundError:
+        return None
 
 
 def tiles_row(slide: Row, mpp: float, grid: GridCut, start: int) -> Row:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import lance
 import pyarrow as pa
 
 from featurestore.commits import lance_features as features
@@ -22,6 +23,7 @@ from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import with_row_crc32
 from featurestore.tables.lance_columns import ColumnFile
+from featurestore.tables.lance_held import held_tables
 from featurestore.tables.lance_tables import add_missing_columns, commit_transaction, open_table
 from featurestore.tables.schema import (
     FAILED,
@@ -49,10 +51,13 @@ class Committer:
     Args:
         store: the lake's files.
         config: the lake's settings.
+        session: cache of Lance that outlives one commit; see `held_tables`.
     """
 
-    def __init__(self, store: Store, config: LakeConfig) -> None:
-        self.store, self.config = store, config
+    def __init__(
+        self, store: Store, config: LakeConfig, session: lance.Session | None = None
+    ) -> None:
+        self.store, self.config, self._session = store, config, session
         self.ledger = Ledger(store, config)
         self._check: Callable[[], None] = lambda: None
 
@@ -66,8 +71,9 @@ class Committer:
         Raises:
             DiskFullError: there is no room to write.
         """
-        with commit_lock(self.store) as lease:
+        with commit_lock(self.store) as lease, held_tables(self.store, self._session):
             self._check = lease.check
+            self.ledger.forget()
             if recover:
                 self.finish()
             yield self
@@ -188,6 +194,7 @@ class Committer:
         """
         with self.exclusive():
             group = Group()
+            self.ledger.read_ahead(cut.row["slide"] for cut in cuts)
             for mpp in self.config.mpps:
                 todo, old = self._cuts_to_append(mpp, [cut for cut in cuts if mpp in cut.grids])
                 for some in fragment_groups(todo, mpp):
@@ -257,39 +264,37 @@ class Committer:
 
     # ------------------------------------------------------------------ teachers
 
-    def add_teacher(self, mpp: float, name: str, dim: int, identity: dict[str, Any]) -> pa.Field:
+    def add_teacher(self, mpp: float, name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
         """Add a teacher's empty column, or check that the column is of the same teacher.
 
         Raises:
             IdentityError: the name is taken by a teacher with another identity.
         """
-        new_field = teacher_field(name, dim, identity)
+        return self.add_teachers(mpp, [teacher_field(name, dim, identity)])[0]
+
+    def add_teachers(self, mpp: float, fields: Sequence[pa.Field]) -> list[pa.Field]:
+        """Add teachers' empty columns (`teacher_field`) in one commit, as `add_teacher` does.
+
+        Returns:
+            The columns as the lake has them.
+
+        Raises:
+            IdentityError: a name is taken by a teacher with another identity; nothing is added.
+        """
         with self.exclusive():
             table = open_table(self.store, features_table(mpp))
-            if name not in table.schema.names:
+            columns = {field.name: field for field in table.schema}
+            missing: list[pa.Field] = []
+            for field in fields:
+                if field.name in columns:
+                    _check_identity(mpp, columns[field.name], field)
+                else:
+                    missing.append(columns.setdefault(field.name, field))
+            if missing:
                 self._check()
-                table.add_columns([new_field])
+                table.add_columns(missing)
                 self.apply([])
-                return new_field
-            lake_field = table.schema.field(name)
-        if not is_teacher(lake_field):
-            msg = (
-                f"'{name}' is a column of {kind_of(lake_field)} kind at mpp {mpp} in the lake, so "
-                "no teacher can have this name; give one of them another name (slidelake rename)"
-            )
-            raise IdentityError(msg)
-        if lake_field.type != new_field.type or identity_of(lake_field) != identity_of(new_field):
-            changed = sorted(
-                key
-                for key in {*identity_of(lake_field), *identity}
-                if identity_of(lake_field).get(key) != identity.get(key)
-            )
-            msg = (
-                f"teacher '{name}' is in the lake at mpp {mpp} with another identity (differs in: "
-                f"{', '.join(changed) or 'dimension'}); give the new one another name"
-            )
-            raise IdentityError(msg)
-        return lake_field
+        return [columns[field.name] for field in fields]
 
     def commit_columns(self, mpp: float, files: Sequence[ColumnFile]) -> None:
         """Publish finished columns of fragments; complete columns are left as they are.
@@ -327,6 +332,28 @@ class Committer:
         """Remove a teacher's features from fragments, so that the next extract makes them again."""
         with self.exclusive():
             self.apply([features.drop_column(self.store, mpp, teacher, fragments)])
+
+
+def _check_identity(mpp: float, lake_field: pa.Field, new_field: pa.Field) -> None:
+    """Raise IdentityError if a column of the lake is not of the teacher of a new column."""
+    name, identity = new_field.name, identity_of(new_field)
+    if not is_teacher(lake_field):
+        msg = (
+            f"'{name}' is a column of {kind_of(lake_field)} kind at mpp {mpp} in the lake, so "
+            "no teacher can have this name; give one of them another name (slidelake rename)"
+        )
+        raise IdentityError(msg)
+    if lake_field.type != new_field.type or identity_of(lake_field) != identity:
+        changed = sorted(
+            key
+            for key in {*identity_of(lake_field), *identity}
+            if identity_of(lake_field).get(key) != identity.get(key)
+        )
+        msg = (
+            f"teacher '{name}' is in the lake at mpp {mpp} with another identity (differs in: "
+            f"{', '.join(changed) or 'dimension'}); give the new one another name"
+        )
+        raise IdentityError(msg)
 
 
 def _as_known(row: Row, lake_row: Row) -> Row:

@@ -14,7 +14,7 @@ from lance import LanceOperation
 
 from featurestore.commits.lance_groups import Group
 from featurestore.commits.lance_ledger import Change, Ledger
-from featurestore.tables.lance_tables import commit, open_table, properties_of
+from featurestore.tables.lance_tables import commit, open_table, properties_of, table_versions
 from featurestore.tables.schema import features_table
 
 EDIT_KEY = "slidelake:edit"
@@ -73,5 +73,5 @@ def make(work: Work, edit: Edit) -> list[Change]:
 def was_made(ledger: Ledger, edit: Edit) -> bool:
     """Whether the same edit was begun before, in the versions that are kept."""
     table = open_table(ledger.store, features_table(ledger.config.mpps[0]))
-    kept = sorted((int(entry["version"]) for entry in table.versions()), reverse=True)
-    return any(properties_of(table, v).get(EDIT_KEY) == edit.text for v in kept[:LOOKED_BACK])
+    kept = table_versions(table)[: -LOOKED_BACK - 1 : -1]
+    return any(properties_of(table, v).get(EDIT_KEY) == edit.text for v in kept)

@@ -13,10 +13,11 @@ import lance
 import pyarrow as pa
 from lance import LanceOperation
 
-from featurestore.commits.cuts import Row, SlideCut, check_cut, tiles_row
+from featurestore.commits.cuts import Row, SlideCut, check_cuts, tiles_row
 from featurestore.commits.lance_groups import Group
 from featurestore.commits.lance_ledger import Change, Ledger, among
 from featurestore.errors import DamageError
+from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.lance_columns import ColumnFile
 from featurestore.tables.lance_files import accept_nulls, replacement
@@ -33,9 +34,9 @@ def append_tiles(
     """Commit the tiles of slides as one new fragment; it replaces tiles of the slides `old`."""
     store, rel = ledger.store, features_table(mpp)
     rows, start = [], 0
+    check_cuts(store, mpp, cuts)
     for cut in cuts:
         grid = cut.grids[mpp]
-        check_cut(store, cut.row, grid)
         rows.append({**tiles_row(cut.row, mpp, grid, start), "fragment": -1})
         start += grid.tiles.num_rows
     schema = pa.schema(list(tiles_schema(mpp, ledger.config.tile_px)))
@@ -174,24 +175,32 @@ def prepare_columns(ledger: Ledger, mpp: float, files: Sequence[ColumnFile]) -> 
     Raises:
         DamageError: a file is gone or its rows are not its fragment's rows.
     """
-    rel = features_table(mpp)
+    rel, teacher = features_table(mpp), files[0].teacher
     table = open_table(ledger.store, rel)
-    groups: list[object] = []
     rows: list[Row] = []
     again: list[int] = []
+    ledger.read_ahead(slide for file in files for slide in file.crc32)
+    new: list[tuple[ColumnFile, lance.LanceFragment, list[Row]]] = []
     for file in files:
         tiles = _tiles_of(ledger, mpp, file)
         slides = [row["slide"] for row in tiles]
-        teacher_rows = ledger.teacher_rows(mpp, file.teacher, slides)
+        teacher_rows = ledger.teacher_rows(mpp, teacher, slides)
         fragment = table.get_fragment(file.fragment)
         # A fragment may have gone, or lost a slide, since the worker read it: a re-scan.
         if fragment is None or len(teacher_rows) == len(slides):
             continue
-        _check_rows(ledger, mpp, fragment, file)
-        groups.append(replacement(ledger.store, table, file.fragment, file.path))
-        rows += [_teacher_row(row, file) for row in tiles]
+        new.append((file, fragment, tiles))
         again += [row["slide"] for row in teacher_rows]
-    drop = f"mpp = {mpp} AND teacher = '{files[0].teacher}' AND {among(again)}" if again else None
+    filled = ledger.slides_by_fragment(mpp, teacher, [file.fragment for file, _, _ in new])
+    for file, fragment, tiles in new:
+        _check_rows(fragment, file, filled[file.fragment])
+        rows += [_teacher_row(row, file) for row in tiles]
+    groups: list[object] = side_by_side(
+        ledger.store,
+        lambda one: replacement(ledger.store, table, one[0].fragment, one[0].path),
+        new,
+    )
+    drop = f"mpp = {mpp} AND teacher = '{teacher}' AND {among(again)}" if again else None
     return PreparedColumns(rel=rel, groups=groups, change=Change(add=rows, drop=drop))
 
 
@@ -222,17 +231,15 @@ def _teacher_row(row: Row, file: ColumnFile) -> Row:
     }
 
 
-def _check_rows(
-    ledger: Ledger, mpp: float, fragment: lance.LanceFragment, file: ColumnFile
-) -> None:
+def _check_rows(fragment: lance.LanceFragment, file: ColumnFile, filled: set[int]) -> None:
+    """Raise DamageError if a file lacks rows, or slides whose features are there (`filled`)."""
     if file.rows != fragment.physical_rows:
         msg = (
             f"{file.teacher}: {file.rows} rows were made for fragment {file.fragment}, which has "
             f"{fragment.physical_rows}"
         )
         raise DamageError(msg)
-    lost = ledger.slides_in(mpp, file.teacher, file.fragment) - set(file.crc32)
-    if lost:
+    if lost := filled - set(file.crc32):
         msg = (
             f"{file.teacher}: {file.path} lacks slides {sorted(lost)}, whose features are in "
             f"fragment {file.fragment} already"

@@ -6,7 +6,7 @@ catalog that follows from it, so a kill between the two loses nothing: the next 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from featurestore.commits.cuts import Row
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError
 from featurestore.roots.lance_roots import check_versions, lake_tables, record_roots
-from featurestore.roots.roots_file import readable_roots
+from featurestore.roots.roots_file import Roots, readable_roots
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import with_row_crc32
 from featurestore.tables.lance_tables import (
@@ -28,6 +28,7 @@ from featurestore.tables.lance_tables import (
     keep_indexed,
     open_table,
     properties_of,
+    table_versions,
     without_rows,
     write_fragment,
 )
@@ -84,15 +85,19 @@ def fragment_of(table: lance.LanceDataset, file: str) -> int | None:
     return None
 
 
-def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
+def root_versions(catalog: lance.LanceDataset, version: int | None = None) -> dict[str, int]:
     """Return the versions of the other tables that a catalog version names.
+
+    Args:
+        catalog: the catalog, open at any version.
+        version: the version that names them; None for the open one.
 
     Raises:
         DamageError: no kept transaction of the catalog names them.
     """
     # Work on an index makes versions that name nothing: they are the same lake as the one before.
-    for version in range(catalog.version, 0, -1):
-        text = properties_of(catalog, version).get(VERSIONS_KEY)
+    for number in range(version or catalog.version, 0, -1):
+        text = properties_of(catalog, number).get(VERSIONS_KEY)
         if text is not None:
             versions: dict[str, int] = json.loads(text)
             return versions
@@ -100,10 +105,25 @@ def root_versions(catalog: lance.LanceDataset) -> dict[str, int]:
     raise DamageError(msg)
 
 
-def lake_versions(catalog: lance.LanceDataset) -> list[int]:
-    """Return a lake's versions: catalog versions that name versions of the other tables."""
-    versions = [int(entry["version"]) for entry in catalog.versions()]
-    return [version for version in versions if VERSIONS_KEY in properties_of(catalog, version)]
+def lake_versions(catalog: lance.LanceDataset, *, newest: int | None = None) -> list[int]:
+    """Return a lake's versions: catalog versions that name versions of the other tables.
+
+    Args:
+        catalog: the catalog.
+        newest: so many of them, the newest ones; None for all. Each one costs a read.
+    """
+    found: list[int] = []
+    for version in reversed(table_versions(catalog)):
+        if newest is not None and len(found) >= newest:
+            break
+        if is_lake_version(catalog, version):
+            found.append(version)
+    return found[::-1]
+
+
+def is_lake_version(catalog: lance.LanceDataset, version: int) -> bool:
+    """Whether an existing version of the catalog names versions of the other tables."""
+    return VERSIONS_KEY in properties_of(catalog, version)
 
 
 def versions_property(store: Store, config: LakeConfig) -> dict[str, str]:
@@ -122,21 +142,60 @@ class Ledger:
 
     def __init__(self, store: Store, config: LakeConfig) -> None:
         self.store, self.config = store, config
+        self._roots: Roots | None = None
+        self._read: dict[int, list[Row]] = {}
+
+    def forget(self) -> None:
+        """Forget what was read under an earlier lock."""
+        self._roots, self._read = None, {}
+
+    def read_ahead(self, slides: Iterable[int]) -> None:
+        """Read all rows of some slides by one look-up; they answer until the next commit.
+
+        Each look-up reads pages of the index and all fragments that are not in it yet.
+        """
+        numbers = set(slides) - self._read.keys()
+        if numbers:
+            read: dict[int, list[Row]] = {number: [] for number in numbers}
+            for row in self.rows(among(sorted(numbers))):
+                read[row["slide"]].append(row)
+            self._read |= read
 
     def tiles_rows(self, mpp: float, slides: Sequence[int]) -> list[Row]:
         """Return the rows of the tiles of these slide numbers at one mpp, by row number."""
-        return self.rows(f"teacher IS NULL AND mpp = {mpp} AND {among(slides)}") if slides else []
+        return self._rows_of(mpp, None, slides)
 
     def teacher_rows(self, mpp: float, teacher: str, slides: Sequence[int]) -> list[Row]:
         """Return the catalog rows of a teacher on these slide numbers at one mpp."""
-        lance_filter = f"teacher = '{teacher}' AND mpp = {mpp} AND {among(slides)}"
-        return self.rows(lance_filter) if slides else []
+        return self._rows_of(mpp, teacher, slides)
+
+    def _rows_of(self, mpp: float, teacher: str | None, slides: Sequence[int]) -> list[Row]:
+        if not slides:
+            return []
+        if self._read.keys() >= set(slides):
+            rows = [row for slide in set(slides) for row in self._read[slide]]
+            return _in_order(r for r in rows if r["mpp"] == mpp and r["teacher"] == teacher)
+        kind = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
+        return self.rows(f"{kind} AND mpp = {mpp} AND {among(slides)}")
 
     def slides_in(self, mpp: float, teacher: str | None, fragment: int) -> set[int]:
         """Return the slides with a teacher's features, or with tiles (None), in a fragment."""
+        return self.slides_by_fragment(mpp, teacher, [fragment])[fragment]
+
+    def slides_by_fragment(
+        self, mpp: float, teacher: str | None, fragments: Collection[int]
+    ) -> dict[int, set[int]]:
+        """Return the slides with a teacher's features, or with tiles (None), by fragment.
+
+        The whole column of fragments is read, however many are given.
+        """
         kind = f"teacher = '{teacher}'" if teacher else "teacher IS NULL"
-        rows = self.rows(f"mpp = {mpp} AND {kind} AND fragment = {fragment}")
-        return {row["slide"] for row in rows}
+        numbers = ", ".join(str(fragment) for fragment in sorted(set(fragments)))
+        slides: dict[int, set[int]] = {fragment: set() for fragment in fragments}
+        where = f"mpp = {mpp} AND {kind} AND fragment IN ({numbers})"
+        for row in self.rows(where) if slides else ():
+            slides[row["fragment"]].add(row["slide"])
+        return slides
 
     def rows_in(self, mpp: float, fragment: int) -> list[Row]:
         """Return the rows of the tiles and all teachers in a fragment."""
@@ -145,8 +204,7 @@ class Ledger:
     def rows(self, where: str) -> list[Row]:
         """Return the catalog rows that pass a Lance filter, in the order of their fragments."""
         table = open_table(self.store, CATALOG).to_table(filter=where)
-        rows: list[Row] = table.to_pylist()
-        return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
+        return _in_order(table.to_pylist())
 
     def check_newest(self) -> None:
         """Refuse to build on less than was committed, or on damaged indexes.
@@ -156,12 +214,12 @@ class Ledger:
                 names (its newest manifest is lost), or an index of `slides` or `catalog` is
                 damaged: a slide that is present would look like a new slide.
         """
-        roots = readable_roots(self.store)
+        roots = self._roots = readable_roots(self.store)
         catalog = open_table(self.store, CATALOG)
         newest = {rel: open_table(self.store, rel) for rel in lake_tables(self.config)}
         check_versions(self.store, newest, root_versions(catalog), roots)
         if roots is not None and roots.tables[CATALOG] < catalog.version:
-            record_roots(self.store, self.config)  # a kill came between the catalog and this file
+            self._record_roots()  # a kill came between the catalog and this file
 
     def strays(self, change: Change) -> bool:
         """Whether rows to add are there already, in another fragment: a committer came too late."""
@@ -187,19 +245,32 @@ class Ledger:
                 fields_modified=[],
             )
         properties = versions_property(self.store, self.config)
+        self._read = {}
         commit(self.store, CATALOG, operation, read_version=catalog.version, properties=properties)
-        record_roots(self.store, self.config)
+        self._record_roots()
+
+    def _record_roots(self) -> None:
+        self._roots = record_roots(self.store, self.config, last=self._roots)
 
     def _missing_rows(self, catalog: lance.LanceDataset, changes: Sequence[Change]) -> pa.Table:
         fresh: list[Row] = []
         for change in changes:
-            catalog_keys = set() if change.drop else _keys(catalog, change.add)
+            catalog_keys = set() if change.drop else self._keys_of(catalog, change.add)
             fresh += [row for row in change.add if _key(row) not in catalog_keys]
         table = pa.Table.from_pylist(
             [{name: row.get(name) for name in CATALOG_SCHEMA.names} for row in fresh],
             schema=CATALOG_SCHEMA,
         )
         return with_row_crc32(table)
+
+    def _keys_of(
+        self, catalog: lance.LanceDataset, rows: Sequence[Row]
+    ) -> set[tuple[int, float, str | None]]:
+        """Return the keys in the catalog of the slides of some rows."""
+        slides = {row["slide"] for row in rows}
+        if self._read.keys() >= slides:
+            return {_key(row) for slide in slides for row in self._read[slide]}
+        return _keys(catalog, rows)
 
     def _merge_fragments(self) -> None:
         """Add missing columns, merge small fragments and index them once many have gathered.
@@ -224,6 +295,11 @@ def among_names(slide_ids: Iterable[str]) -> str:
     """
     quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in slide_ids)
     return f"slide_id IN ({quoted})"
+
+
+def _in_order(rows: Iterable[Row]) -> list[Row]:
+    """Return rows in the order of their fragments and of their tiles in them."""
+    return sorted(rows, key=lambda row: (row["fragment"], row["row_start"]))
 
 
 def _key(row: Row) -> tuple[int, float, str | None]:

@@ -25,7 +25,8 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.formats import problem_of, read_features, read_tiles, reader_of
 from featurestore.interop.lake_tiles import tile_places
 from featurestore.lake import Lake
-from featurestore.tables.lance_columns import ColumnFile, ColumnWriter, to_float16
+from featurestore.tables.column_rows import to_float16
+from featurestore.tables.lance_columns import ColumnFile, ColumnWriter
 from featurestore.tables.schema import features_table
 
 if TYPE_CHECKING:

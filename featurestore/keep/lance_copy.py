@@ -26,6 +26,7 @@ from featurestore.roots.lance_roots import record_roots, table_files
 from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.storage.lock import LOCK_FILE, writer_lease
 from featurestore.storage.store import FileInfo, Store
+from featurestore.tables.column_parts import PARTS
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
 
@@ -170,7 +171,7 @@ def _files_to_copy(lake: Lake) -> dict[str, FileInfo]:
     needed = set(_named_files(lake))
     files = {}
     for folder in lake.store.names(""):
-        if folder in LEFT_OUT or folder == "leases":
+        if folder in LEFT_OUT or folder in ("leases", PARTS):
             continue
         for file in _files_below(lake.store, folder):
             if file.path in needed or _is_beside(file.path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from featurestore.commits.lance_ledger import root_versions
 from featurestore.keep.lance_compact import mergeable
 from featurestore.lake import Lake
-from featurestore.tables.lance_tables import open_table
+from featurestore.tables.lance_tables import open_table, table_versions
 from featurestore.tables.schema import CATALOG
 
 # Fewer are not worth a command: scans and commits are as fast with them.
@@ -58,7 +58,7 @@ def upkeep(lake: Lake) -> Upkeep:
     )
     fragments, saved = mergeable(lake)
     return Upkeep(
-        versions=len(catalog.versions()),
+        versions=len(table_versions(catalog)),
         history_bytes=history,
         fragments=fragments,
         mergeable=saved,

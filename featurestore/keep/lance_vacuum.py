@@ -1,5 +1,6 @@
 """Vacuum: removes files that no kept version names, of old versions and of killed writers.
 
+Parts of columns whose extract was cut short go, too: the next extract computes their rows again.
 Kept are the newest versions, snapshots, and the versions that runs and statistics refer to.
 Files that a live job is writing are named by nothing yet, so nothing is removed while a job runs.
 Nothing is written before something was deleted, so that it works on a full disk.
@@ -15,7 +16,7 @@ from typing import Any
 
 import lance
 
-from featurestore.commits.lance_ledger import lake_versions, root_versions
+from featurestore.commits.lance_ledger import is_lake_version, lake_versions, root_versions
 from featurestore.errors import InUseError, LakeError
 from featurestore.keep.lance_kept_annotations import stray_files
 from featurestore.keep.verify.last_verified import last_verified
@@ -25,7 +26,8 @@ from featurestore.shards.shard_index import index_path
 from featurestore.storage.full_disk import is_disk_full
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
-from featurestore.tables.lance_tables import open_table
+from featurestore.tables.column_parts import part_files
+from featurestore.tables.lance_tables import open_table, table_versions
 from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
@@ -65,13 +67,14 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
     """
     with _exclusive_access(lake):
         catalog = open_table(lake.store, CATALOG)
-        done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog)[-max(1, keep) :]))
+        done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog, newest=max(1, keep))))
         needed = _needed_versions(lake, catalog, done.kept)
         shards = named_shards(lake, needed[CATALOG])
         for rel, versions in needed.items():
             _clean_table(open_table(lake.store, rel), versions, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
         _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
+        _remove(lake, part_files(lake.store), done, dry_run=dry_run)
     return done
 
 
@@ -92,7 +95,10 @@ def free_old_versions(
         What was freed; None if there was too little to free, or others are writing.
     """
     catalog = open_table(lake.store, CATALOG)
-    numbers = [int(entry["version"]) for entry in catalog.versions()]
+    numbers = table_versions(catalog)
+    # Their dates are in their manifests, each of which would be read.
+    if len(numbers) - max(1, keep) < AUTO_LEAST:
+        return None
     if len(_old_versions(catalog, numbers, keep, days)) < AUTO_LEAST:
         return None
     try:
@@ -138,9 +144,10 @@ def _exclusive_access(lake: Lake) -> Iterator[None]:
 
 def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
     """Return recent versions, snapshots, runs' versions and the version last verified as whole."""
-    existing = set(lake_versions(open_table(lake.store, CATALOG)))
+    catalog = open_table(lake.store, CATALOG)
     named = {*_named_versions(lake), *lake.snapshots().values(), last_verified(lake.store)}
-    return sorted({*recent, *(version for version in named if version in existing)})
+    older = (named & set(table_versions(catalog))) - set(recent)
+    return sorted({*recent, *(number for number in older if is_lake_version(catalog, number))})
 
 
 def _named_versions(lake: Lake) -> Iterator[int]:
@@ -175,13 +182,15 @@ def _needed_versions(
     for rel, number in root_versions(catalog).items():
         needed[rel] = {*range(number, open_table(lake.store, rel).version + 1)}
     for version in kept:
-        for rel, number in root_versions(open_table(lake.store, CATALOG, version)).items():
-            needed.setdefault(rel, {open_table(lake.store, rel).version}).add(number)
+        for rel, number in root_versions(catalog, version).items():
+            if rel not in needed:
+                needed[rel] = {open_table(lake.store, rel).version}
+            needed[rel].add(number)
     return needed
 
 
 def _unneeded_versions(table: lance.LanceDataset, needed: set[int]) -> list[int]:
-    return [int(v["version"]) for v in table.versions() if int(v["version"]) not in needed]
+    return [version for version in table_versions(table) if version not in needed]
 
 
 def _clean_table(
@@ -208,11 +217,16 @@ def _clean_table(
 def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
     """Return the paths of the shards that versions of the catalog name, and of their indexes."""
     names: set[str] = set()
-    for version in catalog_versions:
-        table = open_table(lake.store, CATALOG, version).to_table(
-            columns=["shard"], filter="shard IS NOT NULL"
-        )
-        names.update(table["shard"].to_pylist())
+    read: set[str] = set()
+    for version in sorted(catalog_versions):
+        table = open_table(lake.store, CATALOG, version)
+        # Versions share most of their fragments; one that lost rows has another deletion file.
+        fragments = {repr(part.metadata): part for part in table.get_fragments()}
+        new = [part for text, part in fragments.items() if text not in read]
+        read |= fragments.keys()
+        if new:
+            rows = table.scanner(columns=["shard"], filter="shard IS NOT NULL", fragments=new)
+            names.update(rows.to_table()["shard"].to_pylist())
     return names | {index_path(name) for name in names}
 
 

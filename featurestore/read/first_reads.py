@@ -15,6 +15,7 @@ from featurestore.ids import mpp_name
 from featurestore.read.selection import Selection
 from featurestore.shards.tar_shards import check_shard
 from featurestore.storage.read_errors import ADVICE, reading
+from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, tiles_crc32
 from featurestore.tables.lance_flat import Float16Array
@@ -76,11 +77,21 @@ class FirstReads:
         """
         if self.check is None:
             return
-        for slide in slides:
-            self._compare_sum(selection, slide, None, partial(tiles_sum, reader, selection, slide))
-            for teacher in teachers:
+        parts = [(slide, teacher) for slide in slides for teacher in (None, *teachers)]
+        new = [part for part in parts if not self._is_done(selection, *part)]
+
+        def compare_part(part: tuple[int, str | None]) -> None:
+            slide, teacher = part
+            if teacher is None:
+                read = partial(tiles_sum, reader, selection, slide)
+            else:
                 read = partial(features_sum, reader, selection, slide, teacher)
-                self._compare_sum(selection, slide, teacher, read)
+            self._compare_sum(selection, slide, teacher, read)
+
+        side_by_side(reader.store, compare_part, new)
+
+    def _is_done(self, selection: Selection, slide: int, part: str | None) -> bool:
+        return selection.number(slide) in self._compared.get((selection.mpp, part), ())
 
     def compare_read(
         self,
@@ -108,8 +119,7 @@ class FirstReads:
 
     def is_compared(self, selection: Selection, slide: int, teacher: str) -> bool:
         """Whether a teacher's features of a slide need no comparison (any more)."""
-        key = (selection.mpp, teacher)
-        return self.check is None or selection.number(slide) in self._compared.get(key, ())
+        return self.check is None or self._is_done(selection, slide, teacher)
 
     def compare_crc32(self, selection: Selection, slide: int, teacher: str, crc32: int) -> None:
         """Compare the checksum of a slide's features, taken by a reader of all of them.
@@ -150,12 +160,12 @@ class FirstReads:
         """Do some work on a slide, unless it was done before without an error."""
         number = selection.number(slide)
         key = (selection.mpp, part)
-        if number in self._compared.get(key, ()):
+        if self._is_done(selection, slide, part):
             return
         with self._lock:
             gate = self._gates.setdefault((*key, number), threading.Lock())
         with gate:
-            if number not in self._compared.get(key, ()):
+            if not self._is_done(selection, slide, part):
                 work()
                 with self._lock:
                     self._compared.setdefault(key, set()).add(number)

@@ -24,6 +24,8 @@ from featurestore.read.stream_tiles import Buffer, Pixels, TileBatch, TileSource
 from featurestore.read.stream_under import below
 from featurestore.read.unforked import Unforked
 
+READERS = 4  # threads that read from a bucket, each with several requests at once
+
 
 class Stream(IterableDataset[TileBatch], Unforked):
     """A stream of batches; each iteration is an epoch, the next one after a whole epoch.
@@ -202,8 +204,13 @@ class Stream(IterableDataset[TileBatch], Unforked):
         source = TileSource(self._lake, self._selection, self._teachers, self._pixels, self._below)
         waiting: deque[Future[TileBatch]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelake-stream")
+        # A thread that waits for a bucket would keep a core from decoding.
+        remote = not self._lake.store.is_local
+        readers = (
+            ThreadPoolExecutor(READERS, thread_name_prefix="slidelake-read") if remote else pool
+        )
         try:
-            for work in _jobs(source, order, epoch, first, pool):
+            for work in _jobs(source, order, epoch, first, readers, pool):
                 waiting.append(work)
                 if len(waiting) > self._threads:
                     yield waiting.popleft().result()
@@ -211,17 +218,18 @@ class Stream(IterableDataset[TileBatch], Unforked):
                 yield waiting.popleft().result()
         finally:
             # Also when the consumer stops early: what was not begun is dropped, threads end.
+            readers.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _jobs(
-    source: TileSource, order: Order, epoch: int, first: int, pool: Executor
+    source: TileSource, order: Order, epoch: int, first: int, readers: Executor, pool: Executor
 ) -> Iterator[Future[TileBatch]]:
-    """Yield the batches from step `first` on, in order, while the pool reads ahead.
+    """Yield the batches from step `first` on, in order, while the readers read ahead.
 
-    The pool runs jobs in the order of submission, and all parts of a buffer come before the batches
-    that wait for them, so no number of threads can be too small. Each batch also submits a part of
-    the next buffer, so that reading and decoding go on side by side.
+    A pool runs jobs in the order of submission, and all parts of a buffer come before the batches
+    that wait for them, so no number of threads can be too small, also if both pools are one. Each
+    batch also submits a part of the next buffer, so that reading and decoding go on side by side.
     """
 
     def buffer(number: int) -> Buffer:
@@ -237,10 +245,10 @@ def _jobs(
             number: later_buffer for number, later_buffer in held.items() if number > needed[-1]
         }
         for number in needed:
-            held[number].start(pool)
+            held[number].start(readers)
         after = needed[-1] + 1
         if after * size < order.rows:
             held[after] = held.get(after) or buffer(after)
-            held[after].start(pool, order.batch_tiles)
+            held[after].start(readers, order.batch_tiles)
         picked = [(held[n], max(start - n * size, 0), min(stop - n * size, size)) for n in needed]
         yield pool.submit(source.batch, picked)

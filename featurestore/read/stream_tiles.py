@@ -18,6 +18,7 @@ from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
 from featurestore.shards.tar_shards import ShardReader
+from featurestore.storage.side_by_side import side_by_side
 from featurestore.tables.lance_flat import Float16Array
 from featurestore.tables.lance_rows import Rows
 
@@ -147,10 +148,15 @@ class TileSource:
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
 
     def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
-        jpegs: list[memoryview] = []
-        for slide, count in zip(located.slide.tolist(), located.ranges.rows.tolist(), strict=True):
-            jpegs += self.jpegs(slide, tile_id[len(jpegs) : len(jpegs) + count])
-        return jpegs
+        ends = np.cumsum(located.ranges.rows)
+        runs = [
+            (slide, tile_id[start:end])
+            for slide, start, end in zip(
+                located.slide.tolist(), ends - located.ranges.rows, ends, strict=True
+            )
+        ]
+        read = side_by_side(self._lake.store, lambda run: self.jpegs(*run), runs)
+        return list(itertools.chain.from_iterable(read))
 
     def jpegs(self, slide: int, tile_id: Int64Array) -> list[memoryview]:
         """Return the stored JPEGs of some tiles of a slide of the selection, by their keys.

@@ -1,13 +1,19 @@
 """`lake.json` compared with the copy that `roots.json` keeps of it: settings never change."""
 
+import contextlib
+
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, FormatError, LakeMissingError, NewerFormatError
-from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots
+from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, Roots, readable_roots
 from featurestore.storage.store import Store
 
 
-def read_settings(store: Store) -> LakeConfig:
+def read_settings(store: Store, roots: Roots | None = None) -> LakeConfig:
     """Read the settings of a lake.
+
+    Args:
+        store: the lake's files.
+        roots: contents of `roots.json`, if they were read already.
 
     Raises:
         LakeMissingError: there is no lake.
@@ -15,15 +21,16 @@ def read_settings(store: Store) -> LakeConfig:
         NewerFormatError: the lake was written by a newer slidelake.
         FormatError: the file is not a lake's `lake.json`.
     """
-    roots = readable_roots(store)
+    roots = roots or readable_roots(store)
     copy = roots.texts.get(LAKE_FILE, "") if roots is not None else ""
-    if not store.exists(LAKE_FILE):
+    try:
+        content = store.read_bytes(LAKE_FILE)
+    except FileNotFoundError as error:
         if copy:
-            raise _damage_error(store, "is gone")
+            raise _damage_error(store, "is gone") from error
         fault = "is not a lake (no lake.json)" if store.fs.exists(store.root) else "does not exist"
         msg = f"{store.uri} {fault}; `slidelake ingest` makes one"
-        raise LakeMissingError(msg)
-    content = store.read_bytes(LAKE_FILE)
+        raise LakeMissingError(msg) from error
     if copy and content != copy.encode():
         raise _damage_error(store, "is not what was written")
     return LakeConfig.from_json(content, uri=store.uri)
@@ -66,7 +73,11 @@ def is_lake(store: Store) -> bool:
     Raises:
         DamageError: there is a lake, but its `lake.json` is gone.
     """
-    if store.exists(LAKE_FILE):
+    if not store.is_local:  # a file is asked for by one request, a file or folder by two
+        with contextlib.suppress(FileNotFoundError):
+            store.read_bytes(LAKE_FILE)
+            return True
+    elif store.exists(LAKE_FILE):
         return True
     roots = readable_roots(store)
     if roots is not None and LAKE_FILE in roots.texts:

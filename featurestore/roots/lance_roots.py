@@ -5,7 +5,7 @@ deletions and indexes are listed; of `slides` and `catalog`, which hold these ch
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import lance
 
@@ -21,6 +21,7 @@ from featurestore.roots.roots_file import (
     readable_roots,
     write_roots,
 )
+from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES, features_table
@@ -33,14 +34,29 @@ INDEXES = "_indices/"
 
 def manifest_path(store: Store, rel: str, version: int) -> str:
     """Return the path of a version's manifest, by either of Lance's two ways to name it."""
-    path = f"{rel}/_versions/{LAST_VERSION - version:020d}.manifest"
+    path = _long_manifest(rel, version)
     old = f"{rel}/_versions/{version}.manifest"
     return old if not store.exists(path) and store.exists(old) else path
 
 
-def table_files(store: Store, rel: str, table: lance.LanceDataset) -> Iterator[str]:
-    """Yield the paths of the files by which a version of a table is read, its manifest first."""
-    yield manifest_path(store, rel, table.version)
+def table_files(
+    store: Store, rel: str, table: lance.LanceDataset, known: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield the paths of the files by which a version of a table is read, its manifest first.
+
+    Args:
+        store: the lake's files.
+        rel: path of the table.
+        table: the table, open at the version.
+        known: paths that were read through before: what follows from them is not asked of the
+            store. All manifests of a table are named in one way, and the files of an index, in a
+            folder of its own, never change.
+    """
+    folder, length = f"{rel}/_versions/", len(_long_manifest(rel, 1))
+    if any(path.startswith(folder) and len(path) == length for path in known):
+        yield _long_manifest(rel, table.version)
+    else:
+        yield manifest_path(store, rel, table.version)
     for fragment in table.get_fragments():
         metadata = fragment.metadata
         if rel in WHOLE_TABLES:
@@ -50,7 +66,11 @@ def table_files(store: Store, rel: str, table: lance.LanceDataset) -> Iterator[s
             kind = KIND_OF_DELETIONS[gone["file_type"]]
             name = f"{metadata.id}-{gone['read_version']}-{gone['id']}.{kind}"
             yield f"{rel}/_deletions/{name}"
-    yield from index_files(store, rel, table)
+    yield from index_files(store, rel, table, known)
+
+
+def _long_manifest(rel: str, version: int) -> str:
+    return f"{rel}/_versions/{LAST_VERSION - version:020d}.manifest"
 
 
 def lake_tables(config: LakeConfig) -> list[str]:
@@ -58,7 +78,9 @@ def lake_tables(config: LakeConfig) -> list[str]:
     return [SLIDES, *(features_table(mpp) for mpp in config.mpps), CATALOG]
 
 
-def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Roots:
+def record_roots(
+    store: Store, config: LakeConfig, *, new: bool = False, last: Roots | None = None
+) -> Roots:
     """Record the files by which the newest tables are read; the caller holds the lock.
 
     Files that are older than any checksum get none here: `add_checksums` adds them.
@@ -67,43 +89,61 @@ def record_roots(store: Store, config: LakeConfig, *, new: bool = False) -> Root
         store: the lake's files.
         config: settings of the lake.
         new: whether the lake was just created, so that all of its files are whole.
+        last: contents of `roots.json`, if the caller has read or written it under this lock.
     """
-    tables = {rel: open_table(store, rel) for rel in lake_tables(config)}
-    paths = [path for rel, table in tables.items() for path in table_files(store, rel, table)]
-    last_roots = readable_roots(store)
+    last_roots = last or readable_roots(store)
     before = last_roots or Roots(tables={})
-    versions = {rel: int(table.version) for rel, table in tables.items()}
-    manifests = {manifest_path(store, rel, version) for rel, version in versions.items()}
+    recorded = {**before.older, **before.files}
+    known = recorded.keys() | set(before.unchecked)
+    tables = {rel: open_table(store, rel) for rel in lake_tables(config)}
+    paths = [
+        path for rel, table in tables.items() for path in table_files(store, rel, table, known)
+    ]
     doubtful = set(before.unchecked)
     if last_roots is None and not new:
-        doubtful = set(paths) - manifests
-    recorded = {**before.older, **before.files}
-    files = {
-        path: recorded.get(path) or list(file_crc32(store, path))
-        for path in paths
-        if path not in doubtful
-    }
-    # Indexes of earlier versions stay known: `--at` and a restore read by them.
-    older_indexes = {path for path in recorded if f"/{INDEXES}" in path} - files.keys()
-    older = {path: recorded[path] for path in sorted(older_indexes) if store.exists(path)}
+        doubtful = {path for path in paths if "/_versions/" not in path}
+    checked = [path for path in paths if path not in doubtful]
+    fresh = _checksums(store, [path for path in checked if path not in recorded])
+    files = {path: recorded.get(path) or fresh[path] for path in checked}
     # A snapshot may be deleted; `lake.json` may only be lost, and then its copy is the last one.
+    snapshots = [f"{TAGS}/{name}" for name in store.names(TAGS)]
     texts = {
-        path: text for path, text in before.texts.items() if path == LAKE_FILE or store.exists(path)
+        path: text for path, text in before.texts.items() if path == LAKE_FILE or path in snapshots
     }
     if new:
         texts[LAKE_FILE] = config.to_json().decode()
-    for path in (f"{TAGS}/{name}" for name in store.names(TAGS)):
-        texts.setdefault(path, store.read_bytes(path).decode(errors="replace"))
+    for path in snapshots:
+        if path not in texts:
+            texts[path] = store.read_bytes(path).decode(errors="replace")
     roots = Roots(
-        tables=versions,
+        tables={rel: int(table.version) for rel, table in tables.items()},
         files=files,
-        older=older,
+        older=_older_indexes(store, recorded, files),
         unchecked=sorted(doubtful & set(paths)),
         lost=before.lost,
         texts=texts,
     )
     write_roots(store, roots)
     return roots
+
+
+def _checksums(store: Store, paths: Sequence[str]) -> dict[str, list[int]]:
+    """Return size and CRC-32 of files by path."""
+    sums = side_by_side(store, lambda path: list(file_crc32(store, path)), paths)
+    return dict(zip(paths, sums, strict=True))
+
+
+def _older_indexes(
+    store: Store, recorded: dict[str, list[int]], files: Collection[str]
+) -> dict[str, list[int]]:
+    """Return the checksums of indexes of earlier versions that are still there.
+
+    `--at` and a restore read by them.
+    """
+    older = sorted(path for path in recorded if f"/{INDEXES}" in path and path not in files)
+    folders = {f"{path.partition(f'/{INDEXES}')[0]}/{INDEXES}".rstrip("/") for path in older}
+    existing = {file.path for folder in sorted(folders) for file in store.walk(folder)}
+    return {path: recorded[path] for path in older if path in existing}
 
 
 # ---------------------------------------------------------------------- tables that fell back
@@ -153,14 +193,17 @@ def check_versions(
         check_newest(store, rel, table.version, roots)
         check_not_lost(store, rel, named.get(rel, table.version), roots)
         check_newest(store, rel, table.version, Roots(tables=named))
-        if roots is not None and rel in WHOLE_TABLES:
+        if roots is not None and rel in WHOLE_TABLES and store.is_local:
             check_once(store, roots, _recorded_indexes(rel, table, roots))
 
 
-def index_files(store: Store, rel: str, table: lance.LanceDataset) -> Iterator[str]:
-    """Yield the files of a version's indexes that are there."""
+def index_files(
+    store: Store, rel: str, table: lance.LanceDataset, known: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield the files of a version's indexes that are there; `known` as in `table_files`."""
     for folder in _index_folders(rel, table):
-        yield from (f"{folder}/{name}" for name in store.names(folder))
+        files = sorted(path for path in known if path.startswith(f"{folder}/"))
+        yield from files or (f"{folder}/{name}" for name in store.names(folder))
 
 
 def _index_folders(rel: str, table: lance.LanceDataset) -> list[str]:
@@ -179,20 +222,33 @@ def damaged_indexes(store: Store, rel: str) -> dict[str, str]:
     return damaged_files(store, roots, _recorded_indexes(rel, open_table(store, rel), roots))
 
 
-def open_checked(store: Store, rel: str, version: int, roots: Roots | None) -> lance.LanceDataset:
+def open_checked(
+    store: Store,
+    rel: str,
+    version: int,
+    roots: Roots | None,
+    session: lance.Session | None = None,
+) -> lance.LanceDataset:
     """Open a table at the version that the catalog names, by files that are what was written.
+
+    Args:
+        store: the lake's files.
+        rel: path of the table.
+        version: the version.
+        roots: contents of `roots.json`, if it is there.
+        session: cache that tables share.
 
     Raises:
         DamageError: the version is lost, or its manifest or an index of it is damaged.
         BucketError: the bucket can't be read.
     """
     if roots is None:
-        return _named_version(store, rel, version)
+        return _named_version(store, rel, version, session)
     check_not_lost(store, rel, version, roots)
     if store.is_local:
         check_once(store, roots, [manifest_path(store, rel, version)])
-    table = _named_version(store, rel, version)
-    if rel in WHOLE_TABLES:
+    table = _named_version(store, rel, version, session)
+    if rel in WHOLE_TABLES and store.is_local:
         check_once(store, roots, _recorded_indexes(rel, table, roots))
     return table
 
@@ -207,22 +263,31 @@ def check_not_lost(store: Store, rel: str, version: int, roots: Roots | None) ->
         raise DamageError(msg)
 
 
-def newest_catalog(store: Store, roots: Roots | None) -> lance.LanceDataset:
-    """Open the newest version of the catalog.
+def newest_catalog(
+    store: Store, roots: Roots | None, session: lance.Session | None = None
+) -> lance.LanceDataset:
+    """Open the newest version of the catalog; `session` is a cache that tables share.
 
     Raises:
         DamageError: the catalog is damaged, or older than the last commit.
     """
     if roots is not None and store.is_local:
         check_once(store, roots, [manifest_path(store, CATALOG, roots.tables[CATALOG])])
-    catalog = open_table(store, CATALOG)
+    catalog = open_table(store, CATALOG, session=session)
     check_newest(store, CATALOG, catalog.version, roots)
-    return catalog if roots is None else open_checked(store, CATALOG, catalog.version, roots)
+    if roots is None:
+        return catalog
+    if not store.is_local:  # what it was opened by is not compared there
+        check_not_lost(store, CATALOG, catalog.version, roots)
+        return catalog
+    return open_checked(store, CATALOG, catalog.version, roots)
 
 
-def _named_version(store: Store, rel: str, version: int) -> lance.LanceDataset:
+def _named_version(
+    store: Store, rel: str, version: int, session: lance.Session | None
+) -> lance.LanceDataset:
     try:
-        return open_table(store, rel, version)
+        return open_table(store, rel, version, session=session)
     except (BucketError, DamageError):
         raise
     except LakeError as error:

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,8 @@ from featurestore.storage.read_errors import ADVICE, meaning_of, reading
 from featurestore.storage.store import Store
 
 JPEG_START = b"\xff\xd8"
+#: Bytes of one request of a copy of a part of a shard.
+RANGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,7 @@ class ShardReader:
         self.path, self._store = path, store
         self._name = f"shard {path}" if slide_id is None else f"slide {slide_id}: shard {path}"
         self._fd: int | None = None
+        self._copied: range | None = None  # bytes of a bucket's shard that are on this disk
         try:
             index = ShardIndex.from_bytes(store.read_bytes(index_path(path)))
             if store.is_local:
@@ -213,11 +216,16 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.tile_id)
 
-    def fetch(self) -> None:
+    def fetch(self, first: int = 0, stop: int | None = None) -> None:
         """Copy a bucket's shard to this machine's disk by one request; tiles are then read there.
 
         For a reader of all tiles, which would send a request for each batch. The copy has no name,
-        so that nothing is left of it when the reader is closed or killed.
+        so that nothing is left of it when the reader is closed or killed. Of a part of the tiles
+        the bytes of these alone are copied, by one request for each 64 MB.
+
+        Args:
+            first: position of the first tile to be read.
+            stop: position after the last tile to be read; None for the end.
 
         Raises:
             DamageError: the shard is gone.
@@ -229,13 +237,27 @@ class ShardReader:
         copy = _remote_scratch()
         try:
             with naming_full_disk(str(copy.parent)):
-                self._store.fetch(self.path, copy)
+                if first == 0 and stop in {None, len(self)}:
+                    self._store.fetch(self.path, copy)
+                else:
+                    self._fetch_range(copy, first, len(self) if stop is None else stop)
             self._fd = os.open(copy, os.O_RDONLY)
         except OSError as error:
             raise self._read_error(error) from error
         finally:
             copy.unlink(missing_ok=True)
         self._bytes = os.fstat(self._fd).st_size
+
+    def _fetch_range(self, copy: Path, first: int, stop: int) -> None:
+        """Write the bytes of some tiles to their places in a file; the others are a hole."""
+        start = int(self._offset[first]) - BLOCK
+        end = int(self._offset[stop - 1] + self._size[stop - 1])
+        with copy.open("r+b") as file:
+            file.truncate(end)
+            for at in range(start, end, RANGE_BYTES):
+                file.seek(at)
+                file.write(self._store.read_range(self.path, at, min(RANGE_BYTES, end - at)))
+        self._copied = range(start, end)
 
     def jpeg(self, position: int) -> bytes:
         """Return the JPEG bytes of the tile at a position of `tile_id`."""
@@ -244,18 +266,32 @@ class ShardReader:
     def jpegs(self, tile_id: npt.NDArray[np.int64]) -> list[memoryview]:
         """Return the JPEG bytes of tiles by their keys; adjacent tiles are read at once.
 
-        They are views of one buffer: a copy of each would cost half as much again as the read.
+        The runs of adjacent tiles are read side by side from a bucket. The bytes are views of one
+        buffer a run: a copy of each would cost half as much again as the read.
 
         Raises:
             DamageError: a key is not in the shard, or what is there is not its tile.
         """
         at = self.positions(tile_id)
+        ends = np.flatnonzero(np.diff(at) != 1)
+        firsts = at[np.append(0, ends + 1)].tolist() if len(at) else []
+        stops = (at[np.append(ends, len(at) - 1)] + 1).tolist() if len(at) else []
+        spans = [self._span(first, stop) for first, stop in zip(firsts, stops, strict=True)]
+        contents = self._read_all(spans)
         jpegs: list[memoryview] = []
-        for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1) if len(at) else ():
-            jpegs += self._adjacent_jpegs(int(run[0]), int(run[-1]) + 1)
+        for first, stop, content in zip(firsts, stops, contents, strict=True):
+            jpegs += self._cut_out(first, stop, content)
         return jpegs
 
     def _adjacent_jpegs(self, first: int, stop: int) -> list[memoryview]:
+        return self._cut_out(first, stop, self._read(*self._span(first, stop)))
+
+    def _span(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the first byte and the number of bytes of adjacent tiles with their headers."""
+        start = int(self._offset[first]) - BLOCK
+        return start, int(self._offset[stop - 1]) + int(self._size[stop - 1]) - start
+
+    def _cut_out(self, first: int, stop: int, content: bytes) -> list[memoryview]:
         """Return the JPEGs of adjacent tiles; each must follow its own header.
 
         The header names the tile and its size, so that no index can lead to another tile's JPEG,
@@ -265,7 +301,6 @@ class ShardReader:
         sizes = self._size[first:stop].tolist()
         keys = self.tile_id[first:stop].tolist()
         start = offsets[0] - BLOCK
-        content = self._read(start, offsets[-1] + sizes[-1] - start)
         view, jpegs = memoryview(content), []
         for key, offset, size in zip(keys, offsets, sizes, strict=True):
             at = offset - start
@@ -277,9 +312,17 @@ class ShardReader:
             jpegs.append(jpeg)
         return jpegs
 
+    def _read_all(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self._fd is not None:
+            return [self._read(start, size) for start, size in spans]
+        try:
+            return self._store.read_ranges(self.path, spans)
+        except OSError as error:
+            raise self._read_error(error) from error
+
     def _read(self, start: int, size: int) -> bytes:
         try:
-            if self._fd is not None:
+            if self._fd is not None and (self._copied is None or start in self._copied):
                 # A damaged index may ask for more than any memory holds.
                 return os.pread(self._fd, max(min(size, self._bytes - start), 0), start)
             return self._store.read_range(self.path, start, size)

@@ -27,6 +27,9 @@ CLOCK = f"{FOLDER}/clock"
 # Renewed four times in its life; its holder stops relying on it after three quarters of it, so
 # that it has stopped for sure when another may take it over.
 RENEW, BELIEVE = 0.25, 0.75
+# Share of its life for which a listing that showed no other holder is believed. Another may begin
+# when a quarter of it has passed in which the holder stopped believing; this is much less.
+LISTED = 1 / 30
 STAMP_S = 1.0  # stores give times in whole seconds
 
 log = logging.getLogger(__name__)
@@ -120,6 +123,7 @@ class Kept:
     body: bytes
     lease_s: float
     renewed_s: float = field(default_factory=now_s)
+    _listed_s: float = field(default=float("-inf"), init=False)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -132,7 +136,12 @@ class Kept:
 
     def check(self) -> None:
         """Raise LakeError if the lease is lost, or may be."""
-        if not self.believed or self.overtaken():
+        begun_s = now_s()
+        if begun_s - self._listed_s < LISTED * self.lease_s and self.believed:
+            return
+        if self.believed and not self.overtaken():
+            self._listed_s = begun_s
+        else:
             msg = (
                 f"lost the lease {self.store.uri}/{self.path}: this process was paused or cut off "
                 f"from the bucket for more than {BELIEVE * self.lease_s:.0f} s; run it again"

@@ -1,6 +1,7 @@
 """A teacher's column of one fragment, written by a worker as one file of its own."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -10,15 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from lance.file import LanceFileWriter
 
-from featurestore.errors import LakeError
 from featurestore.storage.full_disk import naming_full_disk
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32
+from featurestore.tables.column_rows import ColumnRows
 from featurestore.tables.lance_tables import STORAGE_VERSION, open_table
 from featurestore.tables.schema import features_table
 
-FLOAT16_MAX = 65504.0
-ABSENT_ROWS = 1024
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,38 +40,38 @@ class ColumnFile:
     crc32: dict[int, int]
 
 
-def keys_in(
-    store: Store, mpp: float, fragment: int, slide: int, where: str | None = None
-) -> npt.NDArray[np.int64]:
-    """Return the keys of a slide's tiles in a fragment, in row order, where `where` holds.
+class FragmentKeys:
+    """Keys of some slides' tiles in a fragment, read once for all of them.
 
     They are found by number, not by place: rows of a slide that was scanned again may be deleted.
+    From a bucket, a slide at a time would open the table and read its column of numbers each time.
+
+    Args:
+        store: the lake's files.
+        mpp: microns per pixel of the features table.
+        fragment: the fragment's id, in the newest version of the table.
+        slides: numbers of the slides.
     """
-    rows = open_table(store, features_table(mpp)).get_fragment(fragment)
-    row_filter = f"slide = {slide}" if where is None else f"slide = {slide} AND ({where})"
-    table = rows.scanner(columns=["tile_id"], filter=row_filter).to_table()
-    keys: npt.NDArray[np.int64] = table["tile_id"].to_numpy()
-    return keys
+
+    def __init__(self, store: Store, mpp: float, fragment: int, slides: Sequence[int]) -> None:
+        self._rows = open_table(store, features_table(mpp)).get_fragment(fragment)
+        self._slides = f"slide IN ({', '.join(str(slide) for slide in sorted(set(slides)))})"
+        self._by_where: dict[str | None, tuple[Int64Array, Int64Array]] = {}
+
+    def of(self, slide: int, where: str | None = None) -> Int64Array:
+        """Return the keys of a slide's tiles, in row order, where `where` holds."""
+        if where not in self._by_where:
+            row_filter = self._slides if where is None else f"{self._slides} AND ({where})"
+            columns = ["slide", "tile_id"]
+            table = self._rows.scanner(columns=columns, filter=row_filter).to_table()
+            numbers = table["slide"].to_numpy().astype(np.int64)
+            self._by_where[where] = numbers, table["tile_id"].to_numpy()
+        numbers, keys = self._by_where[where]
+        chosen: Int64Array = keys[numbers == slide]
+        return chosen
 
 
-def to_float16(
-    features: npt.NDArray[np.floating], tile_id: npt.NDArray[np.int64], teacher: str
-) -> npt.NDArray[np.float16]:
-    """Return features [N, D] as they are stored.
-
-    Raises:
-        LakeError: a value is NaN, infinite or beyond float16; the first such tile is named.
-    """
-    bad = ~(np.abs(features) < FLOAT16_MAX).all(axis=1)
-    if bad.any():
-        worst = features[bad][0]
-        kind = "too large for float16" if np.isfinite(worst).all() else "NaN or infinite"
-        msg = f"teacher '{teacher}' gave a value that is {kind} for tile {tile_id[bad][0]}"
-        raise LakeError(msg)
-    return features.astype(np.float16)
-
-
-class ColumnWriter:
+class ColumnWriter(ColumnRows):
     """Writer of one teacher's features of one fragment, slide after slide in row order.
 
     Null are rows that get no features; NaN are tiles that the teacher leaves out.
@@ -87,10 +87,9 @@ class ColumnWriter:
     """
 
     def __init__(self, store: Store, mpp: float, field: pa.Field, fragment: int) -> None:
-        self.field, self.fragment = field, fragment
+        super().__init__(field, fragment)
         self.path = f"{uuid.uuid4()}.lance"
         self._crc: dict[int, int] = {}
-        self.rows = 0
         self._schema, self._uri = pa.schema([field]), store.uri
         self._writer = LanceFileWriter(
             f"{store.url(features_table(mpp))}/data/{self.path}",
@@ -99,30 +98,8 @@ class ColumnWriter:
             storage_options=store.lance_options,
         )
 
-    def add(
-        self, slide: int, tile_id: npt.NDArray[np.int64], features: npt.NDArray[np.floating]
-    ) -> None:
-        """Append features [N, D] of the next tiles.
-
-        Raises:
-            LakeError: the width is not the column's, or a value can't be stored.
-        """
-        dim = self.field.type.list_size
-        if features.ndim != 2 or features.shape != (len(tile_id), dim):
-            msg = (
-                f"teacher '{self.field.name}' gave an array {features.shape} for {len(tile_id)} "
-                f"tiles; its column holds {dim} values a tile"
-            )
-            raise LakeError(msg)
-        self._write(slide, to_float16(features, tile_id, self.field.name))
-
-    def absent(self, slide: int, rows: int) -> None:
-        """Append NaN for the next tiles, which the teacher leaves out."""
-        for start in range(0, rows, ABSENT_ROWS):
-            few = min(ABSENT_ROWS, rows - start)
-            self._write(slide, np.full((few, self.field.type.list_size), np.nan, np.float16))
-
-    def _write(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
+    def append(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
+        """Append features [N, D] of the next tiles as they are stored."""
         self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
         self._put(column)

@@ -15,10 +15,11 @@ import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from lance.file import LanceFileReader
+from lance.file import LanceFileReader, LanceFileSession
 
 from featurestore.errors import DamageError
 from featurestore.storage.read_errors import reading
+from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, values_crc32
 from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column
@@ -172,16 +173,23 @@ class RowReader:
     def fill(self, ranges: Ranges, into: Rows, at: int) -> None:
         """Read the rows of all ranges into arrays from row `at` on, as `read` does."""
         begins = at + np.cumsum(ranges.rows) - ranges.rows
+        jobs: list[tuple[int, str | None, _Part]] = []
         for fragment in np.unique(ranges.fragment).tolist():
             in_fragment = np.flatnonzero(ranges.fragment == fragment)
             in_fragment = in_fragment[np.argsort(ranges.start[in_fragment], kind="stable")]
             part = _Part(ranges.start[in_fragment], ranges.rows[in_fragment], begins[in_fragment])
-            subject = f"{self._rel}, fragment {fragment}"
+            jobs += [(fragment, name, part) for name in (None, *into.by_teacher)]
+        side_by_side(self.store, lambda job: self._fill_part(*job, into), jobs)
+
+    def _fill_part(self, fragment: int, teacher: str | None, part: "_Part", into: Rows) -> None:
+        """Fill in the places of tiles (teacher None) or a teacher's features in one fragment."""
+        subject = f"{self._rel}, fragment {fragment}"
+        if teacher is None:
             with reading(self.store, subject):
                 self._fill_place(fragment, part, into)
-            for teacher, array in into.by_teacher.items():
-                with reading(self.store, f"{subject}, '{teacher}'"):
-                    self._fill_teacher(fragment, teacher, part, array)
+        else:
+            with reading(self.store, f"{subject}, '{teacher}'"):
+                self._fill_teacher(fragment, teacher, part, into.by_teacher[teacher])
 
     def tiles(self, fragment: int, start: int, rows: int) -> pa.Table:
         """Return the tile columns of some rows of a fragment; errors are Lance's own."""
@@ -234,11 +242,7 @@ class RowReader:
 
     def _open_reader(self, fragment: int, columns: tuple[str, ...]) -> _Reader:
         file = self._data_file(fragment, columns[0])
-        open_file = functools.partial(
-            LanceFileReader,
-            self.store.url(file.path),
-            storage_options=self.store.lance_options,
-        )
+        open_file = functools.partial(self._lance_reader, file.path)
         if columns[0] in TILE_COLUMNS:
             return _Reader(open_file(columns=list(columns)))
         whole = open_file()
@@ -249,6 +253,17 @@ class RowReader:
         names = [field.name for field in schema for _ in range(_leaf_count(field.type))]
         name = names[file.place] if len(names) == file.fields else columns[0]
         return _Reader(open_file(columns=[name]))
+
+    def _lance_reader(self, path: str, columns: list[str] | None = None) -> LanceFileReader:
+        if self.store.is_local:
+            return LanceFileReader(self.store.url(path), columns=columns)
+        return self._files.open_reader(path.removeprefix(f"{self._rel}/"), columns=columns)
+
+    @functools.cached_property
+    def _files(self) -> LanceFileSession:
+        """Return one client for all files of the table in a bucket, with its connections."""
+        url, options = self.store.url(self._rel), self.store.lance_options
+        return LanceFileSession(url, storage_options=options)
 
     def _flat_column(self, fragment: int, teacher: str) -> FlatColumn | None:
         if not self.store.is_local:

@@ -8,6 +8,7 @@ from lance.fragment import write_fragments
 from featurestore.errors import DamageError, LakeError
 from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
+from featurestore.tables.lance_held import held_by
 
 STORAGE_VERSION = "2.2"
 MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind our back
@@ -15,26 +16,57 @@ MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind ou
 
 def create_table(store: Store, rel: str, schema: pa.Schema, properties: dict[str, str]) -> None:
     """Create an empty table where there is none."""
-    lance.write_dataset(
+    held = held_by(store)
+    table = lance.write_dataset(
         schema.empty_table(),
         store.url(rel),
         data_storage_version=STORAGE_VERSION,
         enable_stable_row_ids=True,
         transaction_properties=properties,
         storage_options=store.lance_options,
+        session=held.session if held else None,
     )
+    if held is not None:
+        held.newest[rel] = table
 
 
-def open_table(store: Store, rel: str, version: int | None = None) -> lance.LanceDataset:
+def open_table(
+    store: Store, rel: str, version: int | None = None, *, session: lance.Session | None = None
+) -> lance.LanceDataset:
     """Open a table at a version, or its newest.
+
+    The holder of the lake's commit lock opens the newest version once (`held_tables`).
+
+    Args:
+        store: the lake's files.
+        rel: path of the table.
+        version: the version; None for the newest.
+        session: cache that this table shares with others.
 
     Raises:
         DamageError: the table is gone.
         LakeError: the table has no such version.
         BucketError: the bucket can't be read.
     """
+    held = held_by(store)
+    if held is None:
+        return _opened(store, rel, version, session)
+    newest = held.newest.get(rel)
+    if newest is not None and version in {None, newest.version}:
+        return newest
+    table = _opened(store, rel, version, session or held.session)
+    if version is None:
+        held.newest[rel] = table
+    return table
+
+
+def _opened(
+    store: Store, rel: str, version: int | None, session: lance.Session | None
+) -> lance.LanceDataset:
     try:
-        return lance.dataset(store.url(rel), version=version, storage_options=store.lance_options)
+        return lance.dataset(
+            store.url(rel), version=version, storage_options=store.lance_options, session=session
+        )
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
@@ -103,9 +135,11 @@ def write_fragment(
     store: Store, rel: str, table: pa.Table | pa.RecordBatchReader
 ) -> list[lance.FragmentMetadata]:
     """Write rows as a new fragment that no version names yet."""
+    held = held_by(store)
     fragments: list[lance.FragmentMetadata] = write_fragments(
         table,
-        store.url(rel),
+        # Lance opens a table that is given by its URI, for its schema.
+        store.url(rel) if held is None else held.newest.get(rel, store.url(rel)),
         mode="append",
         max_rows_per_file=MAX_ROWS,
         data_storage_version=STORAGE_VERSION,
@@ -127,9 +161,21 @@ def commit(
 
 def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lance.LanceDataset:
     """Commit a transaction that was prepared."""
-    return lance.LanceDataset.commit(
-        store.url(rel), transaction, storage_options=store.lance_options
-    )
+    held = held_by(store)
+    # Lance opens a table that is given by its URI once more.
+    table = store.url(rel) if held is None else held.newest.get(rel, store.url(rel))
+    new = lance.LanceDataset.commit(table, transaction, storage_options=store.lance_options)
+    if held is not None:
+        held.newest[rel] = new
+    return new
+
+
+def table_versions(table: lance.LanceDataset) -> list[int]:
+    """Return the versions of a table that are there, oldest first, by one listing.
+
+    Lance's `versions` reads every manifest for its date.
+    """
+    return sorted(int(entry["version"]) for entry in table.version_refs())
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:

@@ -2,20 +2,32 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import pyarrow as pa
 
+from cluster import NodeShape, WorkerSettings
 from featurestore import Lake, LakeError
 from featurestore.annotations import Where, slides_of
-from featurestore.tables import TILE_COLUMNS, features_table, identity_of, open_table
+from featurestore.tables import (
+    TILE_COLUMNS,
+    features_table,
+    identity_of,
+    open_table,
+    teacher_field,
+)
 from ingest.teachers.cards.card import Engine, Precision
-from ingest.teachers.extractor import Choice, Unit
 from ingest.teachers.find_teacher import Teacher
+from ingest.teachers.units import Choice, Unit
 from ingest.teachers.weights.weights_files import has_onnx
 
 #: An export to ONNX takes 10-20 s, which fewer tiles do not win back.
 ONNX_TILES = 5000
+#: Threads of one worker on CPUs: more of them wait for each other, fewer copy the networks.
+MOST_THREADS = 8
+#: Share of the cluster's CPUs that workers of one size have to be able to take.
+USED_SHARE = 0.9
 
 
 def choose_tiles(
@@ -76,7 +88,7 @@ def plan(
     tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
     for mpp in mpps:
         schema = open_table(lake.store, features_table(mpp)).schema
-        fields = {}
+        wanted: list[pa.Field] = []
         for teacher in teachers:
             usual: Precision = teacher.card.precision if device == "cuda" else "float32"
             faster = (
@@ -92,10 +104,38 @@ def plan(
                     precision or kept.get("precision") or usual,
                     engine or (kept.get("engine", "torch") if kept else faster),
                 )
-                identity |= choice.identity()
-                fields[name] = lake.committer.add_teacher(mpp, name, output.dim, identity)
+                wanted.append(teacher_field(name, output.dim, identity | choice.identity()))
+        fields = {field.name: field for field in lake.committer.add_teachers(mpp, wanted)}
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
+
+
+def sized_for(
+    settings: WorkerSettings, shapes: Sequence[NodeShape], device: Literal["cuda", "cpu"]
+) -> WorkerSettings:
+    """Return settings with a size of workers on CPUs, if the user has left workers and size open.
+
+    Workers get as many CPUs as possible, so that the networks are in memory few times, but at most
+    `MOST_THREADS`, and so that nearly all CPUs of uneven nodes are used.
+
+    >>> nodes = [NodeShape(cpus=16, gpus=0, count=2), NodeShape(cpus=4, gpus=0, count=1)]
+    >>> sized_for(WorkerSettings(), nodes, "cpu").cpus_per_worker
+    4.0
+    """
+    is_open = settings.workers is None and settings.cpus_per_worker is None
+    if device == "cuda" or not is_open or not shapes:
+        return settings
+    whole = sum(shape.count * shape.cpus for shape in shapes)
+    used = {
+        cpus: sum(shape.count * (shape.cpus // cpus) * cpus for shape in shapes) / whole
+        for cpus in range(1, MOST_THREADS + 1)
+    }
+    best = max(used.values())
+    if not best:
+        return settings
+    least = min(USED_SHARE, best)
+    cpus = max(cpus for cpus, share in used.items() if share >= least)
+    return replace(settings, cpus_per_worker=float(cpus))
 
 
 def check_columns(

@@ -1,121 +1,68 @@
-"""Teachers over the tiles of one fragment: what an actor of the job does. No Ray in here.
+"""Teachers over the tiles of a unit: what a worker of the job does. No Ray in here.
 
-Shards are read once and decoded once, ahead of the networks; every teacher sees the same tiles.
+Reading, decoding, networks and writing overlap, across the slides of a unit: one thread opens
+shards and hands out batches to threads that decode them, a bounded number ahead; each batch is
+started on the networks as soon as it is decoded, and written once later batches have been started.
+Each shard is read once and decoded once; every teacher sees the same tiles.
 """
 
 import contextlib
-import functools
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from featurestore import BucketError, ColumnFile, ColumnWriter, ShardReader, Store
-from featurestore.shards import check_shard
-from featurestore.storage import DiskFullError, disk_full_error, missing_keys_error
-from featurestore.tables import identity_of, keys_in
-from ingest.errors import SlideError
+from featurestore import BucketError, ColumnWriter, Store
+from featurestore.storage import disk_full_error, missing_keys_error
+from featurestore.tables import (
+    PartDamageError,
+    PartName,
+    PartWriter,
+    identity_of,
+    join_parts,
+)
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher, load_encoder
-from ingest.teachers.outputs import Output, in_share, only
-from ingest.tile_jpeg import decode_tile
+from ingest.teachers.outputs import Output, only
+from ingest.teachers.tile_feed import Batch, tile_feed
+from ingest.teachers.units import Join, Outcome, Unit, outcome_of
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import pyarrow as pa
+
     from ingest.teachers.encoder import Encoder, RunningBatch
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
 
-#: Share of a slide's tiles above which all of its shard is fetched from a bucket.
-FETCHED_SHARE = 0.25
-
-Row = dict[str, Any]
 Int64Array = npt.NDArray[np.int64]
 RgbArray = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The choice of tiles that teachers are run on; features of other tiles are NaN.
-
-    Attributes:
-        where: a predicate on the tiles' columns, as `tissue > 0.5 AND pen < 0.05`; None for all.
-        share: share of the tiles, the same for every teacher; None for all.
-        marks: values of the annotations that `where` names: other values choose other tiles.
-    """
-
-    where: str | None = None
-    share: float | None = None
-    marks: Mapping[str, str] | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """Return the part of the choice that decides the numbers of a column."""
-        choice = {"where": self.where, "share": self.share, "annotations": self.marks or None}
-        return {name: setting for name, setting in choice.items() if setting is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A fragment to run teachers on, with the catalog rows of the slides in it."""
-
-    mpp: float
-    fragment: int
-    fields: tuple[pa.Field, ...]
-    slides: tuple[Row, ...]
-    rows: int
-    choice: Choice = Choice()
-
-    @property
-    def tiles(self) -> int:
-        """Return the number of rows of the fragment."""
-        return sum(int(row["tiles"]) for row in self.slides)
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """The outcome of a unit: its files, or the reason why there are none.
-
-    Attributes:
-        unit: unit that was to be computed.
-        files: file of each column.
-        seconds: seconds in which its network ran, by column; shared time is divided among columns.
-        wall_s: seconds of the whole run, without the time to build networks.
-        tiles: number of tiles that the networks were run on.
-        reason: why the unit failed.
-        no_keys: whether it failed because its machine has no keys of the bucket.
-    """
-
-    unit: Unit
-    files: list[ColumnFile] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    wall_s: float = 0.0
-    tiles: int = 0
-    reason: str | None = None
-    no_keys: bool = False
-
-
 class Extractor:
-    """The Ray actor that computes fragment after fragment, and builds each network once."""
+    """The worker that computes unit after unit, and builds each network once."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._encoders: dict[tuple[str, Precision, Engine], Encoder] = {}
 
-    def __call__(self, task_row: Row) -> Row:
-        """Compute one pickled unit and return its pickled outcome."""
-        unit: Unit = pickle.loads(task_row["unit"])
+    def __call__(self, task_row: dict[str, Any]) -> dict[str, Any]:
+        """Compute one pickled unit, or join the parts of a fragment; return a pickled outcome."""
+        task: Unit | Join = pickle.loads(task_row["unit"])
         self._store, self._threads = Store(task_row["store"]), int(task_row["threads"])
         self._device = task_row["device"]
-        outcome = Outcome(unit=unit)
+        outcome = outcome_of(task)
         try:
-            self._fill(outcome, pickle.loads(task_row["teachers"]))
+            if isinstance(task, Join):
+                _join(self._store, task, outcome)
+            else:
+                self._fill(outcome, pickle.loads(task_row["teachers"]))
         except Exception as error:  # noqa: BLE001 - the other fragments go on
             fault = disk_full_error(error, self._store.uri) or missing_keys_error(error)
             outcome.reason = str(fault) if fault else f"{type(error).__name__}: {error}"
@@ -140,28 +87,31 @@ class Extractor:
         return self._encoders[key]
 
     def _fill(self, outcome: Outcome, teachers: Sequence[Teacher]) -> None:
-        unit, store = outcome.unit, self._store
+        unit = outcome.unit
         outcome.seconds = dict.fromkeys((column.name for column in unit.fields), 0.0)
         work, start = list(self._work(unit, teachers)), time.perf_counter()
-        writers = {f.name: ColumnWriter(store, unit.mpp, f, unit.fragment) for f in unit.fields}
-        for row, ids, rows, shard in _opened_slides(store, unit):
+        size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
+        # So many batches are on the networks that each thread has a part to compute.
+        least = min((encoder.part_tiles for encoder, _ in work), default=size)
+        ahead = 1 + -(-self._threads * least // size)
+        with contextlib.ExitStack() as stack:
+            writers = _writers(self._store, unit, stack)
+            feed = tile_feed(self._store, unit, threads=self._threads, batch_tiles=size)
+            running: deque[tuple[Batch, list[RunningBatch]]] = deque()
+            for batch, tiles in stack.enter_context(feed):
+                outcome.tiles += len(batch.places)
+                running.append((batch, _start(work, batch, tiles)))
+                while len(running) > ahead:  # the networks are busy while it is written
+                    _put(writers, outcome, self._threads, *running.popleft())
+            while running:
+                _put(writers, outcome, self._threads, *running.popleft())
             for writer in writers.values():
-                writer.skip(row["row_start"] - writer.rows)
-            outcome.tiles += len(rows)
-            put = functools.partial(_put, writers, row, ids, outcome, self._threads)
-            before: tuple[Int64Array, list[RunningBatch]] | None = None
-            for places, tiles in self._batches(shard, rows):
-                started = _start(work, tiles, ids[places])
-                if before is not None:  # the networks are busy while it is written
-                    put(*before)
-                before = (places, started)
-            if before is not None:
-                put(*before)
+                writer.skip(unit.end - writer.rows)
             for writer in writers.values():
-                writer.absent(row["slide"], len(ids) + row["row_start"] - writer.rows)
-        for writer in writers.values():
-            writer.skip(unit.rows - writer.rows)
-        outcome.files = [writer.finish() for writer in writers.values()]
+                if isinstance(writer, PartWriter):
+                    writer.finish()
+                else:
+                    outcome.files.append(writer.finish())
         outcome.wall_s = time.perf_counter() - start
 
     def _work(
@@ -178,82 +128,31 @@ class Extractor:
             for (precision, engine, _), outputs in groups.items():
                 yield self._encoder(teacher, precision, engine), outputs
 
-    def _batches(
-        self, shard: ShardReader, rows: Int64Array
-    ) -> Iterator[tuple[Int64Array, RgbArray]]:
-        """Yield a slide's tiles in batches, decoded while the networks work on earlier batches."""
-        size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
-        with ThreadPoolExecutor(self._threads) as pool:
-            ahead: deque[tuple[Int64Array, Future[RgbArray]]] = deque()
-            waiting = [rows[at : at + size] for at in range(0, len(rows), size)][::-1]
-            while waiting or ahead:
-                while waiting and len(ahead) <= self._threads:
-                    places = waiting.pop()
-                    ahead.append((places, pool.submit(_decoded, shard, places)))
-                places, future = ahead.popleft()
-                yield places, future.result()
 
-
-def _opened_slides(
-    store: Store, unit: Unit
-) -> Iterator[tuple[Row, Int64Array, Int64Array, ShardReader]]:
-    """Yield each slide with its keys, the places of its chosen tiles, and its open shard.
-
-    The next slide is opened, and fetched from a bucket, while the caller works on this one.
-    """
-    with ThreadPoolExecutor(1) as opener:
-        waiting = list(unit.slides)[::-1]
-        opened = opener.submit(_opened_slide, store, unit, waiting.pop()) if waiting else None
-        while opened is not None:
-            slide = opened.result()
-            opened = opener.submit(_opened_slide, store, unit, waiting.pop()) if waiting else None
-            with slide[-1]:
-                yield slide
-
-
-def _opened_slide(
-    store: Store, unit: Unit, row: Row
-) -> tuple[Row, Int64Array, Int64Array, ShardReader]:
-    """Open a slide's shard, and compare it with the rows of its tiles.
-
-    Raises:
-        DamageError: the shard is gone, damaged or replaced.
-        SlideError: the shard holds other tiles.
-    """
-    # Features of damaged pixels would be wrong for good, under a checksum of their own.
-    check_shard(store, row)
-    ids, rows = _chosen_tiles(store, unit, row)
-    shard = ShardReader.of(store, row)
-    if not np.array_equal(shard.tile_id, ids):
-        shard.close()
-        msg = f"shard {row['shard']} does not hold the tiles of slide {row['slide_id']}"
-        raise SlideError(msg)
-    if len(rows) > FETCHED_SHARE * len(ids):
-        with contextlib.suppress(DiskFullError):  # tiles are then read where they lie
-            shard.fetch()
-    return row, ids, rows, shard
-
-
-def _chosen_tiles(store: Store, unit: Unit, row: Row) -> tuple[Int64Array, Int64Array]:
-    """Return the keys of a slide's tiles, and the places of the chosen ones among them."""
-    slide, where = row["slide"], row.get("where", unit.choice.where)
-    ids = keys_in(store, unit.mpp, unit.fragment, slide)
-    is_chosen = np.ones(len(ids), bool)
-    if where is not None:
-        is_chosen = np.isin(ids, keys_in(store, unit.mpp, unit.fragment, slide, where))
-    if unit.choice.share is not None:
-        is_chosen &= in_share(ids, unit.choice.share)
-    return ids, np.flatnonzero(is_chosen)
-
-
-def _decoded(shard: ShardReader, places: Int64Array) -> RgbArray:
-    return np.stack([decode_tile(jpeg) for jpeg in shard.jpegs(shard.tile_id[places])])
+def _writers(
+    store: Store, unit: Unit, stack: contextlib.ExitStack
+) -> dict[str, ColumnWriter | PartWriter]:
+    """Return a writer for each column: of the fragment's file if the unit is all of it."""
+    names = unit.part_names()
+    writers: dict[str, ColumnWriter | PartWriter] = {}
+    for column in unit.fields:
+        if names:
+            part = PartWriter(store, names[column.name], column)
+            stack.callback(part.discard)
+            writers[column.name] = part
+        else:
+            whole = ColumnWriter(store, unit.mpp, column, unit.fragment)
+            writers[column.name] = stack.enter_context(whole)
+    return writers
 
 
 def _start(
-    work: Sequence[tuple["Encoder", list[Output]]], tiles: RgbArray, tile_id: Int64Array
+    work: Sequence[tuple["Encoder", list[Output]]], batch: Batch, tiles: RgbArray
 ) -> list["RunningBatch"]:
     """Start all networks on some tiles."""
+    if not len(batch.places):
+        return []
+    tile_id = batch.piece.ids[batch.places]
     stained: dict[int | None, RgbArray] = {None: tiles}
     started = []
     for encoder, outputs in work:
@@ -265,22 +164,46 @@ def _start(
 
 
 def _put(
-    writers: dict[str, ColumnWriter],
-    row: Row,
-    ids: Int64Array,
+    writers: dict[str, ColumnWriter | PartWriter],
     outcome: Outcome,
     threads: int,
-    places: Int64Array,
+    batch: Batch,
     started: Sequence["RunningBatch"],
 ) -> None:
     """Write the features of some tiles of a slide; tiles between them were not chosen."""
+    piece, places = batch.piece, batch.places
     runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
-    for batch in started:
-        embeddings = batch.result()
+    for writer in writers.values():
+        writer.skip(max(0, piece.start - writer.rows))
+    for running in started:
+        embeddings = running.result()
         for name, values in embeddings.items():
             writer = writers[name]
-            outcome.seconds[name] += batch.seconds / threads / len(embeddings)
+            outcome.seconds[name] += running.seconds / threads / len(embeddings)
             for run in runs:
-                written = writer.rows - row["row_start"]
-                writer.absent(row["slide"], int(places[run[0]]) - written)
-                writer.add(row["slide"], ids[places[run]], values[run])
+                written = writer.rows - piece.start
+                writer.absent(piece.slide, int(places[run[0]]) - written)
+                writer.add(piece.slide, piece.ids[places[run]], values[run])
+    if batch.is_last:
+        for writer in writers.values():
+            writer.absent(piece.slide, len(piece.ids) + piece.start - writer.rows)
+
+
+def _join(store: Store, join: Join, outcome: Outcome) -> None:
+    """Join the parts of each column of a fragment; a part that is not whole is removed."""
+    unit = join.unit
+    fields: dict[str, pa.Field] = {column.name: column for column in unit.fields}
+    try:
+        for name, parts in join.parts.items():
+            paths = [part.path for part in parts]
+            column = fields[name]
+            file = join_parts(store, unit.mpp, column, unit.fragment, unit.rows, paths)
+            outcome.files.append(file)
+            outcome.joined += paths
+    except PartDamageError as error:
+        damaged: PartName = next(
+            part for parts in join.parts.values() for part in parts if part.path == error.path
+        )
+        store.remove([error.path])
+        outcome.files, outcome.joined = [], []
+        outcome.damaged = (damaged.first, damaged.stop)

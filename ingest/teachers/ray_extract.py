@@ -1,7 +1,8 @@
-"""Teachers over tiles as a Ray Data job: each shard is read once, decoded once, and seen by all.
+"""Teachers over tiles as a Ray job: each shard is read once, decoded once, and seen by all.
 
-The unit of work is a fragment of a features table: an actor reads its slides' shards, runs the
-teachers that the fragment lacks, and writes one file per teacher. Embeddings never travel through
+The unit of work is a run of rows of a fragment of a features table: an actor reads its slides'
+shards, runs the teachers that the fragment lacks, and writes one file per teacher. A fragment that
+was shared out is joined by a worker, and committed as one file. Embeddings never travel through
 Ray's object store (4-6 times slower than a file written where they are made, measured).
 """
 
@@ -9,9 +10,12 @@ import contextlib
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 from cluster import (
     ClusterError,
@@ -27,7 +31,6 @@ from cluster import (
     place,
     progress,
     ray_session,
-    schedulable,
 )
 from featurestore import (
     BucketError,
@@ -40,13 +43,16 @@ from featurestore import (
     open_lake,
 )
 from featurestore.storage import writer_lease
-from featurestore.tables import PENDING, READY
+from featurestore.tables import PENDING, READY, parts_in
 from ingest.estimate.extract_record import keep_rates
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.column_maker import ColumnMaker, MadeColumn
-from ingest.teachers.extract_plan import choose_tiles, plan
-from ingest.teachers.extractor import Extractor, Outcome, Unit
+from ingest.teachers.extract_here import HERE_TILES, outcomes_here
+from ingest.teachers.extract_plan import choose_tiles, plan, sized_for
 from ingest.teachers.find_teacher import Teacher, find_teachers
+from ingest.teachers.ray_workers import WorkerPool
+from ingest.teachers.unit_queue import SIZES, UnitQueue
+from ingest.teachers.units import Outcome, Unit, tiles_between
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
@@ -188,15 +194,25 @@ def _run_encoders(
     outcomes.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     with contextlib.ExitStack() as stack:
         shapes = machine_shapes()
-        if joins_cluster(address):
-            stack.enter_context(ray_session(address=address))
+        joins = joins_cluster(address)
+        if joins:
+            stack.enter_context(ray_session(address=address, ray_data=False))
             shapes = node_shapes()
         device = chosen_device(workers, shapes)
         units = planned(device=device)
-        if units:
-            stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
-            stack.enter_context(ray_session(address=address))
-            outcomes.workers = place(workers, node_shapes(), most=len(units))
+        if not units:
+            return
+        stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
+        tiles = sum(unit.tiles for unit in units)
+        here = not joins and device == "cpu" and workers == WorkerSettings(device=workers.device)
+        if here and tiles <= HERE_TILES:
+            outcomes.workers = place(replace(workers, workers=1), shapes, most=1)
+        else:
+            here = False
+            stack.enter_context(ray_session(address=address, ray_data=False))
+            shapes = node_shapes()
+            most = max(1, tiles // SIZES[device].least)
+            outcomes.workers = place(sized_for(workers, shapes, device), shapes, most=most)
             if outcomes.workers.device != device:  # columns say how they are computed
                 msg = (
                     f"this machine has devices for {device}, but Ray has workers on "
@@ -204,95 +220,188 @@ def _run_encoders(
                 )
                 raise ClusterError(msg)
             stack.enter_context(announced(outcomes.workers))
-            _run(lake, teachers, units, outcomes, outcomes.workers)
-            keep_rates(lake.store, outcomes.teachers, outcomes.workers)
+        tasks = UnitQueue(
+            units,
+            parts_in(lake.store),
+            workers=outcomes.workers.workers,
+            sizes=SIZES[device],
+        )
+        grows = workers.workers is None
+        _run(lake, teachers, tasks, outcomes, _Runner(outcomes.workers, here=here, grows=grows))
+        keep_rates(lake.store, outcomes.teachers, outcomes.workers)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """The workers of an extract: threads of this process, or actors of a Ray."""
+
+    workers: Placement
+    here: bool
+    grows: bool
+
+    def outcomes(
+        self,
+        store: Store,
+        teachers: Sequence[Teacher],
+        tasks: UnitQueue,
+        note: Callable[[str], None],
+    ) -> Generator[Outcome]:
+        """Run all units of a queue; yield the outcomes as they come."""
+        if self.here:
+            return outcomes_here(store, teachers, tasks, threads=self.workers.threads)
+        settings = {
+            "teachers": pickle.dumps(list(teachers)),
+            "store": store.uri,
+            "threads": self.workers.threads,
+            "device": self.workers.device,
+        }
+        pool = WorkerPool(settings, self.workers, grows=self.grows, note=note)
+        return pool.outcomes(tasks)
 
 
 def _run(
     lake: Lake,
     teachers: Sequence[Teacher],
-    units: Sequence[Unit],
+    tasks: UnitQueue,
     outcomes: ExtractResult,
-    workers: Placement,
+    runner: _Runner,
 ) -> None:
     start = time.perf_counter()
-    total = sum(unit.tiles * len(unit.fields) for unit in units)
-    waiting: dict[float, list[ColumnFile]] = defaultdict(list)
-    since = time.monotonic()
+    failed: set[tuple[float, int]] = set()
     with (
-        progress("extract", total=total, unit="tile features") as bar,
-        noted_nodes(bar.note, workers),
+        progress(
+            "extract", total=tasks.features, unit="tile features", initial=tasks.reused
+        ) as bar,
+        _Commits(lake, watch := JobWatch("extract", lake.uri, bar)) as commits,
+        contextlib.ExitStack() as stack,
     ):
-        bar.note(str(workers))
-        watch = JobWatch("extract", lake.uri, bar)
-        for outcome in _outcomes(lake.store, teachers, units, workers):
+        bar.note("in this process, without Ray" if runner.here else str(runner.workers))
+        if tasks.reused:
+            bar.note(f"{tasks.reused:,} tile features of an earlier run are there already")
+        if not runner.here:
+            stack.enter_context(noted_nodes(bar.note, runner.workers))
+        outcomes_now = stack.enter_context(
+            contextlib.closing(runner.outcomes(lake.store, teachers, tasks, bar.note))
+        )
+        for outcome in outcomes_now:
+            if outcome.damaged is not None:
+                bar.note(f"fragment {outcome.unit.fragment}: a part was damaged, and is made again")
+                continue
             if outcome.no_keys:  # all units that come to this machine would fail, and fast
-                _commit(lake, waiting)
+                commits.flush()
                 raise BucketError(outcome.reason)
             _count(outcome, outcomes)
-            bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
-            _watch(outcome, watch)
-            if outcome.reason:
+            if not outcome.is_join:
+                bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
+                _watch(outcome, watch)
+            place = (outcome.unit.mpp, outcome.unit.fragment)
+            if outcome.reason and place not in failed:
+                failed.add(place)
+                _fail(tasks.whole(outcome.unit), outcome.reason, outcomes)
+                for row in tasks.whole(outcome.unit).slides:
+                    watch.slide(row["slide_id"], reason=outcome.reason, mpp=outcome.unit.mpp)
                 bar.note(f"fragment {outcome.unit.fragment} failed: {outcome.reason}")
-            waiting[outcome.unit.mpp] += outcome.files
-            files = sum(len(files_waiting) for files_waiting in waiting.values())
-            if files >= COMMIT_FRAGMENTS or time.monotonic() - since > COMMIT_S:
-                _commit(lake, waiting, watch)
-                since = time.monotonic()
-        _commit(lake, waiting, watch)
+            commits.add(outcome)
     for counts in outcomes.teachers.values():
         wall, busy = counts.pop("wall", 0.0), counts.pop("busy", 0.0)
         counts["stall"] = round(max(0.0, 1 - busy / wall), 4) if wall else 0.0
         counts["tiles_per_s"] = round(counts["tiles"] / (time.perf_counter() - start), 1)
 
 
-def _commit(lake: Lake, waiting: dict[float, list[ColumnFile]], watch: JobWatch) -> None:
-    if files := sum(map(len, waiting.values())):
-        with watch.commit(files=files):
-            lake.committer.commit_columns_of(waiting)
-    waiting.clear()
+class _Commits:
+    """Commits of finished columns, one at a time, beside the work; slow ones become larger."""
+
+    def __init__(self, lake: Lake, watch: JobWatch) -> None:
+        self._lake, self._watch = lake, watch
+        self._files: dict[float, list[ColumnFile]] = defaultdict(list)
+        self._parts: list[str] = []
+        self._since = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._running: Future[None] | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        """Add the files of an outcome, and commit when enough of them or enough time has gathered.
+
+        Raises:
+            LakeError: an earlier commit failed.
+        """
+        self._files[outcome.unit.mpp] += outcome.files
+        self._parts += outcome.joined
+        if self._running is not None:
+            if not self._running.done():
+                return
+            self._running.result()
+            self._running = None
+        files = sum(len(files_waiting) for files_waiting in self._files.values())
+        if files and (files >= COMMIT_FRAGMENTS or time.monotonic() - self._since > COMMIT_S):
+            self._begin()
+
+    def _begin(self) -> Future[None]:
+        files = {mpp: some for mpp, some in self._files.items() if some}
+        self._running = self._thread.submit(_commit, self._lake, files, self._parts, self._watch)
+        self._files, self._parts = defaultdict(list), []
+        self._since = time.monotonic()
+        return self._running
+
+    def flush(self) -> None:
+        """Commit all files that wait, and wait for it."""
+        if self._running is not None:
+            self._running.result()
+        if any(self._files.values()):
+            self._begin().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Commit what is left, unless the work was stopped; a commit that runs comes to its end."""
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._thread.shutdown()
+
+
+def _commit(
+    lake: Lake, files: dict[float, list[ColumnFile]], parts: Sequence[str], watch: JobWatch
+) -> None:
+    """Commit columns, and remove the parts that they were joined from."""
+    with watch.commit(files=sum(map(len, files.values()))):
+        lake.committer.commit_columns_of(files)
+    if parts:
+        lake.store.remove(parts)
+
+
+def _fail(whole: Unit, reason: str, outcomes: ExtractResult) -> None:
+    """Note a fragment that failed: all its slides lack the columns."""
+    slides = ", ".join(row["slide_id"] for row in whole.slides)
+    outcomes.failed.append({"slide": slides, "mpp": str(whole.mpp), "reason": reason})
 
 
 def _watch(outcome: Outcome, watch: JobWatch) -> None:
-    """Note the slides of a unit, and the time in which its networks had no tiles."""
+    """Note the slides that end in a unit, and the time in which its networks had no tiles."""
     unit = outcome.unit
+    if outcome.reason:
+        return
     for row in unit.slides:
-        features = 0 if outcome.reason else int(row["tiles"]) * len(unit.fields)
-        watch.slide(row["slide_id"], reason=outcome.reason, mpp=unit.mpp, tile_features=features)
+        features = tiles_between((row,), unit.first, unit.end) * len(unit.fields)
+        if row["row_start"] + row["tiles"] <= unit.end:
+            watch.slide(row["slide_id"], mpp=unit.mpp, tile_features=features)
+        else:
+            watch.features(features)
     watch.waited("data", outcome.wall_s - sum(outcome.seconds.values()))
 
 
 def _count(outcome: Outcome, outcomes: ExtractResult) -> None:
-    unit = outcome.unit
-    if outcome.reason:
-        slides = ", ".join(row["slide_id"] for row in unit.slides)
-        outcomes.failed.append({"slide": slides, "mpp": str(unit.mpp), "reason": outcome.reason})
-        return
-    for name, seconds in outcome.seconds.items():
+    """Add the tiles and the seconds of a unit."""
+    for name, seconds in ({} if outcome.reason else outcome.seconds).items():
         counts = outcomes.teachers[name]
         counts["tiles"] += outcome.tiles
         counts["seconds"] = round(counts["seconds"] + seconds, 3)
         counts["wall"] = counts.get("wall", 0.0) + outcome.wall_s
         counts["busy"] = counts.get("busy", 0.0) + sum(outcome.seconds.values())
-
-
-def _outcomes(
-    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit], workers: Placement
-) -> Iterator[Outcome]:
-    import ray.data
-
-    settings = {
-        "teachers": pickle.dumps(list(teachers)),
-        "store": store.uri,
-        "threads": workers.threads,
-        "device": workers.device,
-    }
-    task_rows = [{"unit": pickle.dumps(unit), **settings} for unit in units]
-    # A pool that takes every CPU leaves none for the tasks that feed it, and hangs.
-    share = {"num_cpus": 0.9 * workers.cpus_per_worker, "num_gpus": workers.gpus_per_worker}
-    outcomes = ray.data.from_items(task_rows, override_num_blocks=len(task_rows)).map(
-        Extractor, compute=ray.data.ActorPoolStrategy(size=workers.workers), **share
-    )
-    with schedulable(**share):
-        for row in outcomes.iter_rows():
-            yield pickle.loads(row["outcome"])

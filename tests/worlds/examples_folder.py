@@ -5,7 +5,7 @@ here one piece after the other, in this process: a Ray takes ten seconds to star
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from featurestore import LakeConfig, SlideCut, Store, open_lake
 from ingest import lake_building, ray_ingest
 from ingest.cut import cut_or_reason
 from ingest.teachers import ray_extract
-from ingest.teachers.extractor import Extractor, Outcome, Unit
-from ingest.teachers.find_teacher import Teacher
+from ingest.teachers.extract_here import outcomes_here
+from ingest.teachers.unit_queue import UnitQueue
+from ingest.teachers.units import Outcome
 from tests.worlds.painted_lake import painted_lake
 from tests.worlds.small_lake import add_teacher
 
@@ -61,7 +62,7 @@ def without_ray() -> Iterator[None]:
     with (
         mock.patch.object(ray_ingest, "local_workers", _one_worker),
         mock.patch.object(ray_ingest, "cut_here", _cut_all),
-        mock.patch.object(ray_extract, "_outcomes", _extract_all),
+        mock.patch.object(ray_extract, "WorkerPool", _PoolHere),
         mock.patch.object(ray_extract, "ray_session", _no_session),
         mock.patch.object(ray_extract, "node_shapes", machine_shapes),
         mock.patch.object(ray_extract, "announced", _no_session),
@@ -91,14 +92,15 @@ def _cut_all(
         yield cut_or_reason(store, config, row)
 
 
-def _extract_all(
-    store: Store, teachers: Sequence[Teacher], units: Sequence[Unit], workers: Placement
-) -> Iterator[Outcome]:
-    extractor = Extractor()
-    settings = {"teachers": pickle.dumps(list(teachers)), "store": store.uri, "threads": 1}
-    for unit in units:
-        answer = extractor({"unit": pickle.dumps(unit), **settings, "device": workers.device})
-        yield pickle.loads(answer["outcome"])
+class _PoolHere:
+    """A pool of no workers: the units are computed in this process."""
+
+    def __init__(self, settings: dict[str, Any], _: Placement, **__: object) -> None:
+        self._settings = settings
+
+    def outcomes(self, tasks: UnitQueue) -> Generator[Outcome]:
+        teachers = pickle.loads(self._settings["teachers"])
+        return outcomes_here(Store(self._settings["store"]), teachers, tasks, threads=1)
 
 
 def _run_all(resources: Resources) -> Callable[..., None]:

@@ -242,4 +242,4 @@ def victims(driver: int, kind: str) -> list[int]:
 
 def at_work(command: bytes) -> bool:
     """Whether a worker's title says that it cuts a slide or runs a teacher just now."""
-    return command.startswith(b"ray::Map(") or b").submit" in command
+    return command.startswith((b"ray::Map(", b"ray::UnitWorker."))

@@ -17,6 +17,7 @@ from cluster import ray_session
 from featurestore import LakeConfig
 from ingest import ray_ingest
 from ingest.teachers import ray_extract
+from ingest.teachers.unit_queue import SIZES, UnitSizes
 
 CONFIG = LakeConfig(mpps=(0.5, 2.0))
 ENCODER = str(Path(__file__).resolve().parents[2] / "examples" / "own_encoder.py")
@@ -35,6 +36,8 @@ class Result(Protocol):
 def work(lake: Path, slides: Path) -> None:
     """Bring a lake to its last state; what is done already is left as it is."""
     ray_extract.COMMIT_S = 0.0  # a commit for each fragment: more places to be killed at
+    ray_extract.HERE_TILES = 0
+    SIZES["cpu"] = UnitSizes(first=8, least=8, most=8, grain=4)  # and parts of columns
     say(slides, "start")
     with ray_session(num_cpus=None if "RAY_ADDRESS" in os.environ else 2):
         cut_and_extract(lake, slides, "first")

@@ -69,6 +69,8 @@ class Verdict(Shown):
         unchecked: numbers of files without a checksum, by kind; `repair --checksums` adds them.
         whole: versions of the lake with undamaged tables, newest first; searched only
             if a table is damaged.
+        parts: number and bytes of parts of columns, which no version names: of an extract that is
+            at work, or was cut short and goes on from them; `vacuum` removes them.
 
     Examples:
         >>> verdict = sl.verify(sl.open_lake("my-lake"))
@@ -83,6 +85,7 @@ class Verdict(Shown):
     damage: list[Damage] = field(default_factory=list)
     unchecked: dict[str, int] = field(default_factory=dict)
     whole: list[int] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=lambda: {"files": 0, "bytes": 0})
 
     @property
     def ok(self) -> bool:
@@ -117,5 +120,6 @@ class Verdict(Shown):
             "checked": self.checked,
             "unchecked": self.unchecked,
             "whole_versions": self.whole,
+            "parts": self.parts,
             "damage": [one.as_dict() for one in self.damage],
         }

@@ -44,6 +44,7 @@ from featurestore.shards.shard_index import ShardIndex, index_path, scan_shard
 from featurestore.shards.tar_shards import ShardReader
 from featurestore.storage.read_errors import reason_of
 from featurestore.tables.checksums import tiles_crc32
+from featurestore.tables.column_parts import part_files
 from featurestore.tables.lance_rows import column_crc32
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES, TILE_COLUMNS, features_table
@@ -85,6 +86,8 @@ def verify(
     verdict = Verdict(version=lake.version)
     if not lake.is_pinned:
         verdict.damage += _damage_before_reading(lake)
+        parts = part_files(lake.store)
+        verdict.parts = {"files": len(parts), "bytes": sum(file.bytes for file in parts)}
     broken = {one.path for one in verdict.broken_tables}
     slides = catalog = None
     if SLIDES not in broken:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -34,6 +34,7 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.keep.lance_copy import copy_lake
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.repairing import plan_repair
 from featurestore.keep.verify.damage import TABLE
@@ -47,8 +48,9 @@ from featurestore.tables.schema import CATALOG, features_table
 from ingest.errors import SlideError
 from ingest.select.sources import fingerprint, resolve
 from tests.conftest import REAL_SLIDE, ROOT
-from tests.worlds.s3 import SECRET, Bucket, new_bucket
-from tests.worlds.small_lake import add_slides, add_teacher, contents
+from tests.worlds.s3 import SECRET, Bucket, Request, new_bucket
+from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
+from tests.worlds.training_lake import make as make_training_lake
 
 CONFIG = LakeConfig(mpps=(0.5, 2.0))
 T = TypeVar("T")
@@ -192,6 +194,49 @@ def test_vacuum_of_a_bucket_takes_what_no_version_names(bucket: Bucket) -> None:
     assert not lake.store.exists(stray)
     assert contents(lake.refreshed()) == before
     assert verify(lake.refreshed()).ok
+
+
+# ---------------------------------------------------------------------- requests
+
+
+def requests_of(bucket: Bucket, work: Callable[[], T]) -> tuple[T, list[Request]]:
+    """Return the outcome of some work, and the requests that it sent."""
+    bucket.faults.forget()
+    outcome = work()
+    return outcome, bucket.faults.seen
+
+
+def test_commits_and_vacuum_take_few_requests(faulty: Bucket) -> None:
+    """Bounds of what was counted: half as many again would be a fault that came back."""
+    lake, made = requests_of(faulty, lambda: create_lake(faulty.uri, CONFIG))
+    rows, registered = requests_of(
+        faulty, lambda: lake.committer.register([{"slide_id": n, "uri": n} for n in SLIDES])
+    )
+    cuts = [cut(lake, row["slide"], row["slide_id"], 5) for row in rows]
+    _, committed = requests_of(faulty, lambda: lake.committer.commit_slides(cuts))
+    bad = [{"slide_id": f"bad-{n}", "slide": 3 + n, "uri": "", "reason": "-"} for n in range(9)]
+    _, failed = requests_of(faulty, lambda: lake.committer.fail(bad))
+    _, opened = requests_of(faulty, lambda: open_lake(faulty.uri))
+    _, vacuumed = requests_of(faulty, lambda: vacuum(lake, keep=1))
+    counts = [len(seen) for seen in (made, registered, committed, failed, opened, vacuumed)]
+    assert counts == [0, 0, 0, 0, 0, 0]
+
+
+def test_a_stream_reads_neighbours_at_once_and_nothing_twice(
+    faulty: Bucket, tmp_path: Path
+) -> None:
+    near = make_training_lake(tmp_path / "lake")
+    copy_lake(near.uri, faulty.uri)
+    far = open_lake(faulty.uri)
+    settings: dict[str, Any] = {"mpp": 0.5, "batch_tiles": 16, "block_tiles": 8}
+    streams = [lake.stream("plain", **settings, pixels="jpeg") for lake in (far, near)]
+    for _ in range(2):
+        (batches, seen), others = requests_of(faulty, lambda: list(streams[0])), list(streams[1])
+        for batch, other in zip(batches, others, strict=True):
+            np.testing.assert_array_equal(batch.tile_id, other.tile_id)
+            np.testing.assert_array_equal(batch.features["plain"], other.features["plain"])
+            assert batch.jpeg == other.jpeg
+    assert len(seen) == 0
 
 
 # ---------------------------------------------------------------------- trouble

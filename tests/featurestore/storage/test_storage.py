@@ -48,6 +48,21 @@ def test_files_come_back_as_they_were_written(store: Store) -> None:
     assert store.read_bytes("a/b/c.bin") == b"9876543210"
     assert store.read_range("a/b/c.bin", 3, 4) == b"6543"
     assert store.size("a/b/c.bin") == 10
+    assert store.read_start("a/b/c.bin", 4) == b"9876"
+    assert store.read_start("a/b/c.bin", 40) == b"9876543210"
+    ranges = [(start, 2) for start in range(8, -1, -1)]
+    assert store.read_ranges("a/b/c.bin", ranges) == [
+        b"9876543210"[start : start + 2] for start, _ in ranges
+    ]
+    assert store.read_ranges("a/b/c.bin", []) == []
+    store.write_bytes("a/b/empty.bin", b"")
+    assert store.read_start("a/b/empty.bin", 4) == store.read_bytes("a/b/empty.bin") == b""
+    for read in (
+        lambda: store.read_start("a/b/d.bin", 1),
+        lambda: store.read_ranges("a/b/d.bin", [(0, 1), (1, 1)]),
+    ):
+        with pytest.raises(FileNotFoundError):
+            read()
     with pytest.raises(FileNotFoundError):
         store.read_bytes("a/b/d.bin")
     with pytest.raises(FileNotFoundError):

@@ -22,7 +22,7 @@ from featurestore.annotations.annotation_tables import labels_of, query_frame, r
 from featurestore.annotations.tile_predicates import Where
 from featurestore.interop import export_folder
 from featurestore.tables.annotation import AnnotationError
-from featurestore.tables.lance_columns import keys_in
+from featurestore.tables.lance_columns import FragmentKeys
 from ingest.teachers.extract_plan import choose_tiles
 from tests.conftest import ROOT
 from tests.worlds.small_lake import add_slides, add_teacher
@@ -207,8 +207,9 @@ def test_predicates_name_annotations_of_tiles_slides_and_patients(lake: Lake) ->
     def asked(text: str) -> dict[str, int]:
         where = Where(lake, text)
         patients = {"a": "007", "b": "008"}
+        keys = FragmentKeys(lake.store, 0.5, 0, [0, 1])
         return {
-            name: len(keys_in(lake.store, 0.5, 0, number, where.of(name, patients[name])))
+            name: len(keys.of(number, where.of(name, patients[name])))
             for number, name in enumerate("ab")
         }
 

@@ -32,8 +32,9 @@ from ingest import (
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine
 from ingest.teachers.extract_plan import choose_tiles, plan
-from ingest.teachers.extractor import Choice, Extractor, Outcome, Unit
+from ingest.teachers.extractor import Extractor
 from ingest.teachers.ray_extract import extract
+from ingest.teachers.units import Choice, Outcome, Unit
 from ingest.teachers.weights.weights_files import find_weights
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples

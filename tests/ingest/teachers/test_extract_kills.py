@@ -18,7 +18,10 @@ COLUMNS = [f"{TEACHERS[0]}@S1", "colour-moments"]
 CODE = """
 import sys
 import ingest.teachers.ray_extract as job
+from ingest.teachers.unit_queue import SIZES, UnitSizes
 job.COMMIT_S = 0.0  # a commit for each fragment, so that there is something to be between
+job.HERE_TILES = 0  # on Ray, as large lakes are
+SIZES["cpu"] = UnitSizes(first=10, least=10, most=10, grain=4)  # parts
 job.extract(sys.argv[1], sys.argv[2:])
 """
 
@@ -41,7 +44,7 @@ def kill_extract(lake: Path, after_s: float) -> bool:
 
 
 def data_files(lake: Path) -> int:
-    return sum(1 for _ in lake.glob("features/*/data/*"))
+    return sum(1 for pattern in ("features/*/data/*", "parts/*") for _ in lake.glob(pattern))
 
 
 @pytest.fixture
