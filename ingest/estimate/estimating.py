@@ -152,9 +152,7 @@ def _need(
     gpu_rate, why = _gpu_rate(name, record, rates, gpu)
     core_rate = None
     if cpu := record.get("cpu"):
-        core_rate = Span.around(
-            cpu["tiles_per_s_per_worker"] / max(1e-9, cpu["cpus_per_worker"]), SPREAD
-        )
+        core_rate = _measured(cpu, cpu["cpus_per_worker"])
         why += f"; on CPUs by this lake's own run of {cpu['tiles']:,.0f} tiles"
     if gpu_rate is None and core_rate is None:
         msg = (
@@ -171,13 +169,18 @@ def _need(
     )
 
 
+def _measured(record: Mapping[str, float], share: float) -> Span:
+    """Return tiles a second on one GPU or core by a run; few tiles say little."""
+    spread = SPREAD + 2 / math.sqrt(max(1.0, record["tiles"]))
+    return Span.around(record["tiles_per_s_per_worker"] / max(1e-9, share), min(0.9, spread))
+
+
 def _gpu_rate(
     name: str, record: Mapping[str, Mapping[str, float]], rates: Rates, gpu: str
 ) -> tuple[Span | None, str]:
     """Return tiles a second on one GPU and where that is from: a run of the lake's goes first."""
     if cuda := record.get("cuda"):
-        each = cuda["tiles_per_s_per_worker"] / max(1e-9, cuda["gpus_per_worker"])
-        return Span.around(each, SPREAD), (
+        return _measured(cuda, cuda["gpus_per_worker"]), (
             f"this lake's own run of {cuda['tiles']:,.0f} tiles, on its GPUs, whatever --gpu is"
         )
     card = name.partition(":")[0].partition("@")[0]
