@@ -13,10 +13,10 @@ CLASSES: dict[str, str] = {
     "no_mpp": r"\bmpp\b",
     "no_tissue": r"no tissue found|marks no tissue",
     "mask": r"\bmask\b",
-    "damaged": r"cut off|damaged?\b|can't be (decoded|opened|read)|changed while|truncated|checksum"
-    r"|is empty|claims \d|in a circle|sides of 1|DamageError|does not hold the tiles",
     "unsupported": r"is not a slide|is no slide|compressed as|bits per sample|channels|is CMYK"
     r"|greyscale|is a (folder|pipe|picture)|photometric|needs the folder|convert it|no reader",
+    "damaged": r"cut off|damaged?\b|can't be (decoded|opened|read)|changed while|truncated|checksum"
+    r"|is empty|claims \d|in a circle|sides of 1|DamageError|does not hold the tiles",
 }
 OTHER = "other"
 

@@ -187,7 +187,7 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
         ("s3://b/x.svs can't be read: access is denied; the keys must allow", "denied"),
         ("https://h/x.svs can't be read: the server failed (503) at 5 tries", "network"),
         ("s3://b/x.svs does not exist", "missing"),
-        ("/a/x.svs is not a slide format that openslide reads", "unsupported"),
+        ("/a/x.svs is not a slide format that openslide reads (or it is truncated)", "unsupported"),
         ("mask /m/x.png has 3 x 4 px, another aspect ratio than the slide of", "mask"),
         ("/a/x.svs does not say its mpp, nor its objective", "no_mpp"),
         ("no space left on the disk, or in the quota, of /lake", "disk_full"),
