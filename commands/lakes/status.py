@@ -66,7 +66,7 @@ def _lines(status: "LakeStatus") -> list[str]:
         "left behind": [_lease_line(lease) for lease in status.leases if lease.state != "held"],
         "trains": trainings,
         "slides": [slides],
-        "features": missing or ["complete"],
+        "features": missing or ["complete" if status.columns else "none"],
         "failed last": failures,
         "commits": commits,
     }

@@ -37,6 +37,7 @@ class LakeStatus:
         version: its newest version.
         leases: leases that are held, or that a killed job left behind.
         slides: number of slides by state.
+        columns: number of teachers' columns, each at one mpp.
         missing: columns that lack features of some tiles: teacher, mpp and number of tiles.
         failures: failed slides with their reasons, the last of them first.
         failed: number of failed slides.
@@ -48,6 +49,7 @@ class LakeStatus:
     version: int
     leases: list[LeaseView] = field(default_factory=list)
     slides: dict[str, int] = field(default_factory=dict)
+    columns: int = 0
     missing: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     failed: int = 0
@@ -71,6 +73,7 @@ def lake_status(lake: Lake, *, last: int = LAST) -> LakeStatus:
         _count_slides(status, lake.table(SLIDES), last)
     for mpp in lake.config.mpps:
         with reading(lake.store, f"table {lake.store.url(features_table(mpp))}"):
+            status.columns += len(lake.teachers(mpp=mpp))
             status.missing += _missing(lake, mpp)
     status.commits = last_commits(lake, last)
     status.trainings = _trainings(lake.store)
