@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.job_outputs import OutputLines
-from cluster.ray_jobs import (
+from cluster.jobs.job_outputs import OutputLines
+from cluster.jobs.ray_jobs import (
     INTERRUPTED,
     JobRequest,
     JobServer,
@@ -23,7 +23,7 @@ from cluster.ray_jobs import (
 #: Program that the cluster's image runs.
 PROGRAM = ("python", "-m", "slidelake")
 
-_WITH_OUTPUTS = ("python", "-m", "cluster.job_runner")
+_WITH_OUTPUTS = ("python", "-m", "cluster.jobs.job_runner")
 
 
 @dataclass(frozen=True, kw_only=True)

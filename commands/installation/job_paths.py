@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from cluster import ClusterError
-from cluster.job_package import FOLDER, packed_name
+from cluster.jobs.job_package import FOLDER, packed_name
 from commands.options.path_kind import PathKind
 
 #: Variable with folders that all nodes see by the same path as this machine.
@@ -41,13 +41,13 @@ class JobPaths:
     """Turns paths of this machine into paths of a job, and collects what has to travel.
 
     Attributes:
-        here: whether the cluster is this machine, where each path stays as it is.
+        same_machine: whether the cluster is this machine, where each path stays as it is.
         shared: folders that all nodes see by the same path.
         files: path in the job's working directory -> file or folder that travels with it.
         outputs: path in that directory of what the command writes -> place on this machine.
     """
 
-    here: bool
+    same_machine: bool
     shared: Sequence[Path] = ()
     files: dict[str, Path] = field(default_factory=dict)
     outputs: dict[str, Path] = field(default_factory=dict)
@@ -72,14 +72,14 @@ class JobPaths:
         path = _absolute(text)
         if kind is PathKind.OUTPUT:
             return self._output(path)
-        there = path.exists()
-        if self.here or any(path.is_relative_to(folder) for folder in self.shared):
-            return str(path) if there or kind not in (PathKind.FILES, PathKind.PYTHON) else text
+        exists = path.exists()
+        if self.same_machine or any(path.is_relative_to(folder) for folder in self.shared):
+            return str(path) if exists or kind not in (PathKind.FILES, PathKind.PYTHON) else text
         if kind in (PathKind.FILES, PathKind.PYTHON):
-            return self._travelling(path) if there else text
+            return self._travelling(path) if exists else text
         if kind is PathKind.SLIDES:
             return self._slides(text, path)
-        if there or not Path(text).is_absolute():
+        if exists or not Path(text).is_absolute():
             raise ClusterError(_REFUSALS[kind].format(text=text, parent=path.parent))
         return text  # an absolute path that this machine does not have: the cluster's own
 
@@ -89,7 +89,7 @@ class JobPaths:
         return name
 
     def _output(self, path: Path) -> str:
-        if self.here or any(path.is_relative_to(folder) for folder in self.shared):
+        if self.same_machine or any(path.is_relative_to(folder) for folder in self.shared):
             return str(path)
         name = path.name
         if name == FOLDER or self.outputs.get(name, path) != path:
@@ -109,16 +109,16 @@ class JobPaths:
         refusal = _REFUSALS[PathKind.SLIDES]
         if not (is_manifest(text) and path.is_file()):
             if any(mark in text for mark in _PATTERN):
-                there = any(True for _ in path.parent.glob(path.name))
+                exists = any(True for _ in path.parent.glob(path.name))
             else:
-                there = os.path.lexists(path.parent / path.name.partition("#")[0])
-            if there or not Path(text).is_absolute():
+                exists = os.path.lexists(path.parent / path.name.partition("#")[0])
+            if exists or not Path(text).is_absolute():
                 raise ClusterError(refusal.format(text=text, parent=path.parent))
             return text
         for row in read_manifest(str(path), distinct_ids=True):
             slide = Path(row.uri)
-            seen = any(slide.is_relative_to(folder) for folder in self.shared)
-            if _is_url(row.uri) or seen:
+            is_shared = any(slide.is_relative_to(folder) for folder in self.shared)
+            if _is_url(row.uri) or is_shared:
                 continue
             if os.path.lexists(slide) or slide.is_relative_to(path.parent):
                 named = f"{row.uri} ({row.place})"

@@ -73,26 +73,26 @@ def _replaced(
     paths: JobPaths,
 ) -> list[str]:
     """Return words with each path replaced; outputs with a default count where none is given."""
-    replaced, seen = list(words), set()
+    replaced, filled = list(words), set()
     for place in value_places(command, words):
-        seen.add(place.name)
+        filled.add(place.name)
         if (kind := kinds.get(place.name)) is None:
             continue
         word = replaced[place.index]
-        value = word[place.start :]
+        old = word[place.start :]
         if kind is PathKind.SETTING:
-            path, equals, text = value.partition("=")
+            path, equals, text = old.partition("=")
             field_kind = fields.get(path.strip())
-            moved = value
+            moved = old
             if field_kind is not None:
                 moved = f"{path}{equals}{paths.in_job(text.strip(), field_kind)}"
         else:
-            moved = paths.in_job(value, kind)
+            moved = paths.in_job(old, kind)
         replaced[place.index] = word[: place.start] + moved
     for parameter in command.params:
         name = str(parameter.name)
         default = parameter.default
-        if kinds.get(name) is PathKind.OUTPUT and name not in seen and isinstance(default, str):
+        if kinds.get(name) is PathKind.OUTPUT and name not in filled and isinstance(default, str):
             replaced = [max(parameter.opts, key=len), paths.in_job(default, PathKind.OUTPUT)]
             replaced += list(words)
     return replaced

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +10,9 @@ from commands.options.dataclass_options import command
 from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 app = typer.Typer()
 
@@ -59,8 +62,8 @@ def jobs_command(options: JobsOptions) -> None:
 
 
 def _print_list(options: JobsOptions) -> None:
-    from cluster.job_record import job_table
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.job_record import job_table
+    from cluster.jobs.ray_jobs import job_server
 
     jobs = sorted(job_server(options.address).jobs(), key=lambda job: job.started, reverse=True)
     if options.job is not None:
@@ -71,14 +74,14 @@ def _print_list(options: JobsOptions) -> None:
 
 
 def _print_log(options: JobsOptions, job: str) -> None:
-    from cluster.job_outputs import OutputLines
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.job_outputs import OutputLines
+    from cluster.jobs.ray_jobs import job_server
     from cluster.ray_submit import followed, print_outputs
 
     server = job_server(options.address)
     outputs = OutputLines({}, options.to)
     lines: list[str] = []
-    print_line = lines.append if options.json else typer.echo
+    print_line: Callable[[str], None] = lines.append if options.json else typer.echo
     if options.follow:
         code = followed(server, job, outputs, print_line)
     else:
@@ -95,7 +98,7 @@ def _print_log(options: JobsOptions, job: str) -> None:
 
 
 def _stop(options: JobsOptions, job: str) -> None:
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.ray_jobs import job_server
 
     server = job_server(options.address)
     stopped = server.stop(job)

@@ -6,39 +6,45 @@ import typer
 
 app = typer.Typer()
 
+WaitOpt = Annotated[
+    bool,
+    typer.Option(help="Wait for the job, and print what it prints; else print its id alone."),
+]
+IdOpt = Annotated[
+    str | None,
+    typer.Option("--id", metavar="ID", help="Id of the job; one of Ray's if not given."),
+]
+SharedOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder that all nodes see by the same path, as on a network disk; repeat for "
+        "several; SLIDELAKE_SHARED if not given.",
+    ),
+]
+CpusOpt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="CORES",
+        help="Cores that the command itself reserves, beside its workers: it then runs on any "
+        "node that has them, and not on the head.",
+    ),
+]
+MemoryOpt = Annotated[
+    float | None,
+    typer.Option(metavar="GB", help="Memory that the command itself reserves, likewise."),
+]
+
 
 @app.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit_command(
     context: typer.Context,
     address: Annotated[str | None, typer.Option(help="The cluster's job server.")] = None,
-    wait: Annotated[
-        bool,
-        typer.Option(help="Wait for the job, and print what it prints; else print its id alone."),
-    ] = True,
-    job_id: Annotated[
-        str | None,
-        typer.Option("--id", metavar="ID", help="Id of the job; one of Ray's if not given."),
-    ] = None,
-    shared: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder that all nodes see by the same path, as on a network disk; repeat for "
-            "several; SLIDELAKE_SHARED if not given.",
-        ),
-    ] = None,
-    entrypoint_cpus: Annotated[
-        float | None,
-        typer.Option(
-            metavar="CORES",
-            help="Cores that the command itself reserves, beside its workers: it then runs on any "
-            "node that has them, and not on the head.",
-        ),
-    ] = None,
-    entrypoint_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GB", help="Memory that the command itself reserves, likewise."),
-    ] = None,
+    wait: WaitOpt = True,
+    job_id: IdOpt = None,
+    shared: SharedOpt = None,
+    entrypoint_cpus: CpusOpt = None,
+    entrypoint_memory: MemoryOpt = None,
 ) -> None:
     """Run any of the other commands as a Ray job: slidelake submit -- info s3://lab/my-lake.
 
@@ -49,7 +55,7 @@ def submit_command(
     Ctrl-C stops following the job, not the job; `slidelake jobs` lists, follows and stops jobs.
     """
     from cluster.extensions import loaded_extensions
-    from cluster.ray_jobs import job_server
+    from cluster.jobs.ray_jobs import job_server
     from cluster.ray_submit import JobOptions, submit
     from commands.installation.job_paths import JobPaths, shared_folders
     from commands.installation.job_words import job_words
@@ -59,10 +65,12 @@ def submit_command(
         raise typer.BadParameter(msg)
     extensions = [word for one in loaded_extensions() for word in ("--extend", one.path)]
     group = cast("Any", context.find_root().command)
-    paths = JobPaths(here=False, shared=shared_folders(shared or ()))
+    paths = JobPaths(same_machine=False, shared=shared_folders(shared or ()))
     words = [*extensions, *context.args]
-    job_words(group, words, JobPaths(here=True))  # a wrong option needs no cluster to be found
-    paths.here = job_server(address).is_this_machine()
+    job_words(
+        group, words, JobPaths(same_machine=True)
+    )  # a wrong option needs no cluster to be found
+    paths.same_machine = job_server(address).is_this_machine()
     options = JobOptions(
         id=job_id,
         cpus=entrypoint_cpus,

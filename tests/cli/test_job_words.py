@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def moved(*words: str, **options: Any) -> tuple[list[str], JobPaths]:  # noqa: ANN401
     """The words of a job elsewhere, and what travels."""
-    paths = JobPaths(**{"here": False, **options})
+    paths = JobPaths(**{"same_machine": False, **options})
     return job_words(APP, list(words), paths), paths
 
 
@@ -138,11 +138,11 @@ def test_paths_that_all_nodes_see_are_made_absolute(here: Path) -> None:
     assert words == ["ingest", f"{here}/my-lake", f"{here}/slides", "--masks", f"{here}/masks"]
     assert not paths.files
     line = ["runs", "my-lake", "--out", "x.csv"]
-    words, paths = moved(*line, here=True)
+    words, paths = moved(*line, same_machine=True)
     assert words == ["runs", f"{here}/my-lake", "--out", f"{here}/x.csv"]
     assert not paths.outputs
     labels = ["mil", LAKE, "--labels", "lake:grade", "--target", "g", "--features", "u"]
-    assert moved(*labels, here=True)[0] == labels  # an annotation's name is no path
+    assert moved(*labels, same_machine=True)[0] == labels  # an annotation's name is no path
 
 
 def test_shared_folders_are_the_options_or_the_environments(

@@ -15,7 +15,7 @@ import cluster
 from cluster import is_quiet, progress, progress_of_stages, quiet_progress
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
-from cluster.ray_jobs import JobRequest, _address_of
+from cluster.jobs.ray_jobs import JobRequest, _address_of
 from cluster.ray_session import _check_reachable, ray_session
 from cluster.ray_submit import submit
 from cluster.ray_token import auth_headers, check_address

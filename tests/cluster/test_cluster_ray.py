@@ -30,7 +30,7 @@ from cluster import (
     shared_ray_session,
     submit,
 )
-from cluster.ray_jobs import JobServer, job_server
+from cluster.jobs.ray_jobs import JobServer, job_server
 from cluster.ray_submit import JobOptions
 from cluster.scratch import scratch_directory
 from featurestore import LakeConfig, create_lake, open_lake
@@ -528,6 +528,8 @@ class TestWithAHead:
         monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
         with pytest.raises(ClusterError, match="refuses our token"):
             submit(["info"], address=head.address)
+        with pytest.raises(ClusterError, match="refuses our token"):
+            job_server(head.address).is_this_machine()
 
     def test_a_missing_token_is_one_clear_error(
         self, head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster import job_package, job_runner
 from cluster.errors import ClusterError
-from cluster.job_outputs import MARK, OutputLines
-from cluster.job_package import packed_name, write_package
-from cluster.job_record import JobRecord, job_table
-from cluster.ray_jobs import JobRequest, JobServer, exit_code
+from cluster.jobs import job_package, job_runner
+from cluster.jobs.job_outputs import MARK, OutputLines
+from cluster.jobs.job_package import packed_name, write_package
+from cluster.jobs.job_record import JobRecord, job_table
+from cluster.jobs.ray_jobs import JobRequest, JobServer, exit_code
 from tests.conftest import ROOT
 
 
@@ -108,7 +110,7 @@ def job_log(folder: Path, *names: str, code: int = 0, writes: str = WRITES) -> t
     (folder / "submitted" / "in.csv").write_text("in")
     words = [*names, "--", sys.executable, "-c", writes, str(code)]
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.job_runner", *words],
+        [sys.executable, "-m", "cluster.jobs.job_runner", *words],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
@@ -194,13 +196,20 @@ def test_resources_of_no_size_are_refused(number: float) -> None:
         JobRequest(words=("true",), command="true", memory_gb=number)
 
 
-def record(**changes: object) -> JobRecord:
-    """A record of a job that has failed."""
-    facts: dict[str, object] = {
-        "id": "one", "state": "failed", "command": "info s3://lab/lake", "started": 1_000.0,
-        "ended": 1_090.0, "exit_code": 2, "message": "m",
-    }  # fmt: skip
-    return JobRecord(**{**facts, **changes})  # type: ignore[arg-type]
+FAILED = JobRecord(
+    id="one",
+    state="failed",
+    command="info s3://lab/lake",
+    started=1_000.0,
+    ended=1_090.0,
+    exit_code=2,
+    message="m",
+)
+
+
+def record(**changes: Any) -> JobRecord:  # noqa: ANN401
+    """A record of a job that has failed, but for some changes."""
+    return replace(FAILED, **changes)
 
 
 def test_the_newest_job_is_listed_first_and_long_commands_are_cut() -> None:
@@ -224,6 +233,21 @@ def test_the_exit_code_is_the_commands_own_where_it_has_one(
     for state, code in (("stopped", None), ("failed", None), ("failed", -9)):
         assert exit_code(record(state=state, exit_code=code)) == 1
     assert "one stopped: m" in capsys.readouterr().err
+
+
+def test_a_job_that_waits_for_a_node_is_said_once_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = JobServer(address="http://127.0.0.1:8265", headers={})
+    states = iter(["pending"] * 3 + ["running"])
+    reason = "it may wait for resources"
+    monkeypatch.setattr("cluster.jobs.ray_jobs._PENDING_S", 0.0)
+    monkeypatch.setattr("cluster.jobs.ray_jobs._POLL_S", 0.001)
+    monkeypatch.setattr(
+        JobServer, "job", lambda _, __: record(state=next(states), message=reason, ended=None)
+    )
+    server._wait_for_start("one")
+    assert capsys.readouterr().err == f"submit: one has not begun yet: {reason}\n"
 
 
 @pytest.mark.parametrize(

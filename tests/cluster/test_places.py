@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jsonschema
 import pytest
@@ -23,6 +23,9 @@ from cluster.ray_placement import NODES, _groups
 from commands.installation.job_paths import JobPaths
 from commands.installation.job_words import job_words
 from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
 
 CLUSTER = ROOT / "cluster"
 KUBERAY = CLUSTER / "kuberay"
@@ -104,8 +107,8 @@ def test_the_jobs_command_is_one_of_slidelake() -> None:
     (job,) = documents(KUBERAY / "rayjob.yaml")
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "slidelake"]
-    app = cast("typer.core.TyperGroup", typer.main.get_command(slidelake.app))
-    paths = JobPaths(here=False)
+    app = cast("TyperGroup", typer.main.get_command(slidelake.app))
+    paths = JobPaths(same_machine=False)
     assert job_words(app, words[3:], paths) == words[3:]
     assert (paths.files, paths.outputs) == ({}, {})
 

@@ -41,10 +41,10 @@ def find_weights(card: Card, folder: str | None = None) -> Path | None:
         from ingest.teachers.weights.node_cache import cached_file
 
         name = _in_bucket(card, root)
-        found = cached_file(f"{root.rstrip('/')}/{name}") if name else None
+        path = cached_file(f"{root.rstrip('/')}/{name}") if name else None
     else:
-        found = _in_folder(card, Path(root)) if root else None
-    return found or _in_package(card) or _cached(card)
+        path = _in_folder(card, Path(root)) if root else None
+    return path or _in_package(card) or _cached(card)
 
 
 def has_weights(card: Card, folder: str | None = None) -> bool:
@@ -59,8 +59,8 @@ def has_weights(card: Card, folder: str | None = None) -> bool:
     """
     root = folder or os.environ.get(FOLDER)
     if root and "://" in root:
-        found = _in_bucket(card, root) is not None
-        return found or (_in_package(card) or _cached(card)) is not None
+        path = _in_bucket(card, root) or _in_package(card) or _cached(card)
+        return path is not None
     return find_weights(card, folder) is not None
 
 
@@ -69,11 +69,11 @@ def _in_bucket(card: Card, url: str) -> str | None:
     from ingest.teachers.weights.node_cache import bucket_names
 
     names = bucket_names(url)
-    wanted = [f"{card.name}{suffix}" for suffix in SUFFIXES]
-    wanted += [f"{card.name}/{name}" for name in card.files]
+    candidates = [f"{card.name}{suffix}" for suffix in SUFFIXES]
+    candidates += [f"{card.name}/{name}" for name in card.files]
     inside = [name for name in names if name.startswith(f"{card.name}/")]
-    wanted += [name for suffix in SUFFIXES for name in inside if name.endswith(suffix)]
-    return next((name for name in wanted if name in names), None)
+    candidates += [name for suffix in SUFFIXES for name in inside if name.endswith(suffix)]
+    return next((name for name in candidates if name in names), None)
 
 
 def _in_folder(card: Card, folder: Path) -> Path | None:

@@ -15,6 +15,7 @@ import pytest
 
 from featurestore import Store
 from ingest import CARDS, TeacherError
+from ingest.remote.remote_files import FileState, RemoteFile
 from ingest.teachers.find_teacher import find_teachers, list_teachers
 from ingest.teachers.own_file import run_file
 from ingest.teachers.weights import node_cache
@@ -105,10 +106,10 @@ def test_many_processes_of_a_node_fetch_a_file_once(
     reads: list[int] = []
     fetch = node_cache._fetch
 
-    def counted(*arguments: object) -> None:
+    def counted(remote: RemoteFile, state: FileState, entry: Path) -> None:
         reads.append(1)
         time.sleep(0.2)
-        fetch(*arguments)  # type: ignore[arg-type]
+        fetch(remote, state, entry)
 
     monkeypatch.setattr(node_cache, "_fetch", counted)
     with ThreadPoolExecutor(6) as pool:  # flock tells open files apart, not processes

@@ -21,8 +21,8 @@ from typing import Any
 
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError, ClusterLostError
-from cluster.job_package import write_package
-from cluster.job_record import JobRecord
+from cluster.jobs.job_package import write_package
+from cluster.jobs.job_record import JobRecord
 from cluster.ray_faults import while_it_answers
 from cluster.ray_token import auth_headers, check_address
 
@@ -35,6 +35,7 @@ _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_S = 0.3
 _STOP_S = 30.0
 _NODES_S = 3.0
+_PENDING_S = 30.0
 _TIMEOUT_S = 15.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _GB = 10**9
@@ -162,11 +163,22 @@ class JobServer:
             ClusterError: there is no such job.
             ClusterLostError: the connection was lost.
         """
+        self._wait_for_start(job)
         with self._clear_errors(job=job):
             asyncio.run(self._pass_on_lines(job, on_line))
         while not (record := self.job(job)).has_ended:
             time.sleep(_POLL_S)  # the log can end a moment before the record
         return record
+
+    def _wait_for_start(self, job: str) -> None:
+        """Wait until a job has begun; say once that it waits, with the cluster's reason."""
+        start = time.monotonic()
+        is_noted = False
+        while (record := self.job(job)).state == "pending":
+            if not is_noted and time.monotonic() - start > _PENDING_S:
+                print_job_note(f"{job} has not begun yet: {record.message}")
+                is_noted = True
+            time.sleep(_POLL_S)
 
     def stop(self, job: str) -> bool:
         """Stop a job, and wait for its end; return False if it had ended before.
@@ -210,12 +222,8 @@ class JobServer:
         return "" if self.address == _address_of(None) else f" --address {self.address}"
 
     def _answer(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        import requests
-
         with self._clear_errors():
-            reply = requests.get(
-                f"{self.address}{path}", headers=dict(self.headers), timeout=_TIMEOUT_S
-            )
+            reply = self._client._do_request("GET", path, timeout=_TIMEOUT_S)
             reply.raise_for_status()
             return reply.json()["data"]
 
@@ -270,8 +278,8 @@ class JobServer:
         from requests.exceptions import RequestException
 
         if "does not exist" in str(err) and "status code 404" in str(err):
-            known = ", ".join(record.id for record in self.jobs()[-5:]) or "none"
-            msg = f"the cluster at {self.address} has no job {job!r}; it has: {known}"
+            newest = ", ".join(record.id for record in self.jobs()[-5:]) or "none"
+            msg = f"the cluster at {self.address} has no job {job!r}; it has: {newest}"
             return ClusterError(msg)
         if "already exists" in str(err):
             msg = (

@@ -87,8 +87,8 @@ def _all_files(files: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
             subfolders[:] = sorted(one for one in subfolders if not one.startswith("."))
             for file in sorted(names):
                 if not file.startswith("."):
-                    found = Path(folder, file)
-                    yield f"{name}/{found.relative_to(path).as_posix()}", found
+                    inner = Path(folder, file)
+                    yield f"{name}/{inner.relative_to(path).as_posix()}", inner
 
 
 def _size(path: Path) -> int:

@@ -1,7 +1,7 @@
 """Files that a job's command writes, brought back to whoever sent the job, through its log.
 
-A Ray job has a log and no other way back. What `cluster.job_runner` prints into it is taken out
-again by `submit` and `slidelake jobs logs`.
+A Ray job has a log and no other way back. `submit` and `slidelake jobs logs` take
+out of it again what `cluster.jobs.job_runner` prints into it.
 """
 
 import base64

@@ -3,7 +3,7 @@
 A command with an output (`--out table.csv`) runs in a new directory, which is removed at its end,
 also where the command fails. It is a program of its own:
 
-    python -m cluster.job_runner table.csv -- python -m slidelake runs LAKE --out table.csv
+    python -m cluster.jobs.job_runner table.csv -- python -m slidelake runs LAKE --out table.csv
 """
 
 import base64
@@ -20,8 +20,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.job_outputs import MARK
-from cluster.job_package import FOLDER
+from cluster.jobs.job_outputs import MARK
+from cluster.jobs.job_package import FOLDER
 
 #: Most bytes that come back through a log, compressed.
 MOST_BYTES = 50_000_000
