@@ -31,7 +31,7 @@ from ingest.teachers.encoder import preprocess, resized
 from ingest.teachers.extract_plan import plan
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.find_teacher import load_encoder
-from ingest.teachers.units import Outcome, Unit
+from ingest.teachers.work.units import Outcome, Unit
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import shard_samples
 from tests.worlds.wide_slide import write_wide_slide

@@ -37,15 +37,15 @@ from featurestore import (
     tile_ids,
     tiles_table,
 )
-from ingest.teachers import tile_feed
 from ingest.teachers.cards.card import Card, Engine, Precision
 from ingest.teachers.encoder import RunningBatch, cropped, one_thread_each, preprocess, resized
 from ingest.teachers.extract_plan import plan
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.find_teacher import Teacher
 from ingest.teachers.outputs import Output
-from ingest.teachers.tile_feed import Batch
-from ingest.teachers.units import Outcome, Unit
+from ingest.teachers.work import tile_feed
+from ingest.teachers.work.tile_feed import PieceBatch
+from ingest.teachers.work.units import Outcome, Unit
 from ingest.tile_jpeg import decode_tiles
 
 MPP, TILE_PX, INPUT_PX, DIM, SLIDES = 0.5, 256, 224, 1536, 4
@@ -136,7 +136,7 @@ class Machine:
         self._cores = threading.Semaphore(self.decoders)
         self._pixels = np.zeros((256, TILE_PX, TILE_PX, 3), np.uint8)
 
-    def decoded(self, batch: Batch) -> npt.NDArray[np.uint8]:
+    def decoded(self, batch: PieceBatch) -> npt.NDArray[np.uint8]:
         """Read the JPEGs of a batch; decode them, or sleep as long as that takes."""
         jpegs = batch.piece.shard.jpegs(batch.piece.ids[batch.places])
         if not self.decode_ms:

@@ -34,6 +34,7 @@ from cluster.ray_placement import (
     machine_shapes,
     node_shapes,
     place,
+    room,
 )
 from cluster.ray_session import (
     joins_cluster,
@@ -87,6 +88,7 @@ __all__ = [
     "ray_map",
     "ray_session",
     "reason_class",
+    "room",
     "schedulable",
     "shared_ray_session",
     "submit",

@@ -6,8 +6,8 @@ from collections.abc import Generator, Sequence
 from featurestore import Store
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.find_teacher import Teacher
-from ingest.teachers.unit_queue import UnitQueue
-from ingest.teachers.units import Outcome
+from ingest.teachers.work.unit_queue import UnitQueue
+from ingest.teachers.work.units import Outcome
 
 #: Tiles up to which an extract on one machine's CPUs starts no Ray: that takes 10-20 s.
 HERE_TILES = 5000

@@ -19,8 +19,8 @@ from featurestore.tables import (
 )
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher
-from ingest.teachers.units import Choice, Unit
 from ingest.teachers.weights.weights_files import has_onnx
+from ingest.teachers.work.units import Choice, Unit
 
 #: An export to ONNX takes 10-20 s, which fewer tiles do not win back.
 ONNX_TILES = 5000

@@ -29,8 +29,8 @@ from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher, load_encoder
 from ingest.teachers.outputs import Output, only
-from ingest.teachers.tile_feed import Batch, tile_feed
-from ingest.teachers.units import Join, Outcome, Unit, outcome_of
+from ingest.teachers.work.tile_feed import PieceBatch, tile_feed
+from ingest.teachers.work.units import Join, Outcome, Unit, outcome_of
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +97,7 @@ class Extractor:
         with contextlib.ExitStack() as stack:
             writers = _writers(self._store, unit, stack)
             feed = tile_feed(self._store, unit, threads=self._threads, batch_tiles=size)
-            running: deque[tuple[Batch, list[RunningBatch]]] = deque()
+            running: deque[tuple[PieceBatch, list[RunningBatch]]] = deque()
             for batch, tiles in stack.enter_context(feed):
                 outcome.tiles += len(batch.places)
                 running.append((batch, _start(work, batch, tiles)))
@@ -147,7 +147,7 @@ def _writers(
 
 
 def _start(
-    work: Sequence[tuple["Encoder", list[Output]]], batch: Batch, tiles: RgbArray
+    work: Sequence[tuple["Encoder", list[Output]]], batch: PieceBatch, tiles: RgbArray
 ) -> list["RunningBatch"]:
     """Start all networks on some tiles."""
     if not len(batch.places):
@@ -167,7 +167,7 @@ def _put(
     writers: dict[str, ColumnWriter | PartWriter],
     outcome: Outcome,
     threads: int,
-    batch: Batch,
+    batch: PieceBatch,
     started: Sequence["RunningBatch"],
 ) -> None:
     """Write the features of some tiles of a slide; tiles between them were not chosen."""

@@ -51,8 +51,8 @@ from ingest.teachers.extract_here import HERE_TILES, outcomes_here
 from ingest.teachers.extract_plan import choose_tiles, plan, sized_for
 from ingest.teachers.find_teacher import Teacher, find_teachers
 from ingest.teachers.ray_workers import WorkerPool
-from ingest.teachers.unit_queue import SIZES, UnitQueue
-from ingest.teachers.units import Outcome, Unit, tiles_between
+from ingest.teachers.work.unit_queue import SIZES, UnitQueue
+from ingest.teachers.work.units import Outcome, Unit, tiles_between
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
@@ -204,11 +204,11 @@ def _run_encoders(
             return
         stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
         tiles = sum(unit.tiles for unit in units)
-        here = not joins and device == "cpu" and workers == WorkerSettings(device=workers.device)
-        if here and tiles <= HERE_TILES:
+        as_usual = workers == WorkerSettings(device=workers.device)
+        in_process = as_usual and not joins and device == "cpu" and tiles <= HERE_TILES
+        if in_process:
             outcomes.workers = place(replace(workers, workers=1), shapes, most=1)
         else:
-            here = False
             stack.enter_context(ray_session(address=address, ray_data=False))
             shapes = node_shapes()
             most = max(1, tiles // SIZES[device].least)
@@ -227,7 +227,13 @@ def _run_encoders(
             sizes=SIZES[device],
         )
         grows = workers.workers is None
-        _run(lake, teachers, tasks, outcomes, _Runner(outcomes.workers, here=here, grows=grows))
+        _run(
+            lake,
+            teachers,
+            tasks,
+            outcomes,
+            _Runner(outcomes.workers, in_process=in_process, grows=grows),
+        )
         keep_rates(lake.store, outcomes.teachers, outcomes.workers)
 
 
@@ -236,7 +242,7 @@ class _Runner:
     """The workers of an extract: threads of this process, or actors of a Ray."""
 
     workers: Placement
-    here: bool
+    in_process: bool
     grows: bool
 
     def outcomes(
@@ -247,7 +253,7 @@ class _Runner:
         note: Callable[[str], None],
     ) -> Generator[Outcome]:
         """Run all units of a queue; yield the outcomes as they come."""
-        if self.here:
+        if self.in_process:
             return outcomes_here(store, teachers, tasks, threads=self.workers.threads)
         settings = {
             "teachers": pickle.dumps(list(teachers)),
@@ -275,10 +281,10 @@ def _run(
         _Commits(lake, watch := JobWatch("extract", lake.uri, bar)) as commits,
         contextlib.ExitStack() as stack,
     ):
-        bar.note("in this process, without Ray" if runner.here else str(runner.workers))
+        bar.note("in this process, without Ray" if runner.in_process else str(runner.workers))
         if tasks.reused:
             bar.note(f"{tasks.reused:,} tile features of an earlier run are there already")
-        if not runner.here:
+        if not runner.in_process:
             stack.enter_context(noted_nodes(bar.note, runner.workers))
         outcomes_now = stack.enter_context(
             contextlib.closing(runner.outcomes(lake.store, teachers, tasks, bar.note))

@@ -12,10 +12,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import ClusterError, Placement, node_shapes
-from cluster.ray_placement import room
-from ingest.teachers.unit_queue import UnitQueue
-from ingest.teachers.units import Join, Outcome, Unit, outcome_of
+from cluster import ClusterError, Placement, node_shapes, room
+from ingest.teachers.work.unit_queue import UnitQueue
+from ingest.teachers.work.units import Join, Outcome, Unit, outcome_of
 
 #: Seconds between two looks at the nodes, and until a word is said of workers that do not start.
 LOOK_S, WAITING_S = 15.0, 60.0

@@ -22,8 +22,8 @@ from ingest import lake_building, ray_ingest
 from ingest.cut import cut_or_reason
 from ingest.teachers import ray_extract
 from ingest.teachers.extract_here import outcomes_here
-from ingest.teachers.unit_queue import UnitQueue
-from ingest.teachers.units import Outcome
+from ingest.teachers.work.unit_queue import UnitQueue
+from ingest.teachers.work.units import Outcome
 from tests.worlds.painted_lake import painted_lake
 from tests.worlds.small_lake import add_teacher
 

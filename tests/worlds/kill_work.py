@@ -17,7 +17,7 @@ from cluster import ray_session
 from featurestore import LakeConfig
 from ingest import ray_ingest
 from ingest.teachers import ray_extract
-from ingest.teachers.unit_queue import SIZES, UnitSizes
+from ingest.teachers.work.unit_queue import SIZES, UnitSizes
 
 CONFIG = LakeConfig(mpps=(0.5, 2.0))
 ENCODER = str(Path(__file__).resolve().parents[2] / "examples" / "own_encoder.py")

@@ -34,8 +34,8 @@ from ingest.teachers.cards.card import Engine
 from ingest.teachers.extract_plan import choose_tiles, plan
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.ray_extract import extract
-from ingest.teachers.units import Choice, Outcome, Unit
 from ingest.teachers.weights.weights_files import find_weights
+from ingest.teachers.work.units import Choice, Outcome, Unit
 from ingest.tile_jpeg import decode_tile
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS, shard_samples
 from tests.worlds.s3 import Bucket

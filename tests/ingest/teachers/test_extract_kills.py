@@ -18,7 +18,7 @@ COLUMNS = [f"{TEACHERS[0]}@S1", "colour-moments"]
 CODE = """
 import sys
 import ingest.teachers.ray_extract as job
-from ingest.teachers.unit_queue import SIZES, UnitSizes
+from ingest.teachers.work.unit_queue import SIZES, UnitSizes
 job.COMMIT_S = 0.0  # a commit for each fragment, so that there is something to be between
 job.HERE_TILES = 0  # on Ray, as large lakes are
 SIZES["cpu"] = UnitSizes(first=10, least=10, most=10, grain=4)  # parts

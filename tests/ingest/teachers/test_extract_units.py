@@ -16,8 +16,8 @@ from featurestore import ColumnWriter, Lake, LakeConfig, Store, copy_lake, open_
 from featurestore.tables import PartWriter
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.ray_extract import ExtractResult, extract
-from ingest.teachers.unit_queue import SIZES, UnitSizes
-from ingest.teachers.units import Unit
+from ingest.teachers.work.unit_queue import SIZES, UnitSizes
+from ingest.teachers.work.units import Unit
 from ingest.tile_jpeg import decode_tile, decode_tiles, encode_tile
 from tests.conftest import ROOT
 from tests.worlds.painted_lake import painted_lake
@@ -233,7 +233,7 @@ def test_a_slide_in_two_units_is_fetched_in_two_parts(
 
     monkeypatch.setattr(Store, "read_range", noting)
     row = lake.tiles_of(mpp=0.5).sort("row_start").row(0, named=True)
-    from ingest.teachers.tile_feed import tile_feed
+    from ingest.teachers.work.tile_feed import tile_feed
 
     pixels = []
     for first, stop in ((0, 16), (16, 24)):

@@ -8,7 +8,7 @@ import pytest
 from cluster import WorkerSettings
 from featurestore import open_lake, verify
 from ingest.teachers.ray_extract import extract
-from ingest.teachers.unit_queue import SIZES, UnitSizes
+from ingest.teachers.work.unit_queue import SIZES, UnitSizes
 from tests.worlds.painted_lake import painted_lake
 
 #: Kills its process at the last tile of a slide at 0.5 mpp: at each, or only the first time.

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.tables import PartName, column_key
-from ingest.teachers.unit_queue import LEAST_S, SIZES, TRIES, UNIT_S, UnitQueue, UnitSizes
-from ingest.teachers.units import Join, Outcome, Unit, unit_end
+from ingest.teachers.work.unit_queue import LEAST_S, SIZES, TRIES, UNIT_S, UnitQueue, UnitSizes
+from ingest.teachers.work.units import Join, Outcome, Unit, unit_end
 
 SMALL = UnitSizes(first=16, least=8, most=32, grain=4)
 NO_PARTS: Mapping[tuple[int, str], Sequence[PartName]] = {}

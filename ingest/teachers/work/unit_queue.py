@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from featurestore.tables import PartName, column_key
-from ingest.teachers.units import Join, Outcome, Unit, tiles_between, unit_end
+from ingest.teachers.work.units import Join, Outcome, Unit, tiles_between, unit_end
 
 #: A unit is done in about so many seconds, and in no fewer as long as there is a choice.
 UNIT_S, LEAST_S = 120.0, 10.0
@@ -101,8 +101,8 @@ class UnitQueue:
         for unit in fragments:
             fragment = _Fragment(whole=unit, gaps=_gaps(unit, set()))
             if unit.fragment in with_parts:
-                here = [parts.get((unit.fragment, key), ()) for key in fragment.keys]
-                fragment.parts = _common_parts(here)
+                of_fragment = [parts.get((unit.fragment, key), ()) for key in fragment.keys]
+                fragment.parts = _common_parts(of_fragment)
                 fragment.gaps = _gaps(unit, fragment.parts)
             tiles = sum(tiles_between(unit.slides, *part) for part in fragment.parts)
             self.reused += tiles * len(unit.fields)

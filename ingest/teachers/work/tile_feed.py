@@ -16,7 +16,7 @@ from featurestore.storage import DiskFullError
 from featurestore.tables import FragmentKeys
 from ingest.errors import SlideError
 from ingest.teachers.outputs import in_share
-from ingest.teachers.units import Row, Unit
+from ingest.teachers.work.units import Row, Unit
 from ingest.tile_jpeg import decode_tiles
 
 #: Share of a slide's tiles above which all of its shard is fetched from a bucket.
@@ -47,7 +47,7 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class PieceBatch:
     """Tiles of a slide that networks get at once.
 
     Attributes:
@@ -64,7 +64,7 @@ class Batch:
 @contextlib.contextmanager
 def tile_feed(
     store: Store, unit: Unit, *, threads: int, batch_tiles: int
-) -> Generator[Iterator[tuple[Batch, RgbArray]]]:
+) -> Generator[Iterator[tuple[PieceBatch, RgbArray]]]:
     """Yield an iterator over the batches of a unit in row order, with their pixels [B, H, W, 3].
 
     Args:
@@ -88,9 +88,9 @@ class _Feed:
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._room = threading.Semaphore(threads + 2)
         self._closed = False
-        self._queue: queue.SimpleQueue[tuple[Batch, Future[RgbArray]] | BaseException | None] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[
+            tuple[PieceBatch, Future[RgbArray]] | BaseException | None
+        ] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._produce, name="open-shards", daemon=True)
         self._thread.start()
 
@@ -107,11 +107,11 @@ class _Feed:
         else:
             self._queue.put(None)
 
-    def __iter__(self) -> Iterator[tuple[Batch, RgbArray]]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            batch, pixels = item
+    def __iter__(self) -> Iterator[tuple[PieceBatch, RgbArray]]:
+        while (entry := self._queue.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            batch, pixels = entry
             tiles = pixels.result()
             if batch.is_last:
                 batch.piece.shard.close()
@@ -141,11 +141,11 @@ def _pieces(store: Store, unit: Unit) -> Iterator[Piece]:
             yield piece
 
 
-def _batches(piece: Piece, size: int) -> Iterator[Batch]:
+def _batches(piece: Piece, size: int) -> Iterator[PieceBatch]:
     """Yield the chosen tiles of a piece in batches; one without tiles if none is chosen."""
     for at in range(0, max(1, len(piece.chosen)), size):
         places = piece.chosen[at : at + size]
-        yield Batch(piece=piece, places=places, is_last=at + size >= len(piece.chosen))
+        yield PieceBatch(piece=piece, places=places, is_last=at + size >= len(piece.chosen))
 
 
 def _opened_piece(store: Store, unit: Unit, keys: FragmentKeys, row: Row) -> Piece:
@@ -190,7 +190,7 @@ def _chosen_tiles(unit: Unit, keys: FragmentKeys, row: Row) -> tuple[Int64Array,
     return ids, np.flatnonzero(is_chosen)
 
 
-def _decoded(batch: Batch) -> RgbArray:
+def _decoded(batch: PieceBatch) -> RgbArray:
     if not len(batch.places):
         return NO_TILES
     piece = batch.piece
