@@ -294,13 +294,13 @@ def fill(place: Place) -> None:
     tiles, rel = cut.grids[0.5].tiles, features_table(0.5)
     groups = [ready[at : at + FRAGMENT_SLIDES] for at in range(0, len(ready), FRAGMENT_SLIDES)]
     fragments, catalog, rng = [], list[dict[str, Any]](), np.random.default_rng(0)
-    for fragment, numbers in enumerate(groups):
-        table = pa.concat_tables([_tiles_of(tiles, number) for number in numbers])
-        drawn = rng.normal(size=(len(numbers), DIM)).astype(np.float16)
+    for fragment, members in enumerate(groups):
+        table = pa.concat_tables([_tiles_of(tiles, number) for number in members])
+        drawn = rng.normal(size=(len(members), DIM)).astype(np.float16)
         column = pa.FixedSizeListArray.from_arrays(pa.array(drawn.reshape(-1)), type=field.type)
         table = table.replace_schema_metadata(None).append_column(field, column)
         fragments += write_fragment(lake.store, rel, table)
-        for at, number in enumerate(numbers):
+        for at, number in enumerate(members):
             catalog += _catalog_rows(cut, number, fragment, at, features_crc32(drawn[at : at + 1]))
     version = open_table(lake.store, rel).version
     commit(lake.store, rel, LanceOperation.Append(fragments), read_version=version, properties={})
@@ -425,7 +425,7 @@ def main(
         all_slides(place)
         fill(place)
     RESULTS.mkdir(exist_ok=True)
-    document = (
+    document: dict[str, Any] = (
         json.loads(path.read_text())
         if path.exists()
         else {

@@ -23,6 +23,7 @@ from cluster.progress import (
     progress_of_stages,
     quiet_progress,
 )
+from cluster.progress_text import counted
 from cluster.ray_faults import noted_nodes
 from cluster.ray_placement import (
     Device,
@@ -68,6 +69,7 @@ __all__ = [
     "call_hook",
     "checked_hook",
     "chosen_device",
+    "counted",
     "extend",
     "extension_sha256",
     "is_quiet",

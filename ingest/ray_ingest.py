@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Unpack
 
 import polars as pl
@@ -19,6 +20,7 @@ from cluster import (
     Placement,
     WorkerSettings,
     announced,
+    counted,
     loaded_extensions,
     local_workers,
     node_shapes,
@@ -44,6 +46,7 @@ from featurestore.storage import DiskFullError, writer_lease
 from featurestore.tables import CATALOG, count_tiles
 from ingest.cut import failure
 from ingest.cut_here import cut_here
+from ingest.cut_waves import waves
 from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
 from ingest.pages.contact_sheet import write_contact_sheet
@@ -60,10 +63,6 @@ COMMIT_S = 60.0
 #: Where slides are cut faster than 64 in this time, more of them go into one commit.
 LEAST_COMMIT_S, MOST_COMMIT_SLIDES = 10.0, 4096
 FEW_SLIDES = 2000  # beyond, a table is read whole
-#: Slides that one task cuts: a large one, or as many small ones.
-UNIT_SLIDES, UNIT_BYTES, UNITS_A_CORE = 16, 64 << 20, 16
-#: Units that Ray is given at once.
-WAVE_UNITS, WAVE_UNITS_A_CORE = 2048, 64
 SLIDE_TIMEOUT_S = 600.0
 SLOWEST_BYTES_S = 1e6  # a slide may take so much longer
 
@@ -189,7 +188,7 @@ def ingest_named_slides(
         lake.committer.update_slides(updates)
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
-        purpose = f"ingest of {len(todo.cut)} slides"
+        purpose = f"ingest of {counted(len(todo.cut), 'slide')}"
         workers = local_workers(address, num_cpus=_share(todo.cut))
         session = nullcontext() if workers else ray_session(address=address)
         with writer_lease(lake.store, purpose), session:
@@ -373,61 +372,28 @@ def _outcomes(
     before = context.max_errored_blocks
     context.max_errored_blocks = -1  # a worker that dies takes its own slides with it, no others
     try:
-        share = workers.cpus_per_worker
         lost: list[Row] = []
-        for wave in waves(todo, _cores()):
+        cut = partial(_cut_by_ray, store, config, slide_timeout_s, workers.cpus_per_worker)
+        for wave in waves(todo, workers.workers):
             left = {row["slide_id"]: row for unit in wave for row in unit}
-            for outcome in _cut_by_ray(store, config, wave, slide_timeout_s, share):
+            for outcome in cut(wave):
                 row = outcome.row if isinstance(outcome, SlideCut) else outcome
                 del left[row["slide_id"]]
                 yield outcome
             alone = {unit[0]["slide_id"] for unit in wave if len(unit) == 1}
             lost += [row for name, row in left.items() if name not in alone]
         if lost:  # with the worker of another slide: only that one dies now
-            alone_again = [[row] for row in lost]
-            yield from _cut_by_ray(store, config, alone_again, slide_timeout_s, share)
+            yield from cut([[row] for row in lost])
     finally:  # a job after this one in the same process must not lose blocks in silence
         context.max_errored_blocks = before
-
-
-def _cores() -> float:
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 1))
-
-
-def waves(todo: Sequence[Row], cores: float) -> Iterator[list[list[Row]]]:
-    """Yield the slides in waves of units; a unit is cut by one task, small slides several.
-
-    Ray Data keeps about 14 kB of every unit that it was given, and takes 1 ms to be given it, so
-    units are given a wave at a time: at least 64 of them a core, by which cores that have nothing
-    left at the end of a wave are about a hundredth.
-    """
-    most_slides = max(1, min(UNIT_SLIDES, int(len(todo) / (UNITS_A_CORE * cores))))
-    most_units = max(WAVE_UNITS, int(WAVE_UNITS_A_CORE * cores))
-    wave: list[list[Row]] = []
-    size = 0
-    for row in todo:
-        row_bytes = row["bytes"] or 0
-        if wave and len(wave[-1]) < most_slides and size + row_bytes <= UNIT_BYTES:
-            wave[-1].append(row)
-            size += row_bytes
-            continue
-        if len(wave) == most_units:
-            yield wave
-            wave = []
-        wave.append([row])
-        size = row_bytes
-    if wave:
-        yield wave
 
 
 def _cut_by_ray(
     store: Store,
     config: LakeConfig,
-    units: Sequence[Sequence[Row]],
     slide_timeout_s: float,
     share: float,
+    units: Sequence[Sequence[Row]],
 ) -> Iterator[SlideCut | Row]:
     import ray.data
 

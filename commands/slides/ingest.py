@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.progress_text import counted
 from commands.options.dataclass_options import command
 from commands.options.failure_report import OnFailureOpt
 from commands.options.printing import freed_lines, print_answer
@@ -101,7 +102,10 @@ def ingest_command(options: IngestCommandOptions) -> None:
 def _print_outcome(options: IngestCommandOptions, ingested: "IngestResult") -> None:
     lines, summary = ingest_lines(ingested), ingest_summary(ingested)
     if again := len(ingested.again) + len(ingested.replaced):
-        lines.append(f"{again} slides have new tiles: slidelake extract makes their features anew")
+        lines.append(
+            f"{counted(again, 'slide', 'have')} new tiles: slidelake extract makes their "
+            "features anew"
+        )
     lines += [summary, f"every slide: {ingested.sheet}", *freed_lines(ingested.freed)]
     print_answer(
         asdict(ingested),

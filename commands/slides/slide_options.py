@@ -159,7 +159,9 @@ def failed_slides(ingested: "IngestResult") -> list[str]:
 def _some_lines(lines: list[str]) -> list[str]:
     """Return the lines, or the first hundred and how many more there are; JSON has all of them."""
     more = len(lines) - MOST_LINES
-    return [*lines[:MOST_LINES], f"and {more:,} slides more (--json)"] if more > 1 else lines
+    return (
+        [*lines[:MOST_LINES], f"and {counted(more, 'more slide')} (--json)"] if more > 1 else lines
+    )
 
 
 def ingest_lines(ingested: "IngestResult") -> list[str]:

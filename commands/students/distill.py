@@ -210,7 +210,7 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
         msg = f"{table} has no column slide_id; it has {', '.join(labels.columns)}"
         raise typer.BadParameter(msg)
     if empty := labels["slide_id"].null_count():
-        msg = f"{table} has {empty} rows without a slide_id; fill it in or remove them"
+        msg = f"{table} has {counted(empty, 'row')} without a slide_id; fill it in or remove them"
         raise typer.BadParameter(msg)
     return [str(name) for name in labels["slide_id"]]
 

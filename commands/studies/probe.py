@@ -18,6 +18,7 @@ from commands.studies.study_options import (
     FEATURE_OPTIONS,
     ID_COLUMN_OPTIONS,
     SPLITS,
+    UNSEEN_OPTION,
     missing_option,
 )
 from downstream.probes.probe_spec import ProbeSpec
@@ -40,6 +41,7 @@ PROBE_OPTIONS = (
     FieldOption(flag="--draws", path="probe.draws", least=1),
     FieldOption(flag="--tiles", path="probe.tiles", least=1),
     FieldOption(flag="--folds", path="probe.folds", panel=SPLITS),
+    UNSEEN_OPTION,
     *COMPARISON_OPTIONS,
     *ID_COLUMN_OPTIONS,
     FieldOption(flag="--seed", path="probe.seed"),

@@ -47,6 +47,9 @@ FEATURE_OPTIONS = (
     FieldOption(flag="--mpp", path="features.mpps", more="Repeat for several."),
 )
 FUSION_OPTION = FieldOption(flag="--fusion", path="fit.fusion", panel=TRAINING)
+UNSEEN_OPTION = FieldOption(
+    flag="--unseen-students", path="features.unseen_students", panel=SPLITS, single=True
+)
 FOLD_OPTIONS = (
     FieldOption(flag="--folds", path="folds.folds", panel=SPLITS),
     FieldOption(flag="--inner", path="folds.inner", panel=SPLITS),
@@ -60,6 +63,8 @@ FOLD_OPTIONS = (
         text="Splits to use: CLAM's folder, Patho-Bench's k=all.tsv, STAMP's splits.json, or a "
         "run's splits.parquet. All other options of splits but --shots are then ignored.",
     ),
+    FieldOption(flag="--split", path="folds.split", panel=SPLITS),
+    UNSEEN_OPTION,
     FieldOption(flag="--site", path="folds.sites", panel=SPLITS, metavar="COLUMN"),
 )
 TRAINING_OPTIONS = (
@@ -79,6 +84,7 @@ ID_COLUMN_OPTIONS = (
     FieldOption(flag="--patient-column", path="labels.patient_column", panel=TABLES),
     FieldOption(flag="--slide-column", path="labels.slide_column", panel=TABLES),
     FieldOption(flag="--distinct-ids", path="labels.distinct_ids", panel=TABLES, single=True),
+    FieldOption(flag="--patients-from", path="labels.patients_from", panel=TABLES),
 )
 TABLE_OPTIONS = (
     FieldOption(

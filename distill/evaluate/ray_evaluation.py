@@ -45,10 +45,11 @@ def evaluate_there(
         cpus = None if spec.threads is None else float(spec.threads)
         settings = WorkerSettings(device=_device(spec), workers=1, cpus_per_worker=cpus)
         worker = place(settings, node_shapes(), most=1)
-        share = {"num_cpus": worker.cpus_per_worker, "num_gpus": worker.gpus_per_worker}
         placed = replace(spec, device=worker.device, threads=worker.threads)
         work = partial(_evaluate, lake_uri, tuple(students), version)
-        ((_, report),) = ray_map(work, [placed], **share)
+        ((_, report),) = ray_map(
+            work, [placed], num_cpus=worker.cpus_per_worker, num_gpus=worker.gpus_per_worker
+        )
     return report
 
 

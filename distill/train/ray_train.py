@@ -118,12 +118,16 @@ def distill(
         else:
             _fit(lake, run, placement=placement, checkpoint_s=checkpoint_s)
     report = read_sealed(lake.store, run.report_path)
-    patients = lake.slides().filter(pl.col("slide_id").is_in([*run.train, *run.held_out]))
+    used = pl.col("slide_id").is_in([*run.train, *run.held_out])
+    patients = lake.slides().filter(used).select("slide_id", "patient_id").collect()
+    trained = patients.filter(pl.col("slide_id").is_in(list(run.train)))
     report = resealed(
         {
             **report,
             "seconds": round(time.perf_counter() - start, 3),
-            "slides_without_patient": patients.collect()["patient_id"].null_count(),
+            "slides_without_patient": patients["patient_id"].null_count(),
+            "train_slide_ids": sorted(run.train),
+            "train_patients": sorted(set(trained["patient_id"].drop_nulls())),
         }
     )
     lake.write_json(run.report_path, report)

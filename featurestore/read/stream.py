@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 from featurestore.read.lake_view import LakeView
 from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
@@ -88,14 +88,15 @@ class Stream(IterableDataset[TileBatch], Unforked):
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
         if self._pixels != "none" and bare:
             msg = (
-                f"{len(bare)} slides have features but no pixels: {listing(bare)}; use "
+                f"{counted(len(bare), 'slide', 'have')} features but no pixels: {listing(bare)}; "
+                "use "
                 "pixels='none', or name other slides"
             )
             raise LakeError(msg)
 
     def __repr__(self) -> str:
         place = f"{self._teachers} at mpp {mpp_name(self.mpp)}"
-        return f"Stream({self.tiles:,} tiles of {place}, {self.steps:,} batches an epoch)"
+        return f"Stream({counted(self.tiles, 'tile')} of {place}, {self.steps:,} batches an epoch)"
 
     @property
     def tiles(self) -> int:

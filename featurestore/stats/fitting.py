@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.messages import counted
 from featurestore.read.select_slides import select
 from featurestore.read.selection import Selection
 from featurestore.stats.moments import (
@@ -128,7 +129,7 @@ def fit_stats(
     if moments is None or moments.n < 2:
         msg = (
             f"statistics of '{teacher}' at mpp {mpp_name(mpp)} need two tiles or more; the "
-            f"{len(set(slide_ids))} slides that were named have {moments.n if moments else 0}"
+            f"{counted(len(set(slide_ids)), 'slide', 'have')} {moments.n if moments else 0}"
         )
         raise LakeError(msg)
     _write_stats(lake, teacher, mpp, slide_ids, moments, key=key, sample=sample)

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from featurestore.errors import LakeError
+from featurestore.messages import counted
 from featurestore.storage import bucket_clients
 from featurestore.storage.bucket_errors import codes, explain, no_bucket, with_clear_errors
 from featurestore.storage.full_disk import disk_full_error
@@ -353,7 +354,10 @@ class Store:
             "delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
         )
         if failed := done.get("Errors"):
-            msg = f"{self.uri}: {len(failed)} files can't be deleted ({failed[0].get('Code')})"
+            msg = (
+                f"{self.uri}: {counted(len(failed), 'file')} can't be deleted "
+                f"({failed[0].get('Code')})"
+            )
             raise LakeError(msg)
 
 

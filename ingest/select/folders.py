@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from cluster import counted
 from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_files import name_of
 
@@ -45,7 +46,7 @@ def without_shadows(names: list[str], note: Note) -> list[str]:
     shadows = [name for name in names if is_shadow(name)]
     if shadows:
         more = ", ..." if shadows[1:] else ""
-        note(f"{len(shadows)} files that macOS makes are left out: {name_of(shadows[0])}{more}")
+        note(f"{counted(len(shadows), 'file')} of macOS left out: {name_of(shadows[0])}{more}")
     return [name for name in names if not is_shadow(name)]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
+from cluster import counted
 from ingest.errors import SlideError
 from ingest.remote.remote_errors import shown
 from ingest.select.cut_settings import CutSettings, UserSettings
@@ -138,9 +139,11 @@ def _changed_since(
     taken = [source for source, at in changed if at is None or at >= since_s]
     when = datetime.fromtimestamp(since_s).astimezone().isoformat(timespec="minutes")
     if left_out := len(sources) - len(taken):
-        notes.append(f"{left_out} slides have not changed since {when} and are left out (--since)")
+        count = counted(left_out, "slide", "have")
+        notes.append(f"{count} not changed since {when}: left out (--since)")
     if timeless := sum(at is None for _, at in changed):
-        notes.append(f"{timeless} slides do not state when they changed and are taken (--since)")
+        count = counted(timeless, "slide")
+        notes.append(f"{count} without a time of the last change: taken (--since)")
     return taken
 
 

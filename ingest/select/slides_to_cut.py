@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster import counted
 from featurestore import LakeConfig, Store, open_lake
 from featurestore.edits import score_versions
 from ingest.errors import SlideError
@@ -59,10 +60,11 @@ class Todo:
         notes = []
         if self.facts:
             names = ", ".join(sorted(self.fact_names))
-            notes.append(f"{len(self.facts)} slides: facts {did} ({names})")
+            notes.append(f"{counted(len(self.facts), 'slide')}: facts {did} ({names})")
         if self.unknown:
             notes.append(
-                f"{len(self.unknown)} slides were cut by a slidelake that did not keep with which "
+                f"{counted(len(self.unknown), 'slide', 'were')} cut by a slidelake that did not "
+                "keep with which "
                 "masks and settings: they are left as they are; --replace cuts them again"
             )
         return notes

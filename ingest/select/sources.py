@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cluster import counted
 from ingest.errors import InputError, NoSlidesError, SlideError
 from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_errors import as_slide_errors
@@ -314,7 +315,8 @@ def _from_row(row: ManifestRow, search: _Search) -> Iterator[Source]:
     uris = _files(row.uri, search) or [row.uri]
     if len(uris) > 1 and row.slide_id is not None:
         msg = (
-            f"{row.place}: {row.uri} are {len(uris)} slides, and slide_id {row.slide_id!r} can be "
+            f"{row.place}: {row.uri} are {counted(len(uris), 'slide')}, and slide_id "
+            f"{row.slide_id!r} can be "
             "one of them only; leave it empty, or write a row a slide"
         )
         raise InputError(msg)

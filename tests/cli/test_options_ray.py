@@ -67,7 +67,8 @@ MIL = command_line(
     "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
     "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
     "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
-    "--accuracy 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --quiet --json"
+    "--accuracy 0.8 --guarantee 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 "
+    "--patients-from agree --unseen-students --quiet --json"
 )
 MIL_FEW = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
@@ -75,7 +76,7 @@ MIL_FEW = command_line(
 )
 MIL_SITES = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model mean --epochs 1 "
-    "--site hospital --tune 1 --json"
+    "--split site --site hospital --tune 1 --json"
 )
 MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
@@ -88,7 +89,8 @@ MIL_SPLITS = command_line(
 COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
     "--slide-column picture --time months --event dead --features good --features noise "
-    "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
+    "--distinct-ids --split site --site hospital --repeats 1 --seeds 2 --reference noise "
+    "--margin 0.2 --seed 1 --event-means event --patients-from agree --unseen-students "
     "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --quiet --json"
 )
 HAZARDS = command_line(
@@ -396,10 +398,10 @@ THERE = command_line(
     "mil {bags} --labels {labels} --target kras --features good --model linear --folds 2 "
     "--address {ray} --json"
 )
+STATS = command_line("stats {bags} --teacher good --mpp 0.5 --tiles 40 --address {ray} --json")
 METERED = command_line(
     f"--metrics-port 9 mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"
 )
-STATS = command_line("stats {bags} --teacher good --mpp 0.5 --tiles 40 --address {ray} --json")
 SCRIPT = """
 import json, sys, slidelake
 for words in json.load(sys.stdin):

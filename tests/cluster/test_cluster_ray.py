@@ -298,6 +298,72 @@ def test_a_killed_driver_takes_its_ray_with_it_and_says_nothing(tmp_path: Path) 
     assert (tmp_path / "err").read_text() == ""
 
 
+LATE = """
+import sys, time
+import ray._private.node as node
+import ray._private.services as services
+from cluster import ClusterError, ray_session
+
+class Late:  # a clock by which half a minute has passed
+    monotonic = staticmethod(lambda: time.monotonic() + 40)
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+def get_node(*_):
+    node.time = Late()
+    raise RuntimeError("not yet")
+
+services.get_node = get_node
+try:
+    ray_session(num_cpus=1, ray_data=False).__enter__()
+except ClusterError as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_that_did_not_come_up_leaves_no_process(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    env = {**os.environ, MARK: mark, "PYTHONPATH": str(CHECKOUT)}
+    env.pop("RAY_ADDRESS", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", LATE], cwd=tmp_path, env=env,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as driver:  # fmt: skip
+        try:
+            assert driver.stdout is not None
+            assert b"a local Ray did not come up within its 30 s" in driver.stdout.readline()
+            end = time.monotonic() + 20
+            while len(left := _names(_marked(mark))) > 1 and time.monotonic() < end:
+                time.sleep(0.1)
+            assert "gcs_server" not in left
+            assert "raylet" not in left
+            assert len(left) == 1  # the driver itself
+            driver.communicate()
+        finally:
+            _kill(mark)
+
+
+def test_a_node_that_did_not_come_up_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.node import Node
+
+    module, ended = sys.modules["cluster.ray_session"], []
+
+    def never_up(self: Node) -> None:
+        msg = "The current node timed out during startup. This could happen because"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Node, "__init__", never_up)
+    monkeypatch.setattr(Node, "kill_all_processes", lambda node, **how: ended.append(how))
+    with (
+        pytest.raises(ClusterError, match="did not come up within its 30 s"),
+        module._clear_timeout(),
+    ):
+        Node()
+    assert ended == [{"check_alive": False, "allow_graceful": False, "wait": True}]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     address: str

@@ -195,7 +195,7 @@ def test_a_slide_without_the_teacher_is_named(small: Lake) -> None:
         fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "nobody"])
     with pytest.raises(LakeError, match=r"no features of 'u' at mpp 0.5"):
         read_stats(lake, "u", mpp=0.5, slide_ids=["a"])
-    with pytest.raises(LakeError, match=r"need two tiles or more; the 1 slides .* have 0"):
+    with pytest.raises(LakeError, match=r"need two tiles or more; the 1 slide has 0"):
         fit_stats(lake, "t", mpp=0.5, slide_ids=["empty"])
     assert not lake.exists("stats")
     assert fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "empty"]).n == 5

@@ -5,11 +5,15 @@ from typing import Any
 
 import pytest
 
+from cluster import Placement
+from cluster.ray_session import quiet_ray_data
 from featurestore import LakeConfig, SlideCut, Store
 from ingest import ray_ingest
-from ingest.ray_ingest import UNIT_BYTES, WAVE_UNITS, waves
+from ingest.cut_waves import UNIT_BYTES, WAVE_UNITS, waves
 
 Row = dict[str, Any]
+Units = Sequence[Sequence[Row]]
+ONE = Placement(device="cpu", workers=1, cpus_per_worker=1.0, gpus_per_worker=0.0)
 
 
 def rows(count: int, size: int | None) -> list[Row]:
@@ -17,7 +21,7 @@ def rows(count: int, size: int | None) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "cores", "slides_a_unit", "units_a_wave"),
+    ("count", "size", "workers", "slides_a_unit", "units_a_wave"),
     [
         (12, 10_000, 2, 1, 12),  # few slides: one a task, so that every core has one
         (300_000, 10_000, 2, 16, WAVE_UNITS),
@@ -28,10 +32,10 @@ def rows(count: int, size: int | None) -> list[Row]:
     ],
 )
 def test_units_and_waves(
-    count: int, size: int | None, cores: float, slides_a_unit: int, units_a_wave: int
+    count: int, size: int | None, workers: int, slides_a_unit: int, units_a_wave: int
 ) -> None:
     todo = rows(count, size)
-    made = list(waves(todo, cores))
+    made = list(waves(todo, workers))
     assert [row for wave in made for unit in wave for row in unit] == todo
     assert max(len(unit) for wave in made for unit in wave) == slides_a_unit
     assert max(map(len, made)) == units_a_wave
@@ -45,23 +49,22 @@ def test_a_large_slide_among_small_ones_has_a_unit_of_its_own() -> None:
     assert [len(unit) for unit in wave if todo[300] in unit] == [1]
 
 
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning")
 def test_slides_that_die_with_another_are_cut_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies takes its unit with it; then only the slide that killed it is lost."""
     given: list[list[str]] = []
 
     def cut(
-        _store: object, _config: object, units: Sequence[Sequence[Row]], _limit_s: float
+        _store: object, _config: object, _limit_s: float, _share: float, units: Units
     ) -> Iterator[Row]:
         for unit in units:
             given.append([row["slide_id"] for row in unit])
             if "s33" not in given[-1]:
                 yield from unit
 
+    quiet_ray_data()
     monkeypatch.setattr(ray_ingest, "_cut_by_ray", cut)
-    monkeypatch.setattr(ray_ingest, "_cores", lambda: 1.0)
     todo = rows(64, 1000)
-    outcomes = list(ray_ingest._outcomes(Store("lake"), LakeConfig(), todo, 60.0))
+    outcomes = list(ray_ingest._outcomes(Store("lake"), LakeConfig(), todo, 60.0, ONE))
     names = [outcome["slide_id"] for outcome in outcomes if not isinstance(outcome, SlideCut)]
     assert sorted(names) == sorted(row["slide_id"] for row in todo if row["slide_id"] != "s33")
     assert len(names) == 63

@@ -201,7 +201,7 @@ def test_section_nearly_as_large_is_an_image_and_no_level(tmp_path: Path, pixels
         for image in (pixels, second, second[::2, ::2]):
             tiff.write(image, compression="zlib", metadata=None, **TILED)
     with open_slide(str(path)) as slide:
-        assert slide.notes[0].startswith("it holds 1 other images (#2: 630 x 540 px)")
+        assert slide.notes[0].startswith("it holds 1 other image (#2: 630 x 540 px)")
     with open_slide(str(path), image=2) as slide:
         assert np.array_equal(slide.region(0, 0, 0, 630, 540), second)
 

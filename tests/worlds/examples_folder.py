@@ -81,12 +81,7 @@ def _one_worker(*_: object, **__: object) -> int:
 
 
 def _cut_all(
-    store: Store,
-    config: LakeConfig,
-    todo: Sequence[dict[str, Any]],
-    slide_timeout_s: float,
-    *,
-    workers: int,
+    store: Store, config: LakeConfig, todo: Sequence[dict[str, Any]], *_: object, workers: int
 ) -> Iterator[SlideCut | dict[str, Any]]:
     for row in todo:
         yield cut_or_reason(store, config, row)

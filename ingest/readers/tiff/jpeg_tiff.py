@@ -17,6 +17,7 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from cluster import counted
 from ingest.errors import SlideError
 from ingest.readers.tiff.tiff_images import JPEG, WEBP, image_pages
 from ingest.readers.tiff.tile_grids import TileGrid
@@ -124,7 +125,10 @@ def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
         compression=kind[0],
     )
     if len(level.offsets) != level.rows * level.columns:
-        msg = f"it lists {len(level.offsets)} tiles for a grid of {level.rows} x {level.columns}"
+        msg = (
+            f"it lists {counted(len(level.offsets), 'tile')} for a grid of {level.rows} x "
+            f"{level.columns}"
+        )
         raise NotNativeError(msg)
     return level
 
