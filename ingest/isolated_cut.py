@@ -6,7 +6,7 @@ Nothing of ours is imported here that takes time, so that a worker is ready as s
 import functools
 from typing import Any
 
-from ingest.child_process import DiedError, Isolated
+from cluster import DiedError, Isolated
 
 
 def cut_apart(unit: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,8 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster import Extension, counted, load_extensions, loaded_extensions
-from ingest.child_process import DiedError, Isolated
+from cluster import (
+    DiedError,
+    Extension,
+    Isolated,
+    counted,
+    load_extensions,
+    loaded_extensions,
+)
 from ingest.cut import failure
 from ingest.errors import InputError
 from ingest.grid import plan_grids

@@ -7,7 +7,8 @@ go on. After a kill the next run takes the slides that no commit names.
 
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Unpack
@@ -15,11 +16,13 @@ from typing import Unpack
 import polars as pl
 
 from cluster import (
+    JobWatch,
     Placement,
     WorkerSettings,
     announced,
     counted,
     loaded_extensions,
+    local_workers,
     node_shapes,
     noted_nodes,
     place,
@@ -42,6 +45,7 @@ from featurestore import (
 from featurestore.storage import DiskFullError, writer_lease
 from featurestore.tables import CATALOG, count_tiles
 from ingest.cut import failure
+from ingest.cut_here import cut_here
 from ingest.cut_waves import waves
 from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
@@ -185,8 +189,10 @@ def ingest_named_slides(
     ready = [row["slide_id"] for row in todo.cut if row["state"] == "ready"]
     if todo.cut:
         purpose = f"ingest of {counted(len(todo.cut), 'slide')}"
-        with writer_lease(lake.store, purpose), ray_session(address=address):
-            todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s)
+        workers = local_workers(address, num_cpus=_share(todo.cut))
+        session = nullcontext() if workers else ray_session(address=address)
+        with writer_lease(lake.store, purpose), session:
+            todo.stopped += _run(lake, todo, commit_slides, slide_timeout_s, workers)
     ingest_result = _result(lake.refreshed(), [row["slide_id"] for row in rows])
     ingest_result.failed += todo.stopped + named.stopped
     ingest_result.new, ingest_result.facts = len(todo.cut), len(todo.facts)
@@ -206,25 +212,40 @@ def ingest_named_slides(
 
 
 def _run(
-    lake: Lake, todo: Todo, commit_slides: int | None, slide_timeout_s: float
+    lake: Lake, todo: Todo, commit_slides: int | None, slide_timeout_s: float, workers: int
 ) -> list[dict[str, str]]:
-    """Cut and commit slides; return the slides that failed while their earlier tiles stay."""
+    """Cut and commit slides, on Ray or by `workers` processes of this machine.
+
+    Returns:
+        The slides that failed while their earlier tiles stay.
+    """
     left = {row["slide_id"]: row for row in todo.cut}
     kept: list[dict[str, str]] = []
-    batch = _Batch(lake, commit_slides)
     work = float(sum(row["bytes"] or 0 for row in todo.cut))
-    workers = _place(todo.cut)
-    with (
-        progress("ingest", total=len(left), unit="slides", work=work) as bar,
-        announced(workers),
-        noted_nodes(bar.note, workers),
-    ):
-        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s, workers):
+    settings = (lake.store, lake.config, todo.cut, slide_timeout_s)
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress("ingest", total=len(left), unit="slides", work=work))
+        watch = JobWatch("ingest", lake.uri, bar)
+        batch = _Batch(lake, commit_slides, watch)
+        if workers:
+            outcomes = cut_here(*settings, workers=workers)
+        else:
+            demand = _place(todo.cut)
+            stack.enter_context(announced(demand))
+            stack.enter_context(noted_nodes(bar.note, demand))
+            outcomes = _outcomes(*settings, demand)
+        for outcome in stack.enter_context(closing(outcomes)):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
                 size = outcome.row["bytes"] or 0
                 bar.advance(1, work=size, tiles=tiles, bytes=size)
+                watch.slide(
+                    outcome.row["slide_id"],
+                    seconds=outcome.row.get("seconds"),
+                    tiles=tiles,
+                    bytes=size,
+                )
                 if outcome.row["mpp_source"] == "objective":
                     bar.note(f"{outcome.row['slide_id']}: {_guess(outcome.row)}")
                 if why := outcome.row.get("fallback"):
@@ -239,10 +260,13 @@ def _run(
                     raise fault
                 kept += batch.fail([outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
+                watch.slide(outcome["slide_id"], reason=outcome["reason"])
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
         reason = "the worker died on it (a crash in a decoder, or out of memory)"
         kept += batch.fail([{**row, "reason": reason} for row in left.values()], todo.again)
         batch.flush()
+        for slide_id in left:
+            watch.slide(slide_id, reason=reason)
     return kept
 
 
@@ -264,8 +288,7 @@ def _place(todo: Sequence[Row]) -> Placement:
     Raises:
         ClusterError: the cluster has no CPUs, and none are to come.
     """
-    share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
-    settings = WorkerSettings(device="cpu", cpus_per_worker=share)
+    settings = WorkerSettings(device="cpu", cpus_per_worker=_share(todo))
     return place(settings, node_shapes(), most=len(todo))
 
 
@@ -289,8 +312,8 @@ class _Batch:
     wait for commits more than for anything else, and leave thousands of small fragments.
     """
 
-    def __init__(self, lake: Lake, slides: int | None) -> None:
-        self._lake = lake
+    def __init__(self, lake: Lake, slides: int | None, watch: JobWatch) -> None:
+        self._lake, self._watch = lake, watch
         self._slides = COMMIT_SLIDES if slides is None else slides
         self._least_s = LEAST_COMMIT_S if slides is None else 0.0
         self._cuts: list[SlideCut] = []
@@ -319,11 +342,21 @@ class _Batch:
 
     def flush(self) -> None:
         if self._cuts:
-            self._lake.committer.commit_slides(self._cuts, self._failed)
+            with self._watch.commit(slides=len(self._cuts), failed=len(self._failed)):
+                self._lake.committer.commit_slides(self._cuts, self._failed)
         elif self._failed:
-            self._lake.committer.fail(self._failed)
+            with self._watch.commit(slides=0, failed=len(self._failed)):
+                self._lake.committer.fail(self._failed)
         self._cuts, self._failed, self._rows = [], [], 0
         self._since = time.monotonic()
+
+
+def _share(todo: Sequence[Row]) -> float:
+    """Return the cores of a worker: slides that have to travel come two to a core.
+
+    One is fetched while the other is cut.
+    """
+    return 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
 
 
 def _outcomes(
@@ -332,7 +365,7 @@ def _outcomes(
     todo: Sequence[Row],
     slide_timeout_s: float,
     workers: Placement,
-) -> Iterator[SlideCut | Row]:
+) -> Generator[SlideCut | Row]:
     import ray.data
 
     context = ray.data.DataContext.get_current()

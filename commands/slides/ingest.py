@@ -10,6 +10,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.failure_report import OnFailureOpt
 from commands.options.printing import freed_lines, print_answer
 from commands.options.shared_options import (
     AddressOpt,
@@ -60,6 +61,7 @@ class IngestCommandOptions:
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 60.0
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
+    on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 

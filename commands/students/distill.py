@@ -7,6 +7,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.failure_report import OnFailureOpt
 from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.saved_settings import saved_config
@@ -111,6 +112,7 @@ class DistillOptions:
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
+    on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 
