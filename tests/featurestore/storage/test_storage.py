@@ -106,11 +106,8 @@ def test_what_another_process_writes_is_seen_at_once(store: Store) -> None:
 
 def _another_process(store: Store) -> Callable[[str, bytes], None]:
     """Return a writer that shares nothing with `store`, not even fsspec's cache of file systems."""
-    if store.is_local:
-        fs = fsspec.filesystem("file", skip_instance_cache=True, auto_mkdir=True)
-    else:
-        url = os.environ["AWS_ENDPOINT_URL"]
-        fs = fsspec.filesystem("s3", skip_instance_cache=True, endpoint_url=url)
+    options = {"auto_mkdir": True} if store.is_local else store.fs.storage_options
+    fs = type(store.fs)(skip_instance_cache=True, **options)
     return lambda rel, content: fs.pipe_file(store.path(rel), content)
 
 
