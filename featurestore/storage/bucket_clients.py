@@ -25,7 +25,7 @@ EXTRAS = {"s3": "", "gs": "[gcs]", "az": "[azure]"}
 CONFIGURED_AS = {"s3": ("s3", "s3a"), "gs": ("gs", "gcs"), "az": ("abfs", "az", "abfss")}
 INSTEAD = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 AZURE = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
-# These packages log each failed request with its traceback; the error that they raise says the same.
+# These packages log each failed request with its traceback; their errors say the same.
 LOUD = {"gs": ("gcsfs",), "az": ("azure", "adlfs")}
 
 Settings = dict[str, Any]
@@ -85,7 +85,7 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
 
 
 def is_missing(fs: fsspec.AbstractFileSystem, protocol: str, bucket: str) -> bool:
-    """Whether a bucket of Google or a container of Azure does not exist; False where that is unknown.
+    """Whether a bucket of Google or a container of Azure is missing; False if that is unknown.
 
     Their clients answer a request for a file alike whether the file or the whole bucket is missing.
     """

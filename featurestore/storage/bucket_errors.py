@@ -50,7 +50,7 @@ GOOGLE_SAYS = {
     "Forbidden: ": "Forbidden",
     "Bad Request: ": "BadRequest",
 }
-# Clouds refuse what was signed 15 minutes ago, or later than now; a clock that is less off is not why.
+# Clouds refuse what was signed 15 minutes ago; a clock that is less off is not why.
 CLOCK_S = 600
 
 P = ParamSpec("P")

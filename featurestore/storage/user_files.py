@@ -13,7 +13,7 @@ def files_at(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a path or a URL, and the path in it.
 
     Raises:
-        LakeError: the package of a bucket's protocol is not installed, or its settings are not valid.
+        LakeError: the package of a bucket is not installed, or its settings are not valid.
     """
     protocol, url, _ = uri.partition("://")
     if url and protocol in EXTRAS:

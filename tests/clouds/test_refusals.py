@@ -114,7 +114,7 @@ def test_azure_refuses_what_a_signature_does_not_allow(
 
     use("rl", 1)
     assert not Store(container.uri).exists("lake.json")
-    with pytest.raises(BucketError, match="access is denied .AuthorizationPermissionMismatch") as e:
+    with pytest.raises(BucketError, match=r"denied .AuthorizationPermissionMismatch") as e:
         create_lake(container.uri, CONFIG)
     one_clear_line(str(e.value))
     use("rwdl", -1)
@@ -149,8 +149,7 @@ def test_google_refuses(
     [
         ("Invalid JWT Signature.", "credentials are not valid"),
         (
-            "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable "
-            "timeframe. Check your iat and exp values in the JWT claim.",
+            "Invalid JWT: Token must be short-lived (60 minutes) and in a reasonable timeframe.",
             "clock differs",
         ),
     ],

@@ -1,7 +1,7 @@
 """The work of a small study on lakes in several clouds, on one Ray; a process of its own.
 
-Run as `python -m tests.worlds.cloud_work SLIDES ENCODER LAKE [LAKE ...]`: each lake is made of the slides, and
-the encoder is run on it. It prints a line of JSON per lake: seconds, or the error.
+Run as `python -m tests.worlds.cloud_work SLIDES ENCODER LAKE [LAKE ...]`: each lake is made of the
+slides, and the encoder is run on it. It prints a line of JSON per lake: seconds, or the error.
 """
 
 import json

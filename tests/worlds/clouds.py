@@ -1,7 +1,7 @@
-"""Fixtures: containers of Azure and buckets of Google on emulators, behind a proxy that makes trouble.
+"""Fixtures: Azure's containers and Google's buckets on emulators, behind a proxy.
 
-azurite is installed by npm into a folder of the user's cache, once per machine (npm and node come with the
-tests' packages); fake-gcs-server comes as a wheel. `emulators` runs them.
+azurite is installed by npm into a folder of the user's cache, once per machine (npm and node come
+with the tests' packages); fake-gcs-server comes as a wheel. `emulators` runs them.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """Emulators of Azure and Google on loopback, each behind the proxy that makes trouble.
 
-A process of its own, run as `python -m tests.worlds.emulators azure ACCOUNT KEY SCRIPT` (azurite's script
-for blobs) or `... google PROGRAM` (fake-gcs-server): it prints the proxy's port and ends when its stdin is
-closed; the emulator dies with it, SIGKILL included. All is kept in memory.
+A process of its own, run as `python -m tests.worlds.emulators azure ACCOUNT KEY SCRIPT` (azurite's
+script for blobs) or `... google PROGRAM` (fake-gcs-server): it prints the ports of both and ends
+when its stdin is closed; the emulator dies with it, SIGKILL included. All is kept in memory.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ BOUNDARY = "part-of-an-upload"
 
 
 class XmlUploads(Handler):
-    """A proxy that turns uploads of Google's XML API, as Lance sends them, into those of its JSON API.
+    """A proxy that turns uploads of Google's XML API, which Lance sends, into the JSON API's.
 
     fake-gcs-server 1.54 has no other uploads. The condition goes with them. Uploads in parts, which
     Lance begins at 5 MB, are not turned: the server refuses them.

@@ -1,9 +1,10 @@
 """A real S3 server on loopback: Ceph's radosgw over one monitor and one OSD in memory.
 
-A process of its own, run as `python tests/worlds/radosgw.py [ADDRESS] [PORT]`: it prints one line of JSON, with
-the URL and the keys of two users, and ends when its stdin is closed. It owns all that it starts: daemons
-are in the foreground and die with it, SIGKILL included, and what a killed one leaves in the temporary
-folder is removed by the next start. The monitor and the OSD listen on 127.0.0.1 without authentication.
+A process of its own, run as `python tests/worlds/radosgw.py [ADDRESS] [PORT]`: it prints one line
+of JSON, with the URL and the keys of two users, and ends when its stdin is closed. It owns all that
+it starts: daemons are in the foreground and die with it, SIGKILL included, and what a killed one
+leaves in the temporary folder is removed by the next start. The monitor and the OSD listen on
+127.0.0.1 without authentication.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ PROGRAMS = {"radosgw": "radosgw", "ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd"
 LOOPBACK = "127.0.0.1"
 PREFIX = "slidelake-radosgw-"
 LOCK = "lock"
-PATIENCE_S = 120.0
+PATIENCE_S = 90.0
 CONFIG = """
 [global]
 fsid = {fsid}
@@ -92,7 +93,7 @@ def answers(address: str, port: int) -> bool:
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[Path]:
-    """Make a temporary folder that is locked as long as this process lives; remove it at the end."""
+    """Make a temporary folder, locked while this process lives; remove it at the end."""
     remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with (folder / LOCK).open("w") as lock:
@@ -133,19 +134,22 @@ class Daemons:
         Raises:
             RuntimeError: it failed, or took too long.
         """
-        with (self.folder / "commands.log").open("ab") as log:
-            try:
-                subprocess.run(
-                    command,
-                    check=True,
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    timeout=PATIENCE_S,
-                )
-            except (subprocess.SubprocessError, OSError) as error:
-                raise RuntimeError(self._trouble(command, "commands.log")) from error
+        deadline = time.monotonic() + PATIENCE_S
+        with (
+            (self.folder / "commands.log").open("ab") as log,
+            subprocess.Popen(
+                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            ) as process,
+        ):
+            while process.poll() is None:
+                try:
+                    self._check(command, "commands.log", deadline)
+                except RuntimeError:
+                    process.kill()
+                    raise
+                time.sleep(0.05)
+        if process.returncode:
+            raise RuntimeError(self._trouble(command, "commands.log"))
 
     def start(self, *command: str) -> None:
         """Start a daemon that the kernel kills when this process ends."""
@@ -169,12 +173,18 @@ class Daemons:
         """
         deadline = time.monotonic() + PATIENCE_S
         while not answers(address, port):
-            ended = [process for process in self._running if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                command = ended[0].args if ended else self._running[-1].args
-                assert isinstance(command, list)
-                raise RuntimeError(self._trouble(command[3:], f"{Path(command[3]).name}.out"))
+            self._check(["port", str(port)], "commands.log", deadline)
             time.sleep(0.1)
+
+    def _check(self, subject: Sequence[str], log: str, deadline: float) -> None:
+        """Raise RuntimeError if a daemon ended, or it is too late."""
+        for process in self._running:
+            if process.poll() is not None:
+                assert isinstance(process.args, list)
+                command = process.args[3:]
+                raise RuntimeError(self._trouble(command, f"{Path(command[0]).name}.out"))
+        if time.monotonic() > deadline:
+            raise RuntimeError(self._trouble(subject, log))
 
     def stop(self) -> None:
         """Kill all; they have nothing to keep."""
@@ -200,7 +210,7 @@ def start_cluster(daemons: Daemons, address: str, port: int) -> dict[str, str]:
     """Start the daemons one after the other; return the URL and the keys."""
     folder, fsid, monitor = daemons.folder, str(uuid.uuid4()), free_port(LOOPBACK)
     for name in ("mon", "osd", "rgw"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
     daemons.config.write_text(
         CONFIG.format(fsid=fsid, monitor=monitor, folder=folder, address=address, port=port)
     )
@@ -212,7 +222,9 @@ def start_cluster(daemons: Daemons, address: str, port: int) -> dict[str, str]:
     osd = str(uuid.uuid4())
     daemons.run("ceph", "osd", "new", osd, "0")
     daemons.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-    daemons.start("ceph-osd", "-i", "0")
+    # Without the option it asks the monitor for the configuration, forgets `fsid` over it, and ends in
+    # every third start with "wrong fsid", when the monitor's map comes too late.
+    daemons.start("ceph-osd", "-i", "0", "--no-mon-config")
     keys = users()
     for uid, prefix in (("owner", ""), ("stranger", "stranger_")):
         daemons.run(
@@ -228,15 +240,21 @@ def main(address: str = LOOPBACK, port: str = "") -> None:
     """Serve until stdin is closed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with own_folder() as folder:
-        daemons = Daemons(folder)
-        try:
-            print(json.dumps(start_cluster(daemons, address, int(port or free_port(address)))))
-            sys.stdout.flush()
-            sys.stdin.read()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            daemons.stop()
+        for tries_left in (2, 1, 0):
+            daemons = Daemons(folder / str(tries_left))
+            try:
+                facts = start_cluster(daemons, address, int(port or free_port(address)))
+                print(json.dumps(facts), flush=True)
+                sys.stdin.read()
+                return
+            except KeyboardInterrupt:
+                return
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                if not tries_left:
+                    sys.exit(1)
+            finally:
+                daemons.stop()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fixtures: a real S3 server (Ceph's radosgw) and a proxy before it; see `radosgw` and `s3_server`."""
+"""Fixtures: a real S3 server (Ceph's radosgw) and a proxy before it."""
 
 import json
 from collections.abc import Iterator
