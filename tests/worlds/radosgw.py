@@ -222,8 +222,8 @@ def start_cluster(daemons: Daemons, address: str, port: int) -> dict[str, str]:
     osd = str(uuid.uuid4())
     daemons.run("ceph", "osd", "new", osd, "0")
     daemons.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-    # Without the option it asks the monitor for the configuration, forgets `fsid` over it, and ends in
-    # every third start with "wrong fsid", when the monitor's map comes too late.
+    # Without the option it asks the monitor for the configuration, forgets `fsid` over it, and ends
+    # in every third start with "wrong fsid", when the monitor's map comes too late.
     daemons.start("ceph-osd", "-i", "0", "--no-mon-config")
     keys = users()
     for uid, prefix in (("owner", ""), ("stranger", "stranger_")):
