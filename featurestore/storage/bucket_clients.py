@@ -256,7 +256,10 @@ def _gs_tables() -> Settings:
     options: Settings = {"google_base_url": settings["endpoint_url"]}
     if (settings["endpoint_url"] or "").startswith("http://"):
         options["allow_http"] = "true"
-    if token == "anon":
+    if token == "anon" and settings["endpoint_url"]:
+        # Lance looks for a token for each write, signed or not: an emulator takes any.
+        options["google_storage_token"] = "anonymous"
+    elif token == "anon":
         options["google_skip_signature"] = "true"
     elif isinstance(token, dict):
         options["google_service_account_key"] = json.dumps(token)

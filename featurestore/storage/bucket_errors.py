@@ -21,8 +21,9 @@ WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "In
 WRONG_KEYS |= {"AuthorizationHeaderMalformed", "AuthenticationFailed", "AzureSigningError"}
 WRONG_KEYS |= {"InvalidAuthenticationInfo", "RefreshError", "TokenRefreshRequired"}
 WRONG_CLOCK = {"RequestTimeTooSkewed", "RequestInTheFuture"}
-NO_KEYS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
-NO_KEYS |= {"ProfileNotFound", "DefaultCredentialsError", "ClientAuthenticationError"}
+ANONYMOUS = {"NoCredentialsError", "DefaultCredentialsError"}
+NO_KEYS = {"PartialCredentialsError", "CredentialRetrievalError"}
+NO_KEYS |= {"ProfileNotFound", "ClientAuthenticationError"}
 NO_KEYS |= {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError"}
 NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName"}
 NO_WAY = {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "SSLError"}
@@ -172,6 +173,8 @@ def missing_bucket_error(uri: str) -> LakeMissingError:
 def _advice(error_codes: set[str], protocol: str) -> str:
     if first := _first_code(error_codes, WRONG_CLOCK):
         return f"this machine's clock differs too much from the server's ({first}); set the clock"
+    if first := _first_code(error_codes, ANONYMOUS):
+        return f"no usable credentials were found ({first}); docs/buckets.md says where they go"
     if first := _first_code(error_codes, WRONG_KEYS):
         return f"the credentials are not valid ({first}); renew them, see docs/buckets.md"
     if first := _first_code(error_codes, NO_KEYS):
@@ -194,7 +197,8 @@ def _advice(error_codes: set[str], protocol: str) -> str:
 
 
 def _first_code(error_codes: set[str], group: set[str]) -> str:
-    return min(error_codes & group, default="")
+    # A name says more than the status with which it came.
+    return min(error_codes & group, key=lambda code: (code.isdigit(), code), default="")
 
 
 def _endpoint(protocol: str) -> str:

@@ -81,14 +81,15 @@ def slidelake_at(clock: str, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_azure_refuses(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure answers to wrong keys with AuthenticationFailed; azurite does with a code of its own."""
     name = "AZURE_STORAGE_CONNECTION_STRING"
     missing = f"az://never-made-{container.name}/lake"
     refused(missing, "there is no container 'never-made", LakeMissingError)
     wrong = base64.b64encode(WRONG.encode()).decode()
     monkeypatch.setenv(name, connection_string(container.faults.url, wrong))
-    refused(container.uri, "credentials are not valid .AuthenticationFailed")
+    refused(container.uri, "access is denied .AuthorizationFailure")
     monkeypatch.setenv(name, connection_string(container.faults.url, "no base64!"))
-    refused(container.uri, "credentials are not valid|no usable credentials")
+    refused(container.uri, "access is denied .AuthorizationFailure")
     monkeypatch.setenv(name, f"nonsense-{WRONG}")
     refused(container.uri, "settings of az:// are not valid", LakeError)
     monkeypatch.delenv(name)
@@ -118,7 +119,7 @@ def test_azure_refuses_what_a_signature_does_not_allow(
         create_lake(container.uri, CONFIG)
     one_clear_line(str(e.value))
     use("rwdl", -1)
-    refused(container.uri, "credentials are not valid .AuthenticationFailed")
+    refused(container.uri, "access is denied .AuthorizationFailure")
     use("rwdl", 1)
     create_lake(container.uri, CONFIG)
 

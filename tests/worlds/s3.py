@@ -49,7 +49,7 @@ class Faults:
     `internal` (500) are answered before S3 saw the request; `refused` closes the connection before
     and `reset` resets it, `lost` closes it after S3 did what was asked; `cut` ends the answer in
     its middle; `delayed` waits `delay_s`); `only`, a pattern of "METHOD target" that trouble keeps
-    to; `denied`, one that is answered with 403, or with the status and body of `denial`; `terse`, to
+    to; `denied`, one that is answered with 403, or with status and body of `denial`; `terse`, to
     leave out of a 412 which condition failed, as MinIO does; `seed`.
     """
 
