@@ -81,7 +81,7 @@ def slidelake_at(clock: str, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_azure_refuses(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Azure answers to wrong keys with AuthenticationFailed; azurite does with a code of its own."""
+    """Azure answers to wrong keys with AuthenticationFailed; azurite has a code of its own."""
     name = "AZURE_STORAGE_CONNECTION_STRING"
     missing = f"az://never-made-{container.name}/lake"
     refused(missing, "there is no container 'never-made", LakeMissingError)
