@@ -50,6 +50,9 @@ def checked_uri(uri: str) -> str:
         hint = f"write {use}://{rest}" if use else "use one of these or a local folder"
         msg = f"{uri}: lakes are read from s3://, gs://, az:// and local folders; {hint}"
         raise LakeError(msg)
+    if protocol == "az" and set("[]") & set(rest.partition("/")[2].partition("/")[0]):
+        msg = f"{uri}: Azure's client can't write below a first folder with [ or ] in its name"
+        raise LakeError(msg)
     if not place or "//" in rest.rstrip("/") or not rest.isprintable():
         msg = f"{uri!r} names no folder of a bucket; write {protocol}://bucket/folder"
         raise LakeError(msg)
@@ -81,6 +84,8 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
         raise LakeError(msg) from error
     if protocol == "gs":
         fs.credentials.maybe_refresh()  # a request would try refused keys for half a minute
+    if protocol == "az":
+        _set_attempts_of_azure(fs)
     return fs
 
 
@@ -280,6 +285,18 @@ def _az_files() -> Settings:
         )
         raise LakeError(msg)
     return {}
+
+
+def _set_attempts_of_azure(fs: fsspec.AbstractFileSystem) -> None:
+    """Let Azure's client try as often as the others, with pauses that begin at half a second.
+
+    By itself it tries four times and pauses 15 s at first, a quarter of a lease's life; adlfs has
+    no setting for that.
+    """
+    policy = fs.service_client._config.retry_policy
+    for kind in ("total", "connect", "read", "status"):
+        setattr(policy, f"{kind}_retries", ATTEMPTS - 1)
+    policy.initial_backoff, policy.increment_base, policy.random_jitter_range = 0.5, 1.7, 0.5
 
 
 def _az_variable(name: str) -> str:

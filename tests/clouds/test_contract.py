@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
 
-from featurestore import Store
+from featurestore import LakeError, Store
 from tests.featurestore.storage.test_lock import (
     quick,
     test_killed_holder_is_followed,
@@ -177,6 +177,11 @@ def test_of_many_commits_of_lance_to_one_version_each_is_there_once(any_store: S
 @pytest.mark.parametrize("name", [*ODD, "ends in a slash/"])
 def test_both_clients_find_a_folder_of_any_name(any_bucket: AnyBucket, name: str) -> None:
     uri = f"{any_bucket.uri.partition('://')[0]}://{any_bucket.name}/{name}"
+    if isinstance(any_bucket, Container) and "[" in name:
+        with pytest.raises(LakeError, match="can't write below a first folder with"):
+            Store(uri)
+        uri = f"az://{any_bucket.name}/a/{name}"
+        name = f"a/{name}"
     placed = Store(uri)
     placed.write_bytes("beside", b"1")
     lance.write_dataset(TABLE, placed.url("t.lance"), storage_options=placed.lance_options)

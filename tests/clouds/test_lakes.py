@@ -1,9 +1,14 @@
-"""A lake in each cloud is the lake it would be in a folder, while one request in ten fails."""
+"""A lake in each cloud is the lake it would be in a folder, while one S3 request in ten fails.
+
+On the emulators of Azure and Google it is one in thirty, and none once the lakes are filled: each
+failure is a pause of a second there, and a small study makes a thousand requests.
+"""
 
 import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +23,7 @@ from featurestore import (
     Lake,
     compact,
     copy_lake,
+    create_lake,
     open_lake,
     query,
     vacuum,
@@ -42,8 +48,9 @@ pytestmark = pytest.mark.slow
 T = TypeVar("T")
 TEACHER = "colour-moments"
 SLIDES = {"a": 5, "b": 3, "c": 4}
-#: One request in ten fails: refused as too many, its connection reset, or its answer cut.
-TROUBLE = {"slow_down": 0.034, "reset": 0.033, "cut": 0.033}
+#: The share of requests that fail: refused as too many, the connection reset, or the answer cut.
+SHARES = {"s3": 0.1, "az": 1 / 30, "gs": 1 / 30}
+TROUBLE = ("slow_down", "reset", "cut")
 WRITER = f"""
 import sys
 from featurestore import create_lake, LakeConfig
@@ -62,11 +69,15 @@ class Clouds:
         folder: the local lake.
         buckets: a bucket of each cloud, by the protocol of its URIs.
         outcome: seconds that it took to fill a lake, or the error with which it ended, by URI.
+        seen: number of requests meanwhile, by protocol.
+        failed: number of those that failed, by protocol and kind.
     """
 
     folder: str
     buckets: dict[str, AnyBucket]
     outcome: dict[str, dict[str, object]]
+    seen: dict[str, int]
+    failed: dict[str, Counter[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -95,18 +106,21 @@ def clouds(
         }
         folder = str(tmp_path_factory.mktemp("local") / "lake")
         uris = [folder, *(bucket.uri for bucket in buckets.values())]
-        for bucket in buckets.values():
+        for protocol, bucket in buckets.items():
             bucket.faults.forget()
-            bucket.faults.set(rates=TROUBLE)
+            bucket.faults.set(rates=dict.fromkeys(TROUBLE, SHARES[protocol] / len(TROUBLE)))
         work = [sys.executable, "-m", "tests.worlds.cloud_work", str(cohort)]
         encoder = str(ROOT / "examples" / "own_encoder.py")
         done = subprocess.run(
             [*work, encoder, *uris], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
         )
         lines = map(json.loads, done.stdout.splitlines())
-        yield Clouds(
-            folder=folder, buckets=buckets, outcome={line.pop("lake"): line for line in lines}
-        )
+        seen = {protocol: len(bucket.faults.seen) for protocol, bucket in buckets.items()}
+        failed = {protocol: bucket.faults.done for protocol, bucket in buckets.items()}
+        for protocol in ("az", "gs"):
+            buckets[protocol].faults.set(rates={})
+        outcome = {line.pop("lake"): line for line in lines}
+        yield Clouds(folder=folder, buckets=buckets, outcome=outcome, seen=seen, failed=failed)
         for bucket in buckets.values():
             bucket.faults.set(rates={})
         forget_clients()
@@ -128,10 +142,11 @@ def again(work: Callable[[], T]) -> T:
         return work()
 
 
-def test_requests_did_fail(cloud_bucket: AnyBucket) -> None:
-    seen, done = len(cloud_bucket.faults.seen), cloud_bucket.faults.done
-    assert all(done[kind] > 0 for kind in TROUBLE), done
-    assert 0.05 < done.total() / seen < 0.15
+@pytest.mark.parametrize("protocol", BUCKETS)
+def test_requests_did_fail(clouds: Clouds, protocol: str) -> None:
+    failed = clouds.failed[protocol]
+    assert all(failed[kind] > 0 for kind in TROUBLE), failed
+    assert 0.5 < failed.total() / clouds.seen[protocol] / SHARES[protocol] < 1.5
 
 
 def test_lake_in_a_cloud_is_the_lake_in_a_folder(cloud_bucket: AnyBucket, clouds: Clouds) -> None:
@@ -190,6 +205,4 @@ def test_two_writers_at_once_end_with_each_slide_once(
 
 
 def _written(uri: str) -> Lake:
-    from featurestore import create_lake
-
     return add_teacher(add_slides(create_lake(uri, CONFIG), SLIDES), "t")

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import fsspec.config
@@ -21,7 +22,7 @@ import s3fs
 from botocore.exceptions import ClientError
 
 from featurestore import LakeError, LakeMissingError, Store
-from featurestore.storage.bucket_clients import lance_options
+from featurestore.storage.bucket_clients import ATTEMPTS, lance_options
 from featurestore.storage.bucket_errors import explain
 from tests.worlds.s3 import KEY, SECRET, Bucket, Request
 
@@ -186,6 +187,7 @@ def test_lance_and_fsspec_mean_the_same_place(
         ("s3a://b/lake", "write s3://b/lake"),
         ("gcs://b/lake", "write gs://b/lake"),
         ("abfss://b/lake", "write az://b/lake"),
+        ("az://b/[x]/lake", "first folder with [ or ]"),
         ("hdfs://b/lake", "use one of these or a local folder"),
         ("memory://lake", "use one of these or a local folder"),
         ("s3://", "write s3://bucket/folder"),
@@ -551,6 +553,19 @@ def test_other_clouds_of_azure_are_the_same_for_both_clients(
     assert lance_options("az").get("endpoint") == (endpoint and f"https://{endpoint}")
     monkeypatch.setitem(fsspec.config.conf, "az", {"account_host": "acc.blob.lab"})
     assert lance_options("az")["endpoint"] == "https://acc.blob.lab"
+
+
+def test_azure_is_tried_as_often_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AccountName=acc;AccountKey=c2VjcmV0;BlobEndpoint=http://a/acc",
+    )
+    policy = Store("az://container/lake").fs.service_client._config.retry_policy
+    context, plain = SimpleNamespace(options={}), SimpleNamespace(body=None)
+    request = SimpleNamespace(context=context, http_request=plain)
+    tries = policy.configure_retries(request)
+    assert {tries[kind] for kind in ("total", "connect", "read", "status")} == {ATTEMPTS - 1}
+    assert policy.get_backoff_time({"count": 0}) <= 1.0
 
 
 def test_an_emulator_of_google_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
