@@ -5,6 +5,7 @@ passed to both, so that they reach the same place with the same rights. Keys tha
 itself are left to it: its own chain renews expired keys. Nothing that is read here is kept.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ ATTEMPTS = 8
 # Lance gives up 180 s after a request began by default; this is longer than 8 attempts wait.
 RETRY_TIMEOUT_S = 60
 EXTRAS = {"s3": "", "gs": "[gcs]", "az": "[azure]"}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 CONFIGURED_AS = {"s3": ("s3", "s3a"), "gs": ("gs", "gcs"), "az": ("abfs", "az", "abfss")}
 INSTEAD = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 AZURE = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
@@ -71,10 +73,11 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.CRITICAL)
     try:
-        make = _gs_class() if protocol == "gs" else fsspec.get_filesystem_class(protocol)
+        importlib.import_module(PACKAGES[protocol])
     except ImportError as error:
         msg = f"{protocol}:// needs a package more: pip install 'slidelake{EXTRAS[protocol]}'"
         raise LakeError(msg) from error
+    make = _gs_class() if protocol == "gs" else fsspec.get_filesystem_class(protocol)
     options = make_options()
     try:
         fs = make(use_listings_cache=False, **options)
@@ -276,15 +279,19 @@ def _gs_tables() -> Settings:
 
 
 def _az_files() -> Settings:
+    """Return what adlfs would find by itself: fsspec keeps one client for each set of options."""
     configured = _fsspec_settings("az")
-    names = ("connection_string", "account_name")
-    if not any(configured.get(name) or os.environ.get(_az_variable(name)) for name in names):
+    settings = {
+        name: configured.get(name) or os.environ.get(_az_variable(name))
+        for name in ("connection_string", *AZURE)
+    }
+    if not (settings["connection_string"] or settings["account_name"]):
         msg = (
             f"az:// needs the name of a storage account; set {_az_variable('account_name')} and a "
             f"key or token for it, or {_az_variable('connection_string')}; see docs/buckets.md"
         )
         raise LakeError(msg)
-    return {}
+    return {name: setting for name, setting in settings.items() if setting}
 
 
 def _set_attempts_of_azure(fs: fsspec.AbstractFileSystem) -> None:
