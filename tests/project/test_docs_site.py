@@ -18,10 +18,13 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 import slidelake
 from tests.conftest import ROOT
+from tests.worlds.chromium import browser
+
+__all__ = ["browser"]  # the fixture
 
 SITE_TOOLS = ROOT / "docs" / "site"
 PHONE_PX = 420
@@ -220,19 +223,6 @@ def served(site: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Start Debian's Chromium; nothing is downloaded."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not installed")
-    args = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=args)
-        yield chromium
-        chromium.close()
 
 
 def search(page: Page, word: str) -> None:
