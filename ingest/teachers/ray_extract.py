@@ -230,11 +230,11 @@ def _run_encoders(
             teachers,
             tasks,
             outcomes,
-            _Runner(outcomes.workers, in_process=in_process, grows=grows),
+            _Runner(workers=outcomes.workers, in_process=in_process, grows=grows),
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Runner:
     """The workers of an extract: threads of this process, or actors of a Ray."""
 
