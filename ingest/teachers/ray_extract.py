@@ -45,7 +45,7 @@ from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY, parts_in
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.column_maker import ColumnMaker, MadeColumn
-from ingest.teachers.extract_here import HERE_TILES, outcomes_here
+from ingest.teachers.extract_here import outcomes_here
 from ingest.teachers.extract_plan import choose_tiles, plan, sized_for
 from ingest.teachers.find_teacher import Teacher, find_teachers
 from ingest.teachers.ray_workers import WorkerPool
@@ -54,6 +54,8 @@ from ingest.teachers.work.units import Outcome, Unit
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
+#: Tiles up to which an extract on one machine's CPUs starts no Ray: that takes 10-20 s.
+HERE_TILES = 5000
 
 
 @dataclass(kw_only=True, repr=False)
