@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         run_survival,
         write_report,
     )
+    from downstream.kept.kept_model import KeptModelError
+    from downstream.kept.predict_patients import PatientPredictions, predict_patients
     from downstream.probes.tile_probe import run_probe
     from downstream.retrieval.search import run_search
     from downstream.retrieval.search_query import RetrievalError
@@ -118,6 +120,7 @@ PUBLIC = {
     "IngestResult": "ingest.ray_ingest",
     "InputError": "ingest",
     "InteropError": "featurestore.interop.foreign_slide",
+    "KeptModelError": "downstream.kept.kept_model",
     "Lake": "featurestore",
     "LakeConfig": "featurestore",
     "LakeError": "featurestore",
@@ -125,6 +128,7 @@ PUBLIC = {
     "LeakageError": "downstream",
     "MilSettings": "downstream",
     "Pairs": "featurestore",
+    "PatientPredictions": "downstream.kept.predict_patients",
     "Plan": "downstream",
     "ProbeError": "downstream",
     "ProbeOptions": "downstream",
@@ -155,6 +159,7 @@ PUBLIC = {
     "list_teachers": "ingest.teachers.find_teacher",
     "make_recipe": "distill.recipes.recipe_table",
     "open_lake": "featurestore",
+    "predict_patients": "downstream.kept.predict_patients",
     "query": "featurestore",
     "rename": "featurestore",
     "repair": "featurestore",
@@ -195,6 +200,7 @@ __all__ = [
     "IngestResult",
     "InputError",
     "InteropError",
+    "KeptModelError",
     "Lake",
     "LakeConfig",
     "LakeError",
@@ -202,6 +208,7 @@ __all__ = [
     "LeakageError",
     "MilSettings",
     "Pairs",
+    "PatientPredictions",
     "Plan",
     "ProbeError",
     "ProbeOptions",
@@ -232,6 +239,7 @@ __all__ = [
     "list_teachers",
     "make_recipe",
     "open_lake",
+    "predict_patients",
     "query",
     "rename",
     "repair",

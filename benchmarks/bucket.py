@@ -186,7 +186,7 @@ def extract(
 ) -> tuple[Line, Lake]:
     """Return an encoder's rate over a bucket's tiles against a folder's, and the filled lake."""
     encode = Encoding(threads)
-    slides = far.slides().collect().height
+    slides = far.tiles_of(mpp=MPPS[0]).height
     tiles = int(far.tiles_of(mpp=MPPS[0])["tiles"].sum())
 
     def planned(lake: Lake) -> list[Unit]:
@@ -195,7 +195,7 @@ def extract(
     near_units = planned(near)
     units = counted.run("extract, driver: plan", lambda: planned(far), per=slides, unit="slide")
     outcomes = counted.run("extract, workers", lambda: encode(far, units), per=tiles, unit="tile")
-    encode(near, near_units)
+    near_outcomes = encode(near, near_units)
     seconds: dict[str, list[float]] = {"far": [], "near": []}
     for _ in range(rounds):
         for name, lake, work in (("far", far, units), ("near", near, near_units)):
@@ -209,9 +209,8 @@ def extract(
         per=slides,
         unit="slide",
     )
-    near.committer.commit_columns(
-        MPPS[0], [file for outcome in encode(near, near_units) for file in outcome.files]
-    )
+    near_files = [file for outcome in near_outcomes for file in outcome.files]
+    near.committer.commit_columns(MPPS[0], near_files)
     title = f"extract of {tiles:,} tiles by a small encoder"
     line = Line.of(title, "from a folder", seconds, ("far", "near"), 0.85)
     return line.at(tiles, "tiles"), far.refreshed()
@@ -252,9 +251,9 @@ def stream(near: Lake, far: Lake, counted: Counted, *, rounds: int, threads: int
 
 
 def main(
-    slides: int = 4,
-    columns: Annotated[int, typer.Option(help="Copies of the real slide side by side.")] = 6,
-    rows: Annotated[int, typer.Option(help="And one below the other.")] = 4,
+    slides: int = 3,
+    columns: Annotated[int, typer.Option(help="Copies of the real slide side by side.")] = 4,
+    rows: Annotated[int, typer.Option(help="And one below the other.")] = 3,
     latency_ms: float = 30.0,
     rounds: int = 3,
     threads: int = 2,

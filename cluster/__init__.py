@@ -12,6 +12,9 @@ from cluster.extensions import (
     load_extensions,
     loaded_extensions,
 )
+from cluster.local.child_pool import ChildPool, usable_cores
+from cluster.local.child_process import DiedError, Isolated
+from cluster.local.local_map import local_map, local_workers
 from cluster.progress import (
     Progress,
     is_quiet,
@@ -20,6 +23,7 @@ from cluster.progress import (
     progress_of_stages,
     quiet_progress,
 )
+from cluster.progress_text import counted
 from cluster.ray_faults import noted_nodes
 from cluster.ray_placement import (
     Device,
@@ -42,25 +46,38 @@ from cluster.ray_session import (
 )
 from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
+from cluster.watch.failure_hook import call_hook, checked_hook
+from cluster.watch.job_watch import JobWatch
+from cluster.watch.reasons import reason_class
+from cluster.watch.secret_texts import without_secrets
 
 __all__ = [
+    "ChildPool",
     "ClusterError",
     "ClusterLostError",
     "Device",
+    "DiedError",
     "Extension",
     "ExtensionError",
+    "Isolated",
+    "JobWatch",
     "NodeShape",
     "Placement",
     "Progress",
     "WorkerSettings",
     "announced",
+    "call_hook",
+    "checked_hook",
     "chosen_device",
+    "counted",
     "extend",
     "extension_sha256",
     "is_quiet",
     "joins_cluster",
     "load_extensions",
     "loaded_extensions",
+    "local_map",
+    "local_workers",
     "machine_shapes",
     "node_shapes",
     "noted_nodes",
@@ -72,8 +89,11 @@ __all__ = [
     "quiet_ray_data",
     "ray_map",
     "ray_session",
+    "reason_class",
     "room",
     "schedulable",
     "shared_ray_session",
     "submit",
+    "usable_cores",
+    "without_secrets",
 ]

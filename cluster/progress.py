@@ -8,9 +8,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from cluster.environment import patched_environ
@@ -32,6 +34,9 @@ class View(Protocol):
 
     def note(self, text: str) -> None:
         """Show a line of text above the progress, such as a failed slide."""
+
+    def event(self, name: str, facts: Mapping[str, object]) -> None:
+        """Log an event, such as a slide that ended, where lines are read by programs."""
 
 
 class Progress:
@@ -77,6 +82,15 @@ class Progress:
     def note(self, text: str) -> None:
         """Print one line of text, such as the name of a failed slide, without breaking the bar."""
         self._view.note(text)
+
+    def event(self, name: str, facts: Mapping[str, object]) -> None:
+        """Log one event as a line of JSON; people's views, bars and plain lines, leave it out.
+
+        Args:
+            name: kind of the event, such as `slide` or `commit`.
+            facts: what happened, for JSON.
+        """
+        self._view.event(name, facts)
 
     def snapshot(self, state: State = "running") -> Snapshot:
         """Return the state of the progress at this moment."""
@@ -195,7 +209,8 @@ def progress(
     as JSON. The environment's SLIDELAKE_PROGRESS = bar, plain, json or none chooses the view; json
     is one object a line with the keys `event` ("progress", "note", "done", "stopped"), `title`,
     `unit`, `done`, `total`, `counters`, `elapsed_s` and `left_s`, or `event`, `title` and `text`;
-    and `stage` inside `progress_of_stages`.
+    and `stage` inside `progress_of_stages`. JSON lines also have one for each `Progress.event`,
+    with `event` its name, `title`, `at` (the time, UTC) and its facts.
 
     Args:
         title: name of the command, such as `ingest`.
@@ -248,9 +263,8 @@ def _view(
         with open_bars(out) as bars:
             yield bars.start(start)
     else:
-        show = _json_line if name == "json" else progress_line
-        note = _json_note if name == "json" else _plain_note
-        yield _LinesView(start, out, show=show, note=note, every_s=every_s, clock=clock)
+        form = _JSON if name == "json" else _PLAIN
+        yield _LinesView(start, out, form, every_s=every_s, clock=clock)
 
 
 class _NoView:
@@ -262,6 +276,18 @@ class _NoView:
     def note(self, text: str) -> None:
         """Show nothing."""
 
+    def event(self, name: str, facts: Mapping[str, object]) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """The texts of lines: a snapshot, a note and an event, which is left out if None."""
+
+    show: Callable[[Snapshot], str]
+    note: Callable[[Snapshot, str], str]
+    event: Callable[[Snapshot, str, Mapping[str, object]], str] | None = None
+
 
 class _LinesView:
     """The view that prints a line at most every `every_s` seconds, and a last line at the end."""
@@ -270,14 +296,12 @@ class _LinesView:
         self,
         start: Snapshot,
         out: TextIO,
+        form: _Form,
         *,
-        show: Callable[[Snapshot], str],
-        note: Callable[[Snapshot, str], str],
         every_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._start, self._out = start, out
-        self._show, self._note = show, note
+        self._start, self._out, self._form = start, out, form
         self._every_s, self._clock = every_s, clock
         self._last = clock()
 
@@ -286,10 +310,18 @@ class _LinesView:
         if snapshot.state == "running" and now - self._last < self._every_s:
             return
         self._last = now
-        print(self._show(snapshot), file=self._out, flush=True)
+        self._write(self._form.show(snapshot))
 
     def note(self, text: str) -> None:
-        print(self._note(self._start, text), file=self._out, flush=True)
+        self._write(self._form.note(self._start, text))
+
+    def event(self, name: str, facts: Mapping[str, object]) -> None:
+        if self._form.event is not None:
+            self._write(self._form.event(self._start, name, facts))
+
+    def _write(self, line: str) -> None:
+        self._out.write(f"{line}\n")  # in one piece: commits are noted by a thread of their own
+        self._out.flush()
 
 
 def _plain_note(start: Snapshot, text: str) -> str:
@@ -298,6 +330,11 @@ def _plain_note(start: Snapshot, text: str) -> str:
 
 def _json_note(start: Snapshot, text: str) -> str:
     return json.dumps({"event": "note", **_names(start), "text": text})
+
+
+def _json_event(start: Snapshot, name: str, facts: Mapping[str, object]) -> str:
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"event": name, **_names(start), "at": at, **facts}, default=str)
 
 
 def _names(snapshot: Snapshot) -> dict[str, str]:
@@ -320,3 +357,7 @@ def _json_line(snapshot: Snapshot) -> str:
             "left_s": None if left_s is None else round(left_s, 3),
         }
     )
+
+
+_JSON = _Form(show=_json_line, note=_json_note, event=_json_event)
+_PLAIN = _Form(show=progress_line, note=_plain_note)

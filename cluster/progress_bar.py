@@ -1,6 +1,6 @@
 """The view of progress on a terminal: one live line drawn by rich."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -29,6 +29,9 @@ class _BarView:
 
     def note(self, text: str) -> None:
         self._rich.console.print(text, markup=False, highlight=False)
+
+    def event(self, name: str, facts: Mapping[str, object]) -> None:
+        """Show nothing: events are for programs."""
 
 
 class Bars:

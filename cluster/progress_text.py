@@ -139,11 +139,28 @@ def _rate_text(per_s: float) -> str:
     return f"{per_s:,.0f}/s" if per_s >= 10 else f"{per_s:.1f}/s"
 
 
-def counted(number: float, noun: str) -> str:
-    """Return a number with its noun, in the singular or the plural.
+def counted(number: float, noun: str, verb: str = "") -> str:
+    """Return a number with its noun, in the singular or the plural, and perhaps a verb.
+
+    Args:
+        number: number of things.
+        noun: the noun in the singular.
+        verb: the verb in the plural.
 
     >>> counted(1, "slide"), counted(1200, "tile"), counted(0.5, "GPU")
     ('1 slide', '1,200 tiles', '0.5 GPUs')
+    >>> counted(1, "mask", "match"), counted(2, "mask", "match"), counted(1, "class", "are")
+    ('1 mask matches', '2 masks match', '1 class is')
     """
-    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-    return f"{text} {noun}{'' if number == 1 else 's'}"
+    text = f"{number:g}" if number % 1 else f"{int(number):,}"
+    if number == 1:
+        return f"{text} {noun} {_SINGULAR.get(verb, _with_s(verb))}".rstrip()
+    return f"{text} {_with_s(noun)} {verb}".rstrip()
+
+
+_SINGULAR = {"": "", "are": "is", "have": "has", "were": "was"}
+
+
+def _with_s(word: str) -> str:
+    """Return the plural of a noun, or a verb as it follows a singular."""
+    return f"{word}es" if word.endswith(("s", "x", "ch", "sh")) else f"{word}s"

@@ -36,7 +36,7 @@ GOES_ON = "what is committed stays, and the same command goes on"
 
 #: Messages of other processes that Ray's listener prints: a worker that was stopped for want of
 #: memory is news, since only the user can mend it.
-NO_NEWS = re.compile(r"^(?!.*(memory|Memory|OOM))", re.DOTALL)
+NO_NEWS = re.compile(r"^(?!.*(memory pressure|low on memory|memory usage threshold))", re.DOTALL)
 #: Read by Ray's C++ side when a process starts: it prints all errors to stderr otherwise.
 START_VARIABLES = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 #: Loggers that print the stack traces of lost workers, all of which are tried again or raised.

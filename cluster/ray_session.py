@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -294,17 +295,31 @@ def _local_environ(*, has_metrics: bool) -> dict[str, str | None]:
 
 @contextmanager
 def _clear_timeout() -> Iterator[None]:
-    """Turn the bare Exception of a node that did not start within 30 s into a clear error."""
+    """Turn the bare Exception of a node that did not start within 30 s into a clear error.
+
+    Ray forgets such a node, and with it the servers that it has started: they are ended here.
+    """
     try:
         yield
     except Exception as err:
         if "timed out during startup" not in str(err):
             raise
+        _end_unfinished_node(err)
         msg = (
             "a local Ray did not come up within its 30 s, as when this machine is very busy; try "
             "again, or start one apart (`ray start --head`) and set RAY_ADDRESS=auto"
         )
         raise ClusterError(msg) from err
+
+
+def _end_unfinished_node(error: BaseException) -> None:
+    """End the processes of a node whose start has raised an error: no name but its own has it."""
+    from ray._private.node import Node
+
+    nodes = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for node in nodes:
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
 @contextmanager

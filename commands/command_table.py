@@ -4,32 +4,35 @@ import typer
 
 from commands.edits import annotate, drop, rename
 from commands.files import export_files, import_files
-from commands.installation import demo, licences, submit
+from commands.installation import demo, jobs, licences, submit
 from commands.lakes import (
     compact,
     copy_files,
+    estimate,
     info,
     ls,
     query,
     repair,
     restore,
     snapshot,
+    status,
     vacuum,
     verify,
 )
 from commands.slides import build, extract, ingest, score, teachers
 from commands.students import distill, evaluate, export_student, stats
-from commands.studies import attention, mil, probe, report, runs, search, survival
+from commands.studies import attention, mil, predict, probe, report, runs, search, survival
 
 #: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
-    None: (demo.app, submit.app),
+    None: (demo.app, submit.app, jobs.app),
     "Slides, tiles, features": (build.app, ingest.app, extract.app, score.app, teachers.app),
     "Students": (stats.app, distill.app, evaluate.app, export_student.app),
     "Downstream tasks": (
         mil.app,
         survival.app,
         probe.app,
+        predict.app,
         attention.app,
         search.app,
         runs.app,
@@ -39,6 +42,7 @@ COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
         ls.app,
         query.app,
         info.app,
+        status.app,
         verify.app,
         repair.app,
         restore.app,
@@ -46,6 +50,7 @@ COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
         vacuum.app,
         snapshot.app,
         copy_files.app,
+        estimate.app,
     ),
     "Your own columns, dropping and renaming": (annotate.app, drop.app, rename.app),
     "Other tools' files": (import_files.app, export_files.app),

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         StudySpec,
     )
     from downstream.splits.fold_plan import Plan
-    from downstream.splits.folds import Split, leave_site_out, nested_folds
+    from downstream.splits.folds import Split, nested_folds
+    from downstream.splits.site_folds import leave_site_out, preserved_site_folds
     from downstream.splits.split import LeakageError, SplitError, assert_disjoint
     from downstream.survival.risks import SurvivalError
 
@@ -70,9 +71,10 @@ MODULES = {
     "compare": "downstream.measures.intervals",
     "interval": "downstream.measures.intervals",
     "km_png": "downstream.report.plots.plots_outcomes",
-    "leave_site_out": "downstream.splits.folds",
+    "leave_site_out": "downstream.splits.site_folds",
     "load_labels": "downstream.cohorts.label_tables",
     "nested_folds": "downstream.splits.folds",
+    "preserved_site_folds": "downstream.splits.site_folds",
     "patient_table": "downstream.cohorts.cohort",
     "read_labels": "downstream.cohorts.label_tables",
     "roc_png": "downstream.report.plots.plots_classes",
@@ -122,6 +124,7 @@ __all__ = [
     "load_labels",
     "nested_folds",
     "patient_table",
+    "preserved_site_folds",
     "read_labels",
     "roc_png",
     "run_mil",

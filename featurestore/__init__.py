@@ -45,7 +45,8 @@ from featurestore.read.pairs import Pairs
 from featurestore.read.stream_tiles import TileBatch
 from featurestore.read.stream_under import Under
 from featurestore.shards.tar_shards import Shard, ShardReader, ShardWriter
-from featurestore.stats.moments import Moments, fit_stats, read_phi_s, read_stats
+from featurestore.stats.fitting import fit_stats
+from featurestore.stats.moments import Moments, read_phi_s, read_stats
 from featurestore.stats.phi_s_rotation import PhiS
 from featurestore.storage.store import Store
 from featurestore.tables.annotation import Annotation

@@ -23,6 +23,7 @@ from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of
 from featurestore.query.lance_scan import as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
+from featurestore.read.lake_view import similar_slide
 from featurestore.read.pairs import Pairs, read_pairs
 from featurestore.read.selection import Selection
 from featurestore.read.stream_order import Order
@@ -354,8 +355,9 @@ class Lake:
         teachers = self.teachers(mpp=mpp)
         if teacher not in teachers:
             msg = (
-                f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}; there are: "
-                f"{', '.join(teachers) or 'none'}; slidelake extract makes more"
+                f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}"
+                f"{did_you_mean(teacher, teachers)}; there are: {', '.join(teachers) or 'none'}; "
+                "slidelake extract makes more"
             )
             raise LakeError(msg)
 
@@ -501,7 +503,9 @@ class Lake:
         missing = [name for name in teachers if name not in crc32]
         if missing:
             msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
-            if tiles.height:
+            if not tiles.height:
+                msg += similar_slide(self, slide_id)
+            else:
                 msg = f"slide '{slide_id}' has no features of '{missing[0]}' yet: run extract"
             if tiles["tiles"].to_list() == [0]:
                 msg = f"slide '{slide_id}' has no tiles at mpp {mpp_name(mpp)}: it has no tissue"
@@ -800,7 +804,7 @@ class Lake:
             where = among_names([slide_id])
             table = self.table(SLIDES).to_table(columns=list(PICTURES), filter=where)
         if table.num_rows != 1:
-            msg = f"slide '{slide_id}' is not in {self.uri}"
+            msg = f"slide '{slide_id}' is not in {self.uri}{similar_slide(self, slide_id)}"
             raise LakeError(msg)
         pictures: dict[str, bytes | None] = table.to_pylist()[0]
         return pictures

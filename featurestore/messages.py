@@ -1,4 +1,4 @@
-"""Parts of messages to users: a list of names cut short, and a similar name."""
+"""Parts of messages to users: a list of names cut short, a similar name, a number with its noun."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -24,3 +24,29 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     """
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """Return a number with its noun and perhaps a verb, as `cluster.counted` does.
+
+    The two packages know nothing of each other; a test holds the two functions together.
+
+    Args:
+        number: number of things.
+        noun: the noun in the singular.
+        verb: the verb in the plural.
+
+    >>> counted(1, "slide", "have"), counted(1200, "tile")
+    ('1 slide has', '1,200 tiles')
+    """
+    if number == 1:
+        return f"{number} {noun} {_SINGULAR.get(verb, _with_s(verb))}".rstrip()
+    return f"{number:,} {_with_s(noun)} {verb}".rstrip()
+
+
+_SINGULAR = {"": "", "are": "is", "have": "has", "were": "was"}
+
+
+def _with_s(word: str) -> str:
+    """Return the plural of a noun, or a verb as it follows a singular."""
+    return f"{word}es" if word.endswith(("s", "x", "ch", "sh")) else f"{word}s"

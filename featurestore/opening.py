@@ -153,7 +153,7 @@ def create_lake(uri: str | os.PathLike[str], config: LakeConfig) -> Lake:
                 _make_tables(store, config)
                 # Last: until it is there this is no lake, and making it can start again.
                 store.write_bytes(LAKE_FILE, config.to_json())
-                record_roots(store, config, new=True)
+                return Lake(store, config, roots=record_roots(store, config, new=True))
     return _same_settings(open_lake(uri), config)
 
 

@@ -31,6 +31,10 @@ class InputError(ValueError):
     """
 
 
+class NoSlidesError(InputError):
+    """Inputs that can be read and hold no slide (yet)."""
+
+
 class TeacherError(ValueError):
     """A teacher that is not known, or whose weights are not on this machine.
 

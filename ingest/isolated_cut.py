@@ -6,24 +6,29 @@ Nothing of ours is imported here that takes time, so that a worker is ready as s
 import functools
 from typing import Any
 
-from ingest.child_process import DiedError, Isolated
+from cluster import DiedError, Isolated
 
 
-def cut_apart(task_row: dict[str, Any]) -> dict[str, Any]:
-    """Cut a slide in this worker's child process, which a decoder may crash or hang.
+def cut_apart(unit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Cut slides in this worker's child process, which a decoder may crash or hang.
 
     Args:
-        task_row: `job`, pickled arguments of `cut_or_reason`; `limit_s`, its time; and `number`.
+        unit: of each slide `jobs`, pickled arguments of `cut_or_reason`; `limits_s`, its time; and
+            `numbers`.
 
     Returns:
-        `number`; `outcome`, pickled, or empty if the child died; `died`, how the child died.
+        Of each slide `number`; `outcome`, pickled, or empty if the child died; `died`, how the
+        child died.
     """
-    outcome, died = b"", ""
-    try:
-        outcome = _child().call_pickled(task_row["job"], limit_s=task_row["limit_s"])
-    except DiedError as error:
-        died = str(error)
-    return {"number": task_row["number"], "outcome": outcome, "died": died}
+    outcomes = []
+    for number, job, limit_s in zip(unit["numbers"], unit["jobs"], unit["limits_s"], strict=True):
+        outcome, died = b"", ""
+        try:
+            outcome = _child().call_pickled(job, limit_s=limit_s)
+        except DiedError as error:
+            died = str(error)
+        outcomes.append({"number": number, "outcome": outcome, "died": died})
+    return outcomes
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from cluster import (
 from featurestore import LakeConfig, Shown, Store, create_lake, open_lake
 from ingest.errors import InputError
 from ingest.pages.contact_sheet import write_contact_sheet
-from ingest.ray_ingest import COMMIT_SLIDES, SLIDE_TIMEOUT_S, IngestResult, ingest
+from ingest.ray_ingest import SLIDE_TIMEOUT_S, IngestResult, ingest
 from ingest.select.named_slides import IngestOptions
 from ingest.select.new_lake_settings import settings
 from ingest.teachers.cards.card import Engine, Precision
@@ -34,7 +34,7 @@ from ingest.teachers.find_teacher import Teacher, find_card, find_teachers, sees
 from ingest.teachers.outputs import outputs_of
 from ingest.teachers.own_encoder import SUFFIX
 from ingest.teachers.ray_extract import ExtractResult, extract
-from ingest.teachers.weights.weights_files import find_weights
+from ingest.teachers.weights.weights_files import has_weights
 
 FEATURE_BYTES = 2  # float16
 
@@ -49,7 +49,7 @@ class BuildOptions(IngestOptions, total=False):
         where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
         slide_timeout_s: seconds, plus one for each MB, after which a slide is given up.
-        commit_slides: number of slides in one commit of the ingest.
+        commit_slides: number of slides in one commit of the ingest; None as in `ingest`.
         address: a Ray cluster; a local Ray is started if None.
         workers: device and size of the workers that run teachers; chosen to fit if left out.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
@@ -61,7 +61,7 @@ class BuildOptions(IngestOptions, total=False):
     where: str | None
     share: float | None
     slide_timeout_s: float
-    commit_slides: int
+    commit_slides: int | None
     address: str | None
     workers: WorkerSettings
     auto_vacuum: bool
@@ -141,7 +141,7 @@ def build_lake(
             slides,
             lake_config,
             slide_timeout_s=options.get("slide_timeout_s", SLIDE_TIMEOUT_S),
-            commit_slides=options.get("commit_slides", COMMIT_SLIDES),
+            commit_slides=options.get("commit_slides"),
             address=address,
             **cut,
         )
@@ -245,7 +245,7 @@ def plan_columns(
             continue
         card = find_card(store, name)
         note = ""
-        if card.name in CARDS and find_weights(card, folder) is None:
+        if card.name in CARDS and not has_weights(card, folder):
             note = (
                 f"{card.name}: its weights are not on this machine (--weights DIR names a folder)"
             )

@@ -4,8 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster import Extension, load_extensions, loaded_extensions
-from ingest.child_process import DiedError, Isolated
+from cluster import (
+    DiedError,
+    Extension,
+    Isolated,
+    counted,
+    load_extensions,
+    loaded_extensions,
+)
 from ingest.cut import failure
 from ingest.errors import InputError
 from ingest.grid import plan_grids
@@ -62,7 +68,8 @@ def native_tiles(
         return tile_counts.most_common(1)[0][0]
     why = reasons[0] if reasons else "no JPEG tiles of a square side are stored at it"
     msg = (
-        f"none of the first {len(some)} slides has tiles at {min(ratios)} mpp that can be copied "
+        f"none of the first {counted(len(some), 'slide')} has tiles at {min(ratios)} mpp that "
+        "can be copied "
         f"({why}); give --tile-px a number to have tiles encoded"
     )
     raise InputError(msg)

@@ -30,6 +30,9 @@ from downstream import SurvivalSettings as SurvivalSettings
 from downstream import run_mil as run_mil
 from downstream import run_survival as run_survival
 from downstream import write_report as write_report
+from downstream.kept.kept_model import KeptModelError as KeptModelError
+from downstream.kept.predict_patients import PatientPredictions as PatientPredictions
+from downstream.kept.predict_patients import predict_patients as predict_patients
 from downstream.probes.tile_probe import run_probe as run_probe
 from downstream.retrieval.search import run_search as run_search
 from downstream.retrieval.search_query import RetrievalError as RetrievalError
@@ -112,6 +115,7 @@ __all__ = [
     "IngestResult",
     "InputError",
     "InteropError",
+    "KeptModelError",
     "Lake",
     "LakeConfig",
     "LakeError",
@@ -119,6 +123,7 @@ __all__ = [
     "LeakageError",
     "MilSettings",
     "Pairs",
+    "PatientPredictions",
     "Plan",
     "ProbeError",
     "ProbeOptions",
@@ -149,6 +154,7 @@ __all__ = [
     "list_teachers",
     "make_recipe",
     "open_lake",
+    "predict_patients",
     "query",
     "rename",
     "repair",

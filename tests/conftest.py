@@ -19,16 +19,26 @@ from featurestore import Lake, LakeConfig, create_lake, open_lake
 from ingest.ray_ingest import ingest
 from ingest.teachers.ray_extract import extract
 from tests.skipped import pytest_make_collect_report, pytest_runtest_makereport
+from tests.worlds.clouds import any_bucket, azure_account, container, google_bucket, google_url
 from tests.worlds.command_lines import Answer, Output, Slidelake, run_words
+from tests.worlds.real_s3 import faulty_real_bucket, real_bucket, real_s3
 from tests.worlds.s3 import any_store, bucket, faulty, s3_urls
 from tests.worlds.small_lake import cut
 
 __all__ = [
+    "any_bucket",
     "any_store",
+    "azure_account",
     "bucket",
+    "container",
     "faulty",
+    "faulty_real_bucket",
+    "google_bucket",
+    "google_url",
     "pytest_make_collect_report",
     "pytest_runtest_makereport",
+    "real_bucket",
+    "real_s3",
     "s3_urls",
 ]  # fixtures and hooks that live elsewhere
 
@@ -45,8 +55,13 @@ CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
 #: Files of slow tests by the CPU seconds that they take, longest first, so that two processes end
 #: at about the same time; other files come after these.
 LONGEST = (
-    "test_demo.py",
+    "test_nodes.py",
+    "test_damage_drill.py",
+    "test_kill_drill.py",
     "test_distill_kills.py",
+    "test_demo.py",
+    "test_installing.py",
+    "test_buckets.py",
     "test_extract_kills.py",
     "test_ingest.py",
     "test_downstream_commands.py",

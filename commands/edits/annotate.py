@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import DistinctIdsOpt, JsonOpt, LakeArg
 
@@ -31,7 +33,7 @@ class AnnotateOptions:
     """
 
     lake: LakeArg
-    table: Annotated[str | None, typer.Argument()] = None
+    table: Annotated[str | None, typer.Argument(), PathKind.FILES] = None
     name: str | None = None
     mpp: float | None = None
     replace: Annotated[bool, typer.Option("--replace")] = False
@@ -63,6 +65,8 @@ def annotate_command(options: AnnotateOptions) -> None:
 
     file = read_annotation(options.table, distinct_ids=options.distinct_ids)
     frame, notes = _with_lake_names(lake, file)
+    if not options.distinct_ids:
+        _refuse_near_ids(lake, frame)
     if options.name == PATIENTS:
         patients = set_patients(lake, frame, replace_old=options.replace)
         _print_patients(patients, as_json=options.json, notes=notes)
@@ -103,6 +107,27 @@ def _with_lake_names(lake: "Lake", file: "AnnotationFile") -> tuple[Any, list[st
     return file.frame.with_columns(names), [*notes, *match_notes(match)]
 
 
+def _refuse_near_ids(lake: "Lake", frame: Any) -> None:  # noqa: ANN401 - Polars is slow to import
+    """Refuse slides and patients that differ from the lake's by case, blanks or Unicode form only.
+
+    Raises:
+        AnnotationError: the first pairs.
+    """
+    from featurestore.tables.annotation import AnnotationError
+    from featurestore.usertables import refuse_near_others, tables_raise
+
+    slides = lake.slides().select("slide_id", "patient_id").collect()
+    with tables_raise(AnnotationError):
+        if "slide_id" in frame.columns:
+            names = frame["slide_id"].drop_nulls().unique()
+            refuse_near_others(names, slides["slide_id"], "slides", "the lake")
+            slides = slides.filter(~slides["slide_id"].is_in(names.to_list()))
+        if "patient_id" in frame.columns:
+            patients = slides["patient_id"].drop_nulls().unique()
+            own = frame["patient_id"].drop_nulls().unique()
+            refuse_near_others(own, patients, "patients", "the lake")
+
+
 def _print_patients(
     patients: "PatientsSet", *, as_json: bool, notes: list[str] | None = None
 ) -> None:
@@ -114,7 +139,7 @@ def _print_patients(
     if patients.unmet:
         lines.append(f"not in the lake: {listing(patients.unmet)}")
     lines.append(
-        f"patients of {patients.set} slides set, {patients.same} were so already; "
+        f"patients of {counted(patients.set, 'slide')} set, {patients.same} were so already; "
         f"version {patients.version}"
     )
     print_answer(answer, as_json=as_json, text="\n".join(lines))
@@ -135,14 +160,16 @@ def _print_annotation(added: "AnnotationResult", notes: list[str], *, as_json: b
     if added.unmet:
         kept = "left out" if annotation.level == "tile" else "kept for later"
         lines.append(
-            f"{len(added.unmet)} rows meet nothing in the lake, {kept}: {listing(added.unmet)}"
+            f"{counted(len(added.unmet), 'row', 'meet')} nothing in the lake, {kept}: "
+            f"{listing(added.unmet)}"
         )
     columns = ", ".join(
         annotation.columns.values() if annotation.level == "tile" else annotation.columns
     )
     place = " at " + ", ".join(f"{mpp} mpp" for mpp in annotation.mpps) if annotation.mpps else ""
     lines.append(
-        f"'{annotation.name}' is an annotation of {annotation.level}s{place}: {added.met:,} rows, "
+        f"'{annotation.name}' is an annotation of {annotation.level}s{place}: "
+        f"{counted(added.met, 'row')}, "
         f"columns {columns}; version {added.version}"
     )
     print_answer(answer, as_json=as_json, text="\n".join(lines))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from featurestore import Verdict
 
 ANSWER, READING = "answer.json", "reading"
+#: Signals by which a process ends itself; others come from outside, as where memory is short.
+OWN_SIGNALS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 
 
 def verify_isolated(uri: str, *, at: str | None = None, sample: float = 1.0) -> "Verdict":
@@ -67,11 +69,22 @@ def _verdict(answer: dict[str, Any]) -> "Verdict":
 
 
 def _verdict_of_dead_child(reading: Path, code: int) -> "Verdict":
-    """Return the verdict on a child process that died: its last table is damaged."""
-    if code == -signal.SIGINT or not reading.exists():
+    """Return the verdict on a child process that died: its last table is damaged.
+
+    Raises:
+        AccessError: the process was ended from outside, or before it read anything.
+    """
+    from featurestore import AccessError, Damage, Verdict
+
+    if not reading.exists():
         msg = f"the check ended with code {code} before it read anything; run it again"
-        raise RuntimeError(msg)
-    from featurestore import Damage, Verdict
+        raise AccessError(msg)
+    if code < 0 and -code not in OWN_SIGNALS:
+        msg = (
+            f"the check was ended by {signal.Signals(-code).name} while it read "
+            f"{reading.read_text()}, as where memory is short; that is no damage: run it again"
+        )
+        raise AccessError(msg)
 
     path = reading.read_text()
     damage = f"table {path}: reading it ended the process that read it (code {code})"

@@ -20,6 +20,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from cluster.progress import quiet_progress
+from commands.options.failure_report import reported_failure
 from commands.options.field_docs import field_docs
 from commands.options.field_options import FieldOptions
 from commands.options.printing import short_answers
@@ -52,21 +53,26 @@ def command(
 
     def register(function: Command) -> Command:
         started = starting_without_pandas(function) if without_pandas else function
-        app.command(name, **settings)(as_callback(started))
+        app.command(name, **settings)(as_callback(started, name))
         return function
 
     return register
 
 
-def as_callback(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a function with a parameter for each option, which builds the dataclass and calls."""
+def as_callback(function: Callable[..., None], name: str = "") -> Callable[..., None]:
+    """Return a function with a parameter for each option, which builds the dataclass and calls.
+
+    Args:
+        function: the command, of one parameter `options`.
+        name: the command's name, for the report of `--on-failure`.
+    """
     hints = get_type_hints(function)
     options_type = hints["options"]
 
     def callback(context: typer.Context, **parsed_options: object) -> None:
         options = build_options(options_type, parsed_options, command_line_names(context))
         quiet = quiet_progress() if getattr(options, "quiet", False) else nullcontext()
-        with quiet, short_answers(options):
+        with quiet, short_answers(options), reported_failure(name, options):
             function(options)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)

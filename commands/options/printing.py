@@ -10,6 +10,7 @@ import typer
 
 from cluster.progress import is_quiet
 from cluster.progress_text import counted
+from commands.options.failure_report import note_failures
 
 #: Whether the running command prints the last line of its answer alone.
 _SHORT: ContextVar[bool] = ContextVar("_SHORT", default=False)
@@ -50,6 +51,7 @@ def print_answer(
         errors: lines on what failed; they come before the text. With --quiet they go to stderr.
         summary: the line of `text` that --quiet prints; its last line if None.
     """
+    note_failures(list(errors))
     if _SHORT.get():
         for line in errors:
             typer.echo(line, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.failure_report import OnFailureOpt
 from commands.options.printing import freed_lines, print_answer
 from commands.options.shared_options import (
     AddressOpt,
@@ -59,6 +60,7 @@ class BuildCommandOptions:
     dry_run: bool = False
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
+    on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 

@@ -8,6 +8,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.failure_report import OnFailureOpt
 from commands.options.printing import freed_lines, print_answer
 from commands.options.shared_options import (
     AddressOpt,
@@ -61,6 +62,7 @@ class ExtractOptions:
     workers: WorkerOptions
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
+    on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 

@@ -1,12 +1,16 @@
 """`slidelake ingest`: slides to tiles."""
 
 import os
+import signal
+import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.failure_report import OnFailureOpt
 from commands.options.printing import freed_lines, print_answer
 from commands.options.shared_options import (
     AddressOpt,
@@ -31,6 +35,7 @@ from commands.slides.slide_options import (
 
 if TYPE_CHECKING:
     from featurestore import LakeConfig
+    from ingest.ray_ingest import IngestResult
     from ingest.select.named_slides import IngestOptions
 
 app = typer.Typer()
@@ -42,6 +47,8 @@ class IngestCommandOptions:
 
     Attributes:
         dry_run: Only print what would be done: slides, tiles, bytes, time. Write nothing.
+        watch: Go on until Ctrl-C: cut slides as they arrive, once they have stopped growing.
+        every: Seconds between two looks of --watch, and those that a file must have been the same.
     """
 
     lake: LakeArg
@@ -50,8 +57,11 @@ class IngestCommandOptions:
     reading: ReadingOptions
     selection: SelectionOptions
     dry_run: bool = False
+    watch: Annotated[bool, typer.Option("--watch")] = False
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS")] = 60.0
     auto_vacuum: AutoVacuumOpt = False
     address: AddressOpt = None
+    on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 
@@ -65,7 +75,8 @@ def ingest_command(options: IngestCommandOptions) -> None:
     Slides that fail are listed with their reason, and the others go on; run it again to go on
     after a kill. Settings that differ from those of an earlier run are applied: patients and other
     facts are updated, a slide with another mpp, mask or tissue method is cut again; settings that
-    are not given stay. LAKE/ingest.html shows every slide with its tissue and tiles.
+    are not given stay. LAKE/ingest.html shows every slide with its tissue and tiles. Files whose
+    size and time (or ETag) are as the lake keeps them are not read, so running it again is cheap.
     """
     from ingest.ray_ingest import ingest
 
@@ -73,6 +84,8 @@ def ingest_command(options: IngestCommandOptions) -> None:
     config = lake_config(options.lake, options.slides, options.grid, choices)
     if options.dry_run:
         _dry_run(options, config, choices)
+    if options.watch:
+        _watch(options, config, choices)
     ingested = ingest(
         options.lake,
         list(options.slides),
@@ -82,9 +95,17 @@ def ingest_command(options: IngestCommandOptions) -> None:
         auto_vacuum=options.auto_vacuum,
         **choices,
     )
+    _print_outcome(options, ingested)
+    raise typer.Exit(1 if ingested.failed else 0)
+
+
+def _print_outcome(options: IngestCommandOptions, ingested: "IngestResult") -> None:
     lines, summary = ingest_lines(ingested), ingest_summary(ingested)
     if again := len(ingested.again) + len(ingested.replaced):
-        lines.append(f"{again} slides have new tiles: slidelake extract makes their features anew")
+        lines.append(
+            f"{counted(again, 'slide', 'have')} new tiles: slidelake extract makes their "
+            "features anew"
+        )
     lines += [summary, f"every slide: {ingested.sheet}", *freed_lines(ingested.freed)]
     print_answer(
         asdict(ingested),
@@ -93,7 +114,40 @@ def ingest_command(options: IngestCommandOptions) -> None:
         text="\n".join(lines),
         summary=summary,
     )
-    raise typer.Exit(1 if ingested.failed else 0)
+
+
+def _watch(options: IngestCommandOptions, config: "LakeConfig", choices: "IngestOptions") -> None:
+    """Print the outcome of each ingest until the command is stopped."""
+    from ingest.watching import Watch
+
+    def note(text: str) -> None:
+        typer.echo(f"slidelake: {text}", err=True)
+
+    watch = Watch(
+        lake_uri=options.lake,
+        inputs=list(options.slides),
+        config=config,
+        options=choices,
+        every_s=options.every,
+        slide_timeout_s=60 * options.selection.slide_timeout,
+        address=options.address,
+        auto_vacuum=options.auto_vacuum,
+        note=note,
+    )
+    failed = False
+    # A batch system or a container's host stops a job by SIGTERM.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    note(f"watching every {options.every:g} s; Ctrl-C ends it")
+    try:
+        for ingested in watch.outcomes():
+            _print_outcome(options, ingested)
+            sys.stdout.flush()
+            failed = failed or bool(ingested.failed)
+    except KeyboardInterrupt:
+        note("stopped watching; what is committed stays, and the same command goes on")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    raise typer.Exit(1 if failed else 0)
 
 
 def _dry_run(options: IngestCommandOptions, config: "LakeConfig", choices: "IngestOptions") -> None:

@@ -56,7 +56,10 @@ def score_command(options: ScoreOptions) -> None:
         f"{score}: {counted(count, 'tile')} {verb} scored" for score, count in filled.tiles.items()
     ]
     if filled.no_pixels:
-        lines.append(f"{len(filled.no_pixels)} slides have none: the lake has no pixels of them")
+        lines.append(
+            f"{counted(len(filled.no_pixels), 'slide', 'have')} none: the lake has no pixels of "
+            "them"
+        )
     if not options.dry_run:
         lines.append(f"version {filled.version}")
     print_answer(asdict(filled), as_json=options.json, text="\n".join(lines))

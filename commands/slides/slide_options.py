@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.progress_text import counted
+from commands.options.path_kind import PathKind
 from commands.options.shared_options import DistinctIdsOpt
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from ingest.ray_ingest import IngestResult
     from ingest.select.ingest_plan import IngestPlan
     from ingest.select.named_slides import IngestOptions
+
+#: Lines of one kind that are printed; a lake of 300,000 slides may have 30,000 failed ones.
+MOST_LINES = 100
 
 SlidesArg = Annotated[
     tuple[str, ...],
@@ -23,6 +27,7 @@ SlidesArg = Annotated[
         "uri; its paths are relative to it. FILE.tif#2 is the second image of a TIFF; a folder of "
         ".dcm is a slide a series.",
     ),
+    PathKind.SLIDES,
 ]
 
 
@@ -73,8 +78,8 @@ class ReadingOptions:
     mpp_override: float | None = None
     allow_anisotropic: bool | None = None
     icc: bool | None = None
-    masks: Annotated[str | None, typer.Option(metavar="DIR")] = None
-    tissue: Annotated[str | None, typer.Option(metavar="METHOD|FILE.py")] = None
+    masks: Annotated[str | None, typer.Option(metavar="DIR"), PathKind.FILES] = None
+    tissue: Annotated[str | None, typer.Option(metavar="METHOD|FILE.py"), PathKind.PYTHON] = None
     pen_veto: Annotated[bool | None, typer.Option("--pen-veto/--no-pen-veto")] = None
 
 
@@ -89,6 +94,10 @@ class SelectionOptions:
         replace: Take another file for a known slide_id. A file that changed in place (scanned
             again) is taken anyway; the old rows stay readable at the versions before.
         slide_timeout: Minutes, plus a second per MB, after which a slide fails.
+        since: Take only files that have changed or arrived since: 2026-11-30, 2026-11-30T18:30, or
+            how long ago, as 36h or 7d.
+        check_content: Read both ends of every file; else a file with the size and ETag (or time of
+            modification) that the lake keeps counts as the same.
     """
 
     PANEL = "Which slides"
@@ -98,6 +107,8 @@ class SelectionOptions:
     retry_failed: bool = False
     replace: bool = False
     slide_timeout: float = 10.0
+    since: Annotated[str | None, typer.Option(metavar="WHEN")] = None
+    check_content: Annotated[bool, typer.Option("--check-content")] = False
     distinct_ids: DistinctIdsOpt = False
 
 
@@ -115,6 +126,8 @@ def ingest_choices(reading: ReadingOptions, selection: SelectionOptions) -> "Ing
         "allow_anisotropic": reading.allow_anisotropic,
         "icc": reading.icc,
         "distinct_ids": selection.distinct_ids,
+        "since": selection.since,
+        "check_content": selection.check_content,
     }
 
 
@@ -138,14 +151,24 @@ def lake_config(
 
 def failed_slides(ingested: "IngestResult") -> list[str]:
     """Return a line for each slide that failed."""
-    return [f"{failure['slide']} failed: {failure['reason']}" for failure in ingested.failed]
+    return _some_lines(
+        [f"{failure['slide']} failed: {failure['reason']}" for failure in ingested.failed]
+    )
+
+
+def _some_lines(lines: list[str]) -> list[str]:
+    """Return the lines, or the first hundred and how many more there are; JSON has all of them."""
+    more = len(lines) - MOST_LINES
+    return (
+        [*lines[:MOST_LINES], f"and {counted(more, 'more slide')} (--json)"] if more > 1 else lines
+    )
 
 
 def ingest_lines(ingested: "IngestResult") -> list[str]:
     """Return what else an ingest did, a line each."""
-    lines = [f"{slide} was scanned again: its rows are replaced" for slide in ingested.replaced]
-    lines += [f"{slide} was cut again: {why}" for slide, why in ingested.again.items()]
-    return lines + ingested.notes
+    again = [f"{slide} was scanned again: its rows are replaced" for slide in ingested.replaced]
+    again += [f"{slide} was cut again: {why}" for slide, why in ingested.again.items()]
+    return _some_lines(again) + ingested.notes
 
 
 def ingest_summary(ingested: "IngestResult") -> str:
@@ -174,4 +197,6 @@ def plan_lines(plan: "IngestPlan") -> list[str]:
 
 def planned_failures(plan: "IngestPlan") -> list[str]:
     """Return a line for each slide that would fail."""
-    return [f"{failure['slide']} would fail: {failure['reason']}" for failure in plan.failed]
+    return _some_lines(
+        [f"{failure['slide']} would fail: {failure['reason']}" for failure in plan.failed]
+    )

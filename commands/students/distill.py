@@ -7,6 +7,8 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.failure_report import OnFailureOpt
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.saved_settings import saved_config
 from commands.options.set_fields import with_assignments
@@ -102,7 +104,7 @@ class DistillOptions:
     name: str = "student"
     mpps: MppsOpt = ()
     fields: RecipeOptions
-    slides: str | None = None
+    slides: Annotated[str | None, PathKind.FILES] = None
     distinct_ids: DistinctIdsOpt = False
     assignments: SetOpt = ()
     like: LikeOpt = None
@@ -110,6 +112,7 @@ class DistillOptions:
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
+    on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 
@@ -207,7 +210,7 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
         msg = f"{table} has no column slide_id; it has {', '.join(labels.columns)}"
         raise typer.BadParameter(msg)
     if empty := labels["slide_id"].null_count():
-        msg = f"{table} has {empty} rows without a slide_id; fill it in or remove them"
+        msg = f"{table} has {counted(empty, 'row')} without a slide_id; fill it in or remove them"
         raise typer.BadParameter(msg)
     return [str(name) for name in labels["slide_id"]]
 

@@ -7,8 +7,10 @@ import typer
 
 from commands.options.completion import complete_student
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import (
+    AddressOpt,
     AtOpt,
     DistinctIdsOpt,
     JsonOpt,
@@ -30,7 +32,7 @@ class TileLabelOptions:
         label_column: The column of labels, if there are several.
     """
 
-    labels: str | None = None
+    labels: Annotated[str | None, PathKind.FILES] = None
     label_column: str | None = None
     distinct_ids: DistinctIdsOpt = False
 
@@ -62,6 +64,7 @@ class EvaluateOptions:
     device: str | None = None
     threads: int | None = None
     at: AtOpt = None
+    address: AddressOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 
@@ -72,12 +75,12 @@ def evaluate_command(options: EvaluateOptions) -> None:
 
     On held-out patients: fidelity by a linear read-out, CKA, neighbours; probes and retrieval on
     labels of tiles; robustness to stains and scanners; speed and what caching saved. The meaning of
-    each number is in docs/evaluate.md.
+    each number is in docs/evaluate.md. On a cluster (--address, RAY_ADDRESS) a worker does it.
 
     Example: slidelake evaluate my-lake --student small --student small-seed1 --student small-seed2
     """
-    from distill.evaluate.evaluation import evaluate
     from distill.evaluate.evaluation_spec import EvaluationSpec
+    from distill.evaluate.ray_evaluation import evaluate_there
 
     spec = EvaluationSpec(
         labels=options.labels.labels,
@@ -92,6 +95,8 @@ def evaluate_command(options: EvaluateOptions) -> None:
         device=options.device,
         threads=options.threads,
     )
-    evaluation = evaluate(options.lake, options.students, spec, version=options.at)
+    evaluation = evaluate_there(
+        options.lake, options.students, spec, version=options.at, address=options.address
+    )
     text = f"{options.lake}/runs/{evaluation['run']}/report.html"
     print_answer(evaluation, as_json=options.json, text=text)

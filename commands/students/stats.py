@@ -1,6 +1,7 @@
 """`slidelake stats`: statistics of teachers' features."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
@@ -8,6 +9,7 @@ from cluster.progress_text import counted
 from commands.options.dataclass_options import command
 from commands.options.printing import print_answer
 from commands.options.shared_options import (
+    AddressOpt,
     AtOpt,
     JsonOpt,
     LakeArg,
@@ -26,14 +28,17 @@ class StatsOptions:
 
     Attributes:
         holdout: Share of patients left out.
+        tiles: Tiles of a sample at each mpp, spread evenly over all slides; all tiles if not given.
     """
 
     lake: LakeArg
     teachers: TeachersOpt
     mpps: MppsOpt = ()
     holdout: float = 0.25
+    tiles: Annotated[int | None, typer.Option(min=2)] = None
     seed: SeedOpt = 0
     at: AtOpt = None
+    address: AddressOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
 
@@ -41,6 +46,9 @@ class StatsOptions:
 @command(app, "stats")
 def stats_command(options: StatsOptions) -> None:
     """Fit mean, covariance and PHI-S rotation of teachers' features, without held-out patients.
+
+    On a cluster (--address, RAY_ADDRESS) its workers read the features. A fit that was stopped goes
+    on with the same command.
 
     Example: slidelake stats my-lake --teacher efficientnet_lite0 --mpp 0.5
     """
@@ -53,9 +61,12 @@ def stats_command(options: StatsOptions) -> None:
         holdout=options.holdout,
         seed=options.seed,
         version=options.at,
+        tiles=options.tiles,
+        address=options.address,
     )
     lines = [
-        f"{fitted['teacher']} at {fitted['mpp']} mpp: {counted(fitted['rows'], 'tile')} of "
+        f"{fitted['teacher']} at {fitted['mpp']} mpp: {counted(fitted['rows'], 'tile')} "
+        f"{'sampled from' if 'sample' in fitted else 'of'} "
         f"{counted(fitted['slides'], 'slide')}, lake version {fitted['lake_version']}, "
         f"{'fitted' if fitted['new'] else 'kept'}: {fitted['path']}"
         for fitted in answer["sets"]

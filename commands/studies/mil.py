@@ -69,6 +69,7 @@ MIL_OPTIONS = (
     *TRAINING_OPTIONS,
     *COMPARISON_OPTIONS,
     FieldOption(flag="--accuracy", path="comparison.accuracy", panel=COMPARISON),
+    FieldOption(flag="--guarantee", path="comparison.guarantee", panel=COMPARISON),
     *TABLE_OPTIONS,
     *LAST_OPTIONS,
 )

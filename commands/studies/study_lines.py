@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster.progress_text import counted
+from downstream.run.outcome_text import outcome_text
 
 
 def study_text(study: dict[str, Any]) -> str:
@@ -18,11 +19,15 @@ def study_text(study: dict[str, Any]) -> str:
     counts = f"{patients}, {slides}, {study['folds']} folds"
     for key, reason in (
         ("missing", "labelled but not used"),
-        ("surplus", "slides without a label"),
+        ("surplus", "without a label"),
     ):
         if study[key]:
-            counts += f"; {len(study[key])} {reason}"
-    return "\n".join([*lines, counts, *study["notes"], f"runs/{study['run']}/report.html"])
+            number = counted(len(study[key]), "slide") if key == "surplus" else len(study[key])
+            counts += f"; {number} {reason}"
+    of_outcomes = outcome_text(study["outcomes"], study["patients"])
+    return "\n".join(
+        [*lines, of_outcomes, counts, *study["notes"], f"runs/{study['run']}/report.html"]
+    )
 
 
 def probe_text(probe: dict[str, Any]) -> str:
@@ -35,7 +40,7 @@ def probe_text(probe: dict[str, Any]) -> str:
     lines += [comparison_line(row) for row in probe["comparisons"]]
     lines += [
         *probe["notes"],
-        f"{len(probe['missing'])} labels are of no tile with features",
+        f"{counted(len(probe['missing']), 'label', 'are')} of no tile with features",
     ]
     lines.append(
         f"{counted(probe['tiles'], 'tile')} of {counted(probe['patients'], 'patient')}, "
@@ -46,11 +51,14 @@ def probe_text(probe: dict[str, Any]) -> str:
 
 def comparison_line(row: dict[str, Any]) -> str:
     """Return a line on the difference of two arms, and on non-inferiority if there is a margin."""
+    pair = f"{row['one']} - {row['other']}"
+    if row["p_value"] is None:
+        return f"{pair}: not tested: {row['why']}"
     verdict = ""
     if row["margin"] is not None:
         shown = "not inferior" if row["not_inferior"] else "not shown to be as good"
         verdict = f", margin {row['margin']:g}: {shown}"
     return (
-        f"{row['one']} - {row['other']}: {row['estimate']:+.3f} ({row['low']:+.3f} to "
-        f"{row['high']:+.3f}), p {row['p_holm']:.3f} (Holm){verdict}"
+        f"{pair}: {row['estimate']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), "
+        f"p {row['p_holm']:.3f} (Holm) over {counted(row['parts'], 'test part')}{verdict}"
     )

@@ -12,6 +12,7 @@ import typer
 
 from commands.options.completion import complete_teacher
 from commands.options.field_options import Changes, FieldOption
+from commands.options.path_kind import PathKind
 from commands.options.set_fields import parse_assignment, with_values
 from commands.options.shared_options import AddressOpt, JsonOpt, LakeArg, LikeOpt, QuietOpt, SetOpt
 from downstream.run.study_spec import FeatureOptions, LabelOptions, Resources, StudySpec
@@ -33,6 +34,7 @@ LABEL_OPTION = FieldOption(
     required=True,
     more="CSV, TSV, XLSX or Parquet; the tables of CLAM, STAMP and Patho-Bench as they are. Ids "
     "are text: 0012 is not 12.",
+    path_kind=PathKind.FILES,
 )
 FEATURE_OPTIONS = (
     FieldOption(
@@ -45,6 +47,9 @@ FEATURE_OPTIONS = (
     FieldOption(flag="--mpp", path="features.mpps", more="Repeat for several."),
 )
 FUSION_OPTION = FieldOption(flag="--fusion", path="fit.fusion", panel=TRAINING)
+UNSEEN_OPTION = FieldOption(
+    flag="--unseen-students", path="features.unseen_students", panel=SPLITS, single=True
+)
 FOLD_OPTIONS = (
     FieldOption(flag="--folds", path="folds.folds", panel=SPLITS),
     FieldOption(flag="--inner", path="folds.inner", panel=SPLITS),
@@ -52,11 +57,14 @@ FOLD_OPTIONS = (
     FieldOption(
         flag="--splits",
         path="folds.file",
+        path_kind=PathKind.FILES,
         panel=SPLITS,
         metavar="FILE",
         text="Splits to use: CLAM's folder, Patho-Bench's k=all.tsv, STAMP's splits.json, or a "
         "run's splits.parquet. All other options of splits but --shots are then ignored.",
     ),
+    FieldOption(flag="--split", path="folds.split", panel=SPLITS),
+    UNSEEN_OPTION,
     FieldOption(flag="--site", path="folds.sites", panel=SPLITS, metavar="COLUMN"),
 )
 TRAINING_OPTIONS = (
@@ -76,9 +84,16 @@ ID_COLUMN_OPTIONS = (
     FieldOption(flag="--patient-column", path="labels.patient_column", panel=TABLES),
     FieldOption(flag="--slide-column", path="labels.slide_column", panel=TABLES),
     FieldOption(flag="--distinct-ids", path="labels.distinct_ids", panel=TABLES, single=True),
+    FieldOption(flag="--patients-from", path="labels.patients_from", panel=TABLES),
 )
 TABLE_OPTIONS = (
-    FieldOption(flag="--slide-table", path="labels.slide_table", panel=TABLES, metavar="FILE"),
+    FieldOption(
+        flag="--slide-table",
+        path="labels.slide_table",
+        panel=TABLES,
+        metavar="FILE",
+        path_kind=PathKind.FILES,
+    ),
     *ID_COLUMN_OPTIONS,
 )
 LAST_OPTIONS = (

@@ -42,6 +42,7 @@ SURVIVAL_OPTIONS = (
         required=True,
         text="Column that is 1 where the event was observed and 0 for a censored patient.",
     ),
+    FieldOption(flag="--event-means", path="labels.event_means"),
     *FEATURE_OPTIONS,
     FieldOption(
         flag="--model",

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from cluster import counted
 from distill.errors import DistillError
 from featurestore import Lake, mpp_name
 from featurestore.annotations import labels_of
@@ -98,7 +99,8 @@ def _refuse_two_classes(path: str, rows: pl.DataFrame) -> None:
     if not torn_tiles.is_empty():
         slide_id, x, y, mpp, names = torn_tiles.sort(tile_columns).row(0)
         msg = (
-            f"{path} gives {torn_tiles.height} tiles two classes: slide {slide_id}, x {x}, y {y}, "
+            f"{path} gives {counted(torn_tiles.height, 'tile')} two classes: slide {slide_id}, x "
+            f"{x}, y {y}, "
             f"mpp {mpp_name(mpp)} is {' and '.join(sorted(names))}; leave one"
         )
         raise DistillError(msg)

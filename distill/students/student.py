@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
-from ingest.teachers import build
 from ingest.teachers.cards import Card, Interpolation
 
 INTERPOLATION: Interpolation = "bicubic"
@@ -51,6 +50,9 @@ class TileNetwork(nn.Module):
     """
 
     def __init__(self, settings: TileStudent, *, ladder: bool = False) -> None:
+        # timm takes seconds to import, which a driver, that builds no network, need not pay
+        from ingest.teachers import build
+
         super().__init__()
         self.trunk = build(settings.architecture, settings.input_px, settings.arguments)
         self.trunk.to(memory_format=torch.channels_last)

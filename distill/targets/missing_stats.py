@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import polars as pl
 
-from cluster import progress
+from cluster import joins_cluster, progress, ray_session
 from distill.errors import DistillError
+from distill.targets.ray_stats import map_on_ray
 from featurestore import (
     Lake,
     ResultDict,
@@ -17,7 +19,7 @@ from featurestore import (
     open_lake,
     patient_of,
 )
-from featurestore.stats import read_card
+from featurestore.stats import map_here, read_card
 
 
 def split_slides(
@@ -62,6 +64,8 @@ def stats(
     holdout: float = 0.25,
     seed: int = 0,
     version: int | str | None = None,
+    tiles: int | None = None,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Fit moments and PHI-S of teachers on the slides of all patients that are not held out.
 
@@ -74,6 +78,8 @@ def stats(
         holdout: share of the patients that is held out.
         seed: seed of the choice of held-out patients.
         version: version of the lake, or a snapshot; the newest if None.
+        tiles: number of tiles of a sample at each mpp, spread evenly over the slides; None for all.
+        address: a Ray cluster to fit on; None, and no RAY_ADDRESS: this process.
 
     Returns:
         `teachers`; `slides` and `held_out_slides`; `fitted`, the number of sets that were fitted
@@ -92,8 +98,10 @@ def stats(
     lake = open_lake(lake_uri, version=version)
     train, held = split_slides(lake, holdout=holdout, seed=seed)
     pairs = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
-    missing = fit_missing(lake, pairs, train)
-    cards = {pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train) for pair in pairs}
+    missing = fit_missing(lake, pairs, train, tiles=tiles, address=address)
+    cards = {
+        pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train, tiles=tiles) for pair in pairs
+    }
     counts = {
         "teachers": list(teachers),
         "slides": len(train),
@@ -121,22 +129,54 @@ def _mpps_of(lake: Lake, teacher: str, mpps: Sequence[float] | None) -> list[flo
 
 
 def fit_missing(
-    lake: Lake, pairs: Sequence[tuple[str, float]], train: Sequence[str]
+    lake: Lake,
+    pairs: Sequence[tuple[str, float]],
+    train: Sequence[str],
+    *,
+    tiles: int | None = None,
+    address: str | None = None,
 ) -> list[tuple[str, float]]:
-    """Fit the statistics of these slides that are missing; return their (teacher, mpp) pairs."""
+    """Fit the statistics of these slides that are missing; return their (teacher, mpp) pairs.
+
+    Args:
+        lake: the lake.
+        pairs: teachers and mpps.
+        train: ids of the slides.
+        tiles: number of tiles of a sample; None for all, where there is no sample either.
+        address: a Ray cluster to fit on; None, and no RAY_ADDRESS: this process.
+    """
     missing = [
-        pair for pair in pairs if read_card(lake, pair[0], mpp=pair[1], slide_ids=train) is None
+        pair
+        for pair in pairs
+        if read_card(lake, pair[0], mpp=pair[1], slide_ids=train, tiles=tiles) is None
     ]
     if not missing:
         return []
-    tiles = sum(int(lake.tiles_of(mpp=mpp, slide_ids=train)["tiles"].sum()) for _, mpp in missing)
-    with progress("stats", total=tiles, unit="tiles") as bar:
+    count = sum(_tiles_to_read(lake, mpp, train, tiles) for _, mpp in missing)
+    on_cluster = joins_cluster(address)
+    session = ray_session(address=address, ray_data=False) if on_cluster else nullcontext()
+    part_map = map_on_ray if on_cluster else map_here
+    with session, progress("stats", total=count, unit="tiles") as bar:
         for name, mpp in missing:
-            fit_stats(lake, name, mpp=mpp, slide_ids=train, on_tiles=bar.advance)
+            fit_stats(
+                lake,
+                name,
+                mpp=mpp,
+                slide_ids=train,
+                tiles=tiles,
+                part_map=part_map,
+                on_tiles=bar.advance,
+            )
             bar.note(f"{name} at {mpp_name(mpp)} mpp fitted")
     return missing
 
 
+def _tiles_to_read(lake: Lake, mpp: float, train: Sequence[str], tiles: int | None) -> int:
+    whole = int(lake.tiles_of(mpp=mpp, slide_ids=train)["tiles"].sum())
+    return whole if tiles is None else min(tiles, whole)
+
+
 def _set_row(card: dict[str, Any], *, new: bool) -> dict[str, Any]:
     row = {key: card[key] for key in ("teacher", "mpp", "path", "key", "lake_version")}
-    return {**row, "rows": card["n"], "slides": len(card["slides"]), "new": new}
+    sample = {"sample": card["sample"]} if "sample" in card else {}
+    return {**row, **sample, "rows": card["n"], "slides": len(card["slides"]), "new": new}

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import polars as pl
 from cluster import (
     ClusterError,
     ClusterLostError,
+    JobWatch,
     Placement,
     WorkerSettings,
     announced,
@@ -37,6 +38,7 @@ from distill.recipes.recipe_columns import check
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
+from distill.train.train_here import fit_here, place_here
 from featurestore import Lake, LakeError, ResultDict, open_lake, tile_parts
 from featurestore.storage import (
     check_zip,
@@ -106,18 +108,26 @@ def distill(
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
     start = time.perf_counter()
-    with ray_session(address=address):
-        placement = place(workers, node_shapes(), most=1, together=True)
+    local = place_here(workers, address)
+    with nullcontext() if local else ray_session(address=address):
+        placement = local or place(workers, node_shapes(), most=1, together=True)
         _check_gpus(placement)
         _prepare(lake, run)
-        _fit(lake, run, placement=placement, checkpoint_s=checkpoint_s)
+        if local:
+            _fit_here(lake, run, placement=local, checkpoint_s=checkpoint_s)
+        else:
+            _fit(lake, run, placement=placement, checkpoint_s=checkpoint_s)
     report = read_sealed(lake.store, run.report_path)
-    patients = lake.slides().filter(pl.col("slide_id").is_in([*run.train, *run.held_out]))
+    used = pl.col("slide_id").is_in([*run.train, *run.held_out])
+    patients = lake.slides().filter(used).select("slide_id", "patient_id").collect()
+    trained = patients.filter(pl.col("slide_id").is_in(list(run.train)))
     report = resealed(
         {
             **report,
             "seconds": round(time.perf_counter() - start, 3),
-            "slides_without_patient": patients.collect()["patient_id"].null_count(),
+            "slides_without_patient": patients["patient_id"].null_count(),
+            "train_slide_ids": sorted(run.train),
+            "train_patients": sorted(set(trained["patient_id"].drop_nulls())),
         }
     )
     lake.write_json(run.report_path, report)
@@ -170,6 +180,14 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
         lake.write_bytes(run.norms_path, norms)
     settings = sealed(run.to_json(), {run.name_of(run.norms_path): norms})
     lake.write_bytes(run.config_path, json_bytes(settings))
+
+
+def _fit_here(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
+    """Train in a child process of this machine, and raise the error that stopped it."""
+    _remove_old_status(lake, run)
+    with _progress_shown(lake, run, note=f"{placement}, in a process of this machine"):
+        fit_here(run, placement, checkpoint_s)
+    _raise_error(lake, run)
 
 
 def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
@@ -291,18 +309,25 @@ def _follow(lake: Lake, path: str, done: threading.Event, note: str) -> None:
     while not lake.exists(path):
         if done.wait(1.0):
             return
-    status = lake.read_json(path)
-    step, epoch, last = status["step"], status["epoch"], False
-    with progress("distill", total=status["steps"], unit="steps", initial=step) as bar:
+    before = lake.read_json(path)
+    step, epoch, last = before["step"], before["epoch"], False
+    with progress("distill", total=before["steps"], unit="steps", initial=step) as bar:
         bar.note(note)
+        watch = JobWatch("distill", lake.uri, bar)
         while not last:
             last = done.wait(1.0)
             status = lake.read_json(path)
-            bar.advance(max(0, status["step"] - step))
+            steps = max(0, status["step"] - step)
+            bar.advance(steps)
+            # Both start again at 0 in a worker that was started again.
+            tiles, waited_s = (status[name] - before[name] for name in ("tiles", "waited_s"))
+            watch.steps(steps, tiles=max(0, tiles), waited_s=max(0.0, waited_s))
+            before = status
             step = max(step, status["step"])
             if status["epoch"] > epoch:
                 epoch = status["epoch"]
                 bar.note(f"epoch {epoch}: {_losses_text(status['losses'])}")
+                watch.epoch(epoch, status["losses"])
 
 
 def _losses_text(losses: dict[str, float]) -> str:

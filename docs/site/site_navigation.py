@@ -45,7 +45,13 @@ NAVIGATION = {
         "docs/report",
     ),
     "Reading a lake": ("docs/reading", "docs/recipes", "docs/questions", "docs/interop"),
-    "Keeping a lake": ("docs/keeping", "docs/damage", "docs/buckets", "docs/format"),
+    "Keeping a lake": (
+        "docs/keeping",
+        "docs/damage",
+        "docs/buckets",
+        "docs/scale",
+        "docs/format",
+    ),
     "Python": ("docs/api/", "docs/extending/"),
     "Help": (
         "docs/troubleshooting",

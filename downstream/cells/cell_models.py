@@ -36,12 +36,14 @@ def fit_mil_member(patients: CellPatients, split: "Split") -> Member:
         validation=objective.outcome(fitted.validation),
         test=objective.outcome(fitted.test),
         attention=fitted.attention,
+        kept=fitted.kept,
         training_record=fitted.training_record,
     )
 
 
 def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
     """Fit a linear model or nearest neighbours on pooled features, and apply it."""
+    from downstream.kept.probe_models import kept_probe
     from downstream.probes.fit import fit_probe
 
     study = patients.cell.study
@@ -63,6 +65,7 @@ def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
         split=split,
         validation=test[:0] if validation is None else probe.scores(validation[0]),
         test=test,
+        kept=kept_probe(probe),
         training_record={"inner": split.inner},
     )
 

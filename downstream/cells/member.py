@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from downstream.kept.kept_model import KeptModel
     from downstream.splits.folds import Split
 
 Floats = NDArray[np.float64]
@@ -28,6 +29,7 @@ class Member:
         curve: for survival, S(t) of the test patients [P, T].
         validation_curve: for survival, S(t) of the validation patients.
         attention: attention over each test patient's tiles; None for a model without attention.
+        kept: the model in the form in which a run keeps it; None if it has none.
         training_record: epochs and losses of the training, as JSON.
     """
 
@@ -39,4 +41,5 @@ class Member:
     curve: Floats | None = None
     validation_curve: Floats | None = None
     attention: list[NDArray[np.float32]] | None = None
+    kept: "KeptModel | None" = None
     training_record: dict[str, Any] = field(default_factory=dict)

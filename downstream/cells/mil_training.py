@@ -15,6 +15,7 @@ from downstream.cells.cell_patients import CellPatients
 from downstream.splits.split import PARTS
 
 if TYPE_CHECKING:
+    from downstream.kept.kept_model import KeptModel
     from downstream.mil.objective import Objective
     from downstream.splits.folds import Split
 
@@ -30,6 +31,7 @@ class TrainedMilModel:
         validation: logits of the validation patients.
         test: logits of the test patients.
         attention: attention over each test patient's tiles.
+        kept: the model in the form in which a run keeps it.
         training_record: epochs and losses of the training, as JSON.
     """
 
@@ -37,6 +39,7 @@ class TrainedMilModel:
     validation: Floats
     test: Floats
     attention: list[NDArray[np.float32]]
+    kept: "KeptModel"
     training_record: dict[str, Any]
 
 
@@ -44,6 +47,7 @@ def train_mil_on_split(
     patients: CellPatients, split: "Split", objective: "Objective", *, with_train: bool = False
 ) -> TrainedMilModel:
     """Train a MIL model and predict its validation and test patients."""
+    from downstream.kept.mil_models import kept_mil
     from downstream.mil.predict import predict
     from downstream.mil.train import train_mil
 
@@ -67,6 +71,14 @@ def train_mil_on_split(
         validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
         test=test,
         attention=attention,
+        kept=kept_mil(
+            fit.model,
+            patients.cell.arm.model,
+            objective,
+            patients.settings,
+            widths=patients.widths,
+            ratios=ratios_of(study.mpps),
+        ),
         training_record={
             "inner": split.inner,
             "epochs": fit.epochs,

@@ -5,13 +5,16 @@ contradictions are errors.
 """
 
 import difflib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError, listing
 from downstream.cohorts.label_tables import LabelTable, load_labels, read_labels
+from downstream.cohorts.patients import settle_patients
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
@@ -41,6 +44,8 @@ class Cohort:
         surplus: ready slides of the lake that have no label, sorted slide ids.
         notes: sentences on what was recognised, matched or left out.
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different.
+        facts: further facts on the patients, for the result of a run, as JSON.
+        site_of: site of each patient; empty where no site was asked for.
     """
 
     patients: pl.DataFrame
@@ -48,6 +53,8 @@ class Cohort:
     surplus: list[str]
     notes: tuple[str, ...] = ()
     distinct_ids: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    site_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def slide_ids(self) -> list[str]:
@@ -96,10 +103,7 @@ def patient_table(
         notes += match_notes
     notes += _partial_notes(partial, columns, id_column)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
-    joined = _join_slides(ready, rows, id_column)
-    refuse_unknown_patients(joined)
-    if not table.distinct_ids:
-        _refuse_near_patients(joined, rows, lake_slides)
+    joined = _join_slides(ready, rows, id_column, table, lake_slides["patient_id"])
     _refuse_conflicts(joined, [*columns, *extra_columns])
     unplaced = _unplaced_patients(table.unplaced, columns)
     missing = sorted({*_ids_without_slide(rows, ready, id_column), *partial, *unplaced})
@@ -107,7 +111,10 @@ def patient_table(
     if joined.is_empty():
         _refuse_empty(missing, ready[id_column].drop_nulls().to_list(), id_column, pending)
     if unplaced:
-        notes.append(f"{len(unplaced)} patients are not in the slide table: {listing(unplaced)}")
+        notes.append(
+            f"{counted(len(unplaced), 'patient', 'are')} not in the slide table: "
+            f"{listing(unplaced)}"
+        )
     return Cohort(
         patients=_rows_by_patient(joined, columns, extra_columns),
         missing=missing,
@@ -147,8 +154,8 @@ def _partial_notes(partial: list[str], columns: Sequence[str], id_column: str) -
     """Return a note on the ids that have some of the labels and not all, if there are any."""
     if not partial:
         return []
-    lack = f"some but not all of {', '.join(columns)} and are left out"
-    return [f"{len(partial)} {id_column.removesuffix('_id')}s have {lack}: {listing(partial)}"]
+    ids = counted(len(partial), id_column.removesuffix("_id"), "have")
+    return [f"{ids} some but not all of {', '.join(columns)}, left out: {listing(partial)}"]
 
 
 def _ids_without_slide(rows: pl.DataFrame, ready: pl.DataFrame, id_column: str) -> set[str]:
@@ -183,19 +190,6 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
 def _label_table(table: pl.DataFrame) -> LabelTable:
     """Return a plain table as a `LabelTable`, without notes."""
     return LabelTable(table=table, unplaced=table.head(0), notes=(), sha256="")
-
-
-def _refuse_near_patients(
-    joined: pl.DataFrame, rows: pl.DataFrame, lake_slides: pl.DataFrame
-) -> None:
-    """Refuse patient ids that differ from another by case, blanks or Unicode form only."""
-    from featurestore.usertables import refuse_near, refuse_near_others, tables_raise
-
-    with tables_raise(CohortError):
-        lake = lake_slides["patient_id"].drop_nulls().unique()
-        if "slide_id" not in rows.columns:
-            refuse_near_others(rows["patient_id"], lake, "patients of the labels", "the lake")
-        refuse_near(joined["patient_id"].unique(), "patients of the labels and the lake")
 
 
 def _require_columns(labels: LabelTable, columns: Sequence[str]) -> None:
@@ -251,33 +245,30 @@ def _rows_by_patient(
     return joined.group_by("patient_id").agg(slides, *firsts, *carried).sort("patient_id")
 
 
-def _join_slides(ready: pl.DataFrame, labelled: pl.DataFrame, id_column: str) -> pl.DataFrame:
-    """Return labelled ready slides with `patient_id` of the labels, else of the lake."""
-    joined = ready.join(labelled, on=id_column, how="inner", suffix="_label")
-    if "patient_id_label" in joined.columns:
-        patient = pl.coalesce("patient_id_label", "patient_id").alias("patient_id")
-        joined = joined.with_columns(patient).drop("patient_id_label")
-    return joined
+def _join_slides(
+    ready: pl.DataFrame,
+    rows: pl.DataFrame,
+    id_column: str,
+    table: LabelTable,
+    lake_patients: pl.Series,
+) -> pl.DataFrame:
+    """Return labelled ready slides, each with its one patient."""
+    from featurestore.usertables import refuse_near_others, tables_raise
 
-
-def refuse_unknown_patients(joined: pl.DataFrame) -> None:
-    """Refuse slides without a patient, and slides that the labels assign to two patients."""
-    orphans = sorted(joined.filter(pl.col("patient_id").is_null())["slide_id"].unique())
-    if orphans:
-        msg = (
-            f"{len(orphans)} labelled slides have no patient, neither in the labels nor in the "
-            f"lake: {listing(orphans)}; add a patient_id column to the labels (equal to slide_id "
-            "where every slide is a patient of its own)"
-        )
-        raise CohortError(msg)
-    owners = joined.group_by("slide_id").agg(pl.col("patient_id").n_unique().alias("n"))
-    shared = sorted(owners.filter(pl.col("n") > 1)["slide_id"])
-    if shared:
-        msg = (
-            f"{len(shared)} slides belong to more than one patient: {listing(shared)}; "
-            "correct patient_id in the labels"
-        )
-        raise CohortError(msg)
+    if id_column == "slide_id":
+        lake = ready.rename({"patient_id": "patient_id_lake"})
+        joined = lake.join(rows, on="slide_id", how="inner")
+    else:
+        if not table.distinct_ids:
+            known = lake_patients.drop_nulls().unique()
+            with tables_raise(CohortError):
+                refuse_near_others(rows["patient_id"], known, "patients of the labels", "the lake")
+        joined = ready.join(rows, on="patient_id", how="inner")
+    return settle_patients(
+        joined,
+        from_labels=table.patients_from == "labels",
+        distinct_ids=table.distinct_ids,
+    )
 
 
 def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
@@ -291,7 +282,8 @@ def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
             conflicts = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
             shown = listing(conflicts)
             msg = (
-                f"{len(conflicts)} patients have conflicting values of {column!r}: {shown}; "
+                f"{counted(len(conflicts), 'patient', 'have')} conflicting values of {column!r}: "
+                f"{shown}; "
                 "a patient has one label, correct them or choose another column"
             )
             raise CohortError(msg)

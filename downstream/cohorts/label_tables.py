@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError, listing
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Path = str | PathLike[str]
 
 
+PatientsFrom = Literal["agree", "labels"]
+"""Whose word counts on a slide's patient: both must agree, or the labels'."""
 Reading = Literal["values", "texts", "numbers", "integers"]
 """What a column is read as: what it looks like, text to the letter, numbers, whole numbers."""
 
@@ -39,6 +42,8 @@ class LabelTable:
         sha256: hash of the files' bytes.
         distinct_ids: whether ids, sites and classes that differ by case, blanks or Unicode form
             only are different; else they are refused.
+        patients_from: "labels" where the labels' patient counts, also where the lake knows another
+            one; else ("agree") that is refused.
         source: the table as it was read; None if the labels come from elsewhere.
         places: for each row of `table`, its row in `source`.
     """
@@ -48,6 +53,7 @@ class LabelTable:
     notes: tuple[str, ...]
     sha256: str
     distinct_ids: bool = False
+    patients_from: PatientsFrom = "agree"
     source: "UserTable | None" = None
     places: pl.Series | None = None
 
@@ -111,6 +117,7 @@ def load_labels(
     patient_column: str | None = None,
     slide_column: str | None = None,
     distinct_ids: bool = False,
+    patients_from: PatientsFrom = "agree",
 ) -> LabelTable:
     """Return the labels of slides or patients, with notes on the recognised columns.
 
@@ -123,6 +130,8 @@ def load_labels(
             slide table if there is one.
         distinct_ids: whether ids, sites and classes that differ by case, blanks or Unicode form
             only are different; else they are refused.
+        patients_from: "labels" where the labels' patient counts, also where the lake knows another
+            one; else ("agree") that is refused.
 
     Raises:
         CohortError: no such file, another format, no id column, several that may be it, or ids that
@@ -152,6 +161,7 @@ def load_labels(
         notes=(*notes, *source.notes),
         sha256=digest.hexdigest(),
         distinct_ids=distinct_ids,
+        patients_from=patients_from,
         source=source,
         places=table[_ROW],
     )
@@ -237,5 +247,8 @@ def _with_slides(
     strangers = sorted(set(files["patient_id"]) - set(labels["patient_id"]))
     if not strangers:
         return joined, unplaced, ()
-    note = f"{source.name}: {len(strangers)} patients have no labels: {listing(strangers)}"
+    note = (
+        f"{source.name}: {counted(len(strangers), 'patient', 'have')} no labels: "
+        f"{listing(strangers)}"
+    )
     return joined, unplaced, (note,)

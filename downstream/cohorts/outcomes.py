@@ -11,15 +11,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.cohorts.cohort import CohortError, listing
 
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
 
+EventMeans = Literal["auto", "event", "censored"]
 TaskKind = Literal["binary", "multiclass", "multilabel", "regression"]
 MOST_CLASSES = 20
 """More different whole numbers than this are taken for a measurement."""
 _MIN_CLASSES = 2
+#: Words of column names by which 1 is a patient who has not had the event.
+_OPPOSITE = re.compile(
+    r"(?<!un)(?<!non)(?<!not[_ -])censor\w*|(?<![a-z])cens(?![a-z])|alive|living|surviv(?:ed|or)",
+    re.I,
+)
 _TCGA = re.compile(r"TCGA-([A-Z0-9]{2})-")
 
 
@@ -49,6 +56,28 @@ def class_labels(patients: pl.DataFrame, target: str) -> tuple[list[str], NDArra
         raise CohortError(msg)
     index = {label: number for number, label in enumerate(classes)}
     return [str(label) for label in classes], np.array([index[v] for v in labels], dtype=np.int64)
+
+
+def refuse_near_numbers(patients: pl.DataFrame, column: str) -> None:
+    """Refuse a column of numbers that a few cells such as `>90` turn into text.
+
+    Raises:
+        CohortError: At most a tenth of the cells are no numbers; names the first of them.
+    """
+    texts = patients[column]
+    if texts.dtype != pl.String:
+        return
+    is_number = texts.cast(pl.Float64, strict=False).is_not_null()
+    others = patients.filter(~is_number)
+    many = texts.filter(is_number).n_unique() > _MIN_CLASSES
+    if many and 0 < others.height <= max(1, patients.height // 10):
+        patient, cell = others.select("patient_id", column).row(0)
+        msg = (
+            f"{column!r} is {cell!r} for patient {patient}, and a number for "
+            f"{patients.height - others.height} of {patients.height} patients; write a number "
+            "there or empty the cell, or say that they are classes by --task multiclass"
+        )
+        raise CohortError(msg)
 
 
 def guess_task(column: pl.Series) -> TaskKind:
@@ -97,7 +126,10 @@ def multilabel_labels(
             msg = f"{column!r} holds {distinct[:5]}; write 1 for a label that is there, 0 for none"
             raise CohortError(msg)
         if len(distinct) < _MIN_CLASSES:
-            msg = f"{column!r} is {distinct[0]} for all {len(patients)} patients; leave it out"
+            msg = (
+                f"{column!r} is {distinct[0]} for all {counted(len(patients), 'patient')}; leave "
+                "it out"
+            )
             raise CohortError(msg)
     labels_PC = [
         _booleans_as_numbers(patients[column]).to_numpy().astype(np.int64) for column in columns
@@ -125,7 +157,10 @@ def regression_labels(patients: pl.DataFrame, column: str) -> NDArray[np.float64
         msg += "correct it or leave the cell empty"
         raise CohortError(msg)
     if len(np.unique(numbers)) < _MIN_CLASSES:
-        msg = f"{column!r} is {numbers[0]} for all {len(numbers)} patients; nothing to predict"
+        msg = (
+            f"{column!r} is {numbers[0]} for all {counted(len(numbers), 'patient')}; nothing to "
+            "predict"
+        )
         raise CohortError(msg)
     return numbers
 
@@ -146,7 +181,10 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
         codes = {patient: _TCGA.match(patient) for patient in patients}
         others = sorted(patient for patient, code in codes.items() if code is None)
         if others:
-            msg = f"site 'tcga', but {len(others)} patients have no TCGA barcode: {listing(others)}"
+            msg = (
+                f"site 'tcga', but {counted(len(others), 'patient', 'have')} no TCGA barcode: "
+                f"{listing(others)}"
+            )
             raise CohortError(msg)
         return [code[1] for patient in patients if (code := codes[patient])]
     if column not in cohort.patients.columns:
@@ -157,13 +195,16 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
     )
     lacking = sorted(patient for patient in patients if site_of_patient.get(patient) is None)
     if lacking:
-        msg = f"{len(lacking)} patients have no site in {column!r}: {listing(lacking)}; fill it in"
+        msg = (
+            f"{counted(len(lacking), 'patient', 'have')} no site in {column!r}: "
+            f"{listing(lacking)}; fill it in"
+        )
         raise CohortError(msg)
     return [str(site_of_patient[patient]) for patient in patients]
 
 
 def survival_labels(
-    patients: pl.DataFrame, time: str, event: str
+    patients: pl.DataFrame, time: str, event: str, *, event_means: EventMeans = "auto"
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the follow-up time and the event flag of every patient.
 
@@ -172,14 +213,23 @@ def survival_labels(
         time: column of the time to the event or to the end of follow-up, in any one unit, at least
             0.
         event: column of whether the event was seen: 1/true, or 0/false for censored.
+        event_means: what 1 means in that column: "event" or "censored"; "auto" is "event", and
+            refuses a column whose name says the opposite, such as `censorship` or `alive`.
 
     Returns:
         float64[P] times and bool[P] events.
 
     Raises:
         CohortError: Times that are no numbers, negative or not finite; events other than 0 and 1;
-            no event at all.
+            no event at all; a column whose name says that 1 is no event.
     """
+    if event_means == "auto" and (word := _OPPOSITE.search(event)):
+        msg = (
+            f"column {event!r}: its name says {word[0]!r}, so that 1 is a patient without the "
+            "event, as in tables of MCAT and SurvPath; say what 1 means by --event-means censored, "
+            "or --event-means event (event_means in Python)"
+        )
+        raise CohortError(msg)
     if not patients[time].dtype.is_numeric():
         msg = f"{time!r} holds for example {patients[time][0]!r}; a time is a number, 0 or more"
         raise CohortError(msg)
@@ -191,11 +241,11 @@ def survival_labels(
             "a time is finite and at least 0, correct it or take the patient out"
         )
         raise CohortError(msg)
-    return times, _event_flags(patients[event])
+    return times, _event_flags(patients[event], positive=0 if event_means == "censored" else 1)
 
 
-def _event_flags(column: pl.Series) -> NDArray[np.bool_]:
-    """Return event flags from booleans or from the numbers 0 and 1.
+def _event_flags(column: pl.Series, *, positive: int) -> NDArray[np.bool_]:
+    """Return event flags from booleans or from the numbers 0 and 1, of which one is the event.
 
     Raises:
         CohortError: Anything else, or no event at all.
@@ -207,10 +257,13 @@ def _event_flags(column: pl.Series) -> NDArray[np.bool_]:
             f"{column.name!r} holds {distinct[:5]}; write 1 for an event that was seen, 0 for none"
         )
         raise CohortError(msg)
-    if 1 not in distinct:
-        msg = f"{column.name!r} is 0 for all {len(column)} patients; survival needs events"
+    if positive not in distinct:
+        msg = (
+            f"{column.name!r} is {1 - positive} for all {counted(len(column), 'patient')}; "
+            "survival needs events"
+        )
         raise CohortError(msg)
-    events: NDArray[np.bool_] = numbers.to_numpy() == 1
+    events: NDArray[np.bool_] = numbers.to_numpy() == positive
     return events
 
 

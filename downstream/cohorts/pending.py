@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import listing
 
 
@@ -20,6 +21,7 @@ def pending_note(slides: pl.DataFrame, labelled: Iterable[str], id_column: str) 
     if not pending_slides:
         return []
     left_out = (
-        f"{len(pending_slides)} slides pending, labelled and left out: {listing(pending_slides)}"
+        f"{counted(len(pending_slides), 'slide')} pending, labelled and left out: "
+        f"{listing(pending_slides)}"
     )
     return [f"{left_out}; slidelake ingest goes on with them"]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import CohortError
 
 _SLIDES = ".bif .czi .dcm .isyntax .mrxs .ndpi .ome .scn .svs .svslide .tif .tiff .vms .vmu .vsi"
@@ -95,12 +96,14 @@ def match_notes(match: SlideMatch) -> list[str]:
     if match.by_stem:
         first = match.by_stem[0]
         notes.append(
-            f"{len(match.by_stem)} slides are matched without folder and file ending, for example "
+            f"{counted(len(match.by_stem), 'slide', 'are')} matched without folder and file "
+            "ending, for example "
             f"{first!r} is {match.slide_of[first]!r}"
         )
     if match.ambiguous:
         notes.append(
-            f"{len(match.ambiguous)} names of slides are not matched, because several slides or "
+            f"{counted(len(match.ambiguous), 'name', 'are')} not matched, because several slides "
+            "or "
             f"names have the same stem: {', '.join(match.ambiguous[:5])}"
         )
     return notes

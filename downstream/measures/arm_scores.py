@@ -1,4 +1,4 @@
-"""Scores of an arm's test predictions with their intervals, and arms against a reference.
+"""Scores of an arm's test predictions with their intervals.
 
 An interval is over patients; a patient with several predictions (repetitions, seeds) is drawn with
 all of them.
@@ -20,15 +20,12 @@ from downstream.measures.class_measures import (
     classification_measures,
     measure_of,
 )
-from downstream.measures.intervals import (
-    Comparison,
-    Interval,
-    bca_or_percentile,
-    compare,
-    comparison_table,
-    interval,
+from downstream.measures.intervals import Interval, bca_or_percentile, interval
+from downstream.measures.number_measures import (
+    multilabel_auroc_folds,
+    multilabel_measures,
+    regression_measures,
 )
-from downstream.measures.number_measures import multilabel_measures, regression_measures
 from downstream.measures.weighted import auroc_folds
 from downstream.run.study import outcomes
 
@@ -41,13 +38,17 @@ MeasuredArrays = tuple[Measure, Sequence[NDArray[Any]], NDArray[Any]]
 """A measure with the truth and the predictions that it is taken of."""
 
 MAIN = {
-    "binary": "auroc",
-    "multiclass": "auroc",
-    "multilabel": "auroc",
+    "binary": "auroc_folds",
+    "multiclass": "auroc_folds",
+    "multilabel": "auroc_folds",
     "regression": "r2",
-    "survival": "harrell_c",
+    "survival": "harrell_c_folds",
 }
-"""The main measure of each task: it stands first, and arms are compared by it."""
+"""The main measure of each task: it stands first, and arms are compared by it.
+
+Each fold's model has a scale of its own, so rankings are measured within folds: pooled over folds a
+ranking without any signal has an AUROC below one half (0.488 over 224 cohorts), and a good one
+loses. Numbers have the target's own scale, in every fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,57 +84,23 @@ def score(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
     ]
 
 
-def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, Any]]:
-    """Compare every arm with the reference on the same patients, p values corrected by Holm.
+def main_measure(study: "Study", part: "pl.DataFrame") -> "MeasuredArrays | str":
+    """Return the main measure of the run's task with its truth and predictions, or why it has none.
 
     Args:
         study: the run.
-        predictions: test rows of all arms, sorted alike within each.
+        part: test rows of one arm.
     """
-    import polars as pl
-
-    def of(name: str) -> "pl.DataFrame":
-        """Return the test rows of one arm."""
-        return predictions.filter(pl.col("arm") == name)
-
-    reference = of(study.reference)
-    comparisons = {
-        arm.name: compared
-        for arm in study.arms
-        if arm.name != study.reference
-        and (compared := _arm_comparison(study, of(arm.name), reference)) is not None
-    }
-    return comparison_table(comparisons, other=study.reference, measure=MAIN[study.task])
-
-
-def _arm_comparison(
-    study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
-) -> Comparison | None:
-    """Return the comparison of two arms by the main measure; None where that is undefined."""
-    if study.task == "survival":
-        return _survival_comparison(study, one, other)
-    measure, truth, reference = _main_measure(study, other)
-    prediction, patients = _main_measure(study, one)[2], other["patient_id"].to_list()
-    comparison = partial(
-        compare,
-        measure,
-        truth,
-        prediction,
-        reference,
-        seed=study.seed,
-        margin=study.margin,
-        patients=patients,
-    )
-    try:
-        return bca_or_percentile(comparison)
-    except UndefinedMetricError:
-        return None
-
-
-def _main_measure(study: "Study", part: "pl.DataFrame") -> MeasuredArrays:
-    """Return the main measure of the run's task, with its truth and predictions."""
     name = MAIN[study.task]
-    return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
+    if study.task != "survival":
+        return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
+    from downstream.survival.survival_rows import predictions_of
+    from downstream.survival.survival_scores import questions
+
+    question = questions(predictions_of(part), training_of(study), study_times(study))[name]
+    if isinstance(question, str):
+        return question
+    return question.measure, question.truth, question.prediction
 
 
 def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
@@ -162,26 +129,6 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]
         )
         defined.append(calibration)
     return [*defined, *undefined]
-
-
-def _survival_comparison(
-    study: "Study", one: "pl.DataFrame", other: "pl.DataFrame"
-) -> Comparison | None:
-    """Compare two arms of a survival study; None where the measure is undefined."""
-    from downstream.survival.survival_rows import predictions_of
-    from downstream.survival.survival_scores import compare_predictions
-
-    try:
-        return compare_predictions(
-            predictions_of(one),
-            predictions_of(other),
-            training_of(study),
-            study_times(study),
-            seed=study.seed,
-            margin=study.margin,
-        )
-    except UndefinedMetricError:
-        return None
 
 
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
@@ -239,7 +186,10 @@ def _number_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
 def _label_questions(_: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
     """Return the measures of several labels, with labels and probabilities."""
     labels, probabilities = np.array(part["labels"].to_list()), _probabilities(part)
-    return [(measure, (labels,), probabilities) for measure in multilabel_measures()]
+    pooled: list[MeasuredArrays] = [
+        (measure, (labels,), probabilities) for measure in multilabel_measures()
+    ]
+    return [(_LABELS_WITHIN_FOLDS, (labels, _model_numbers(part)), probabilities), *pooled]
 
 
 def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
@@ -247,7 +197,7 @@ def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArray
     label, probabilities = _class_indices(study, part), _probabilities(part)
     measures = classification_measures("multiclass")
     pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
-    return [*pooled, (_WITHIN_FOLDS, (label, _model_numbers(part)), probabilities)]
+    return [(_WITHIN_FOLDS, (label, _model_numbers(part)), probabilities), *pooled]
 
 
 def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArrays]:
@@ -259,10 +209,11 @@ def _binary_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArra
         (measure, (label,), moved if measure.of_decisions else score)
         for measure in classification_measures("binary")
     ]
-    return [*pooled, (_WITHIN_FOLDS, (label, _model_numbers(part)), score)]
+    return [(_WITHIN_FOLDS, (label, _model_numbers(part)), score), *pooled]
 
 
 _WITHIN_FOLDS = measure_of("auroc_folds", auroc_folds)
+_LABELS_WITHIN_FOLDS = measure_of("auroc_folds", multilabel_auroc_folds)
 _QUESTIONS = {
     "binary": _binary_questions,
     "multiclass": _class_questions,

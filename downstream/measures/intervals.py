@@ -46,7 +46,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The difference between model `one` and model `other` on the same patients.
+    """The difference between two fitted models, `one` and `other`, on the same patients.
+
+    The luck of their trainings is not in it: whether one *kind* of model is better than another is
+    what `fold_test.corrected_test` tests.
 
     Attributes:
         difference: gain of `one` over `other`: above 0 is better, whatever the measure's direction.
@@ -190,35 +193,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
         corrected[name] = least
     return {name: corrected[name] for name in p_values}
-
-
-def comparison_table(
-    comparisons: Mapping[str, Comparison], *, other: str, measure: str
-) -> list[dict[str, Any]]:
-    """Return comparisons with one reference as rows for `result.json`, p values by Holm.
-
-    Args:
-        comparisons: arm -> its comparison with the reference.
-        other: name of the reference.
-        measure: name of the measure that compares them.
-    """
-    corrected = holm({name: comparison.p_value for name, comparison in comparisons.items()})
-    return [
-        {
-            "one": name,
-            "other": other,
-            "measure": measure,
-            "estimate": comparison.difference.estimate,
-            "low": comparison.difference.low,
-            "high": comparison.difference.high,
-            "p_value": comparison.p_value,
-            "p_holm": corrected[name],
-            "margin": comparison.margin,
-            "p_worse": comparison.p_worse,
-            "not_inferior": comparison.not_inferior,
-        }
-        for name, comparison in comparisons.items()
-    ]
 
 
 def _interval(draws: Draws, values_R: Floats, level: float) -> Interval:

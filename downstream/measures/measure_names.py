@@ -17,8 +17,8 @@ class MeasureName:
 
 
 MEASURE_NAMES: dict[str, MeasureName] = {
-    "auroc": MeasureName(shown="AUROC", chance=0.5),
-    "auroc_folds": MeasureName(shown="AUROC within folds"),
+    "auroc_folds": MeasureName(shown="AUROC within folds", chance=0.5),
+    "auroc": MeasureName(shown="AUROC, pooled", chance=0.5),
     "auprc": MeasureName(shown="AUPRC"),
     "f1": MeasureName(shown="F1"),
     "kappa": MeasureName(shown="kappa", chance=0.0),
@@ -26,8 +26,8 @@ MEASURE_NAMES: dict[str, MeasureName] = {
     "ece": MeasureName(shown="ECE"),
     "brier": MeasureName(shown="Brier score"),
     "observed_expected": MeasureName(shown="observed / expected (1 is right)"),
-    "harrell_c": MeasureName(shown="Harrell's C", chance=0.5),
-    "harrell_c_folds": MeasureName(shown="C within folds"),
+    "harrell_c_folds": MeasureName(shown="Harrell's C within folds", chance=0.5),
+    "harrell_c": MeasureName(shown="Harrell's C, pooled by rank", chance=0.5),
     "uno_c": MeasureName(shown="Uno's C", chance=0.5),
     "auc_t": MeasureName(shown="AUC(t)", chance=0.5),
     "integrated_brier": MeasureName(shown="integrated Brier"),

@@ -76,6 +76,16 @@ def multilabel_measures() -> list[Measure]:
     ]
 
 
+def multilabel_auroc_folds(
+    w_RP: Floats, label_PC: Labels, group_P: Labels, score_PC: Floats
+) -> Floats:
+    """Return the means [R] over labels of `weighted.auroc_folds`; NaN where one is undefined."""
+    pairs = zip(label_PC.T, score_PC.T, strict=True)
+    each = [weighted.auroc_folds(w_RP, label, group_P, score) for label, score in pairs]
+    mean_R: Floats = np.mean(each, axis=0)
+    return mean_R
+
+
 def regression_measures() -> list[Measure]:
     """Return the measures of a regression; truth is (numbers [P],), prediction [P]."""
     return [

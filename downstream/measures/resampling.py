@@ -122,18 +122,23 @@ def _in_chunks(
     chunks = [w_RP[start : start + step][:, owner_S] for start in range(0, len(w_RP), step)]
     return np.array(
         [
-            np.concatenate(
-                [_estimates_of_resamples(measure, chunk, truth, part) for chunk in chunks]
-            )
+            np.concatenate([estimates_of_weights(measure, chunk, truth, part) for chunk in chunks])
             for part in predictions
         ]
     )
 
 
-def _estimates_of_resamples(
+def estimates_of_weights(
     measure: "Measure", w_RS: Floats, truth: Sequence[NDArray[Any]], prediction: NDArray[Any]
 ) -> Floats:
-    """Return estimates [R]; without a form for resamples, drawn rows are repeated."""
+    """Return estimates [R], NaN where undefined; without a form for resamples, rows are repeated.
+
+    Args:
+        measure: the measure of the predictions.
+        w_RS: how often each row counts, whole numbers.
+        truth: true outcomes, arrays [S, ...].
+        prediction: predictions, [S, ...].
+    """
     if measure.resampled is not None:
         return measure.resampled(w_RS, *truth, prediction)
     estimates_R = np.full(len(w_RS), np.nan)

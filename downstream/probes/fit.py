@@ -145,5 +145,5 @@ def _check(
         msg += f"{y_Q.shape}: give the same widths"
         raise ProbeError(msg)
     if task in ("binary", "multiclass") and len(np.unique(y)) < 2:
-        msg = f"all {len(y)} training rows are of one class; a probe needs two"
+        msg = f"all training rows ({len(y)}) are of one class; a probe needs two"
         raise ProbeError(msg)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.probes.fit import fit_probe
 from downstream.probes.probe_spec import ProbeOptions
 from downstream.splits.folds import nested_folds
@@ -35,6 +36,10 @@ class ProbeScores:
 
     scores: Floats
     fold: NDArray[np.int64]
+
+    def only(self, is_kept_N: NDArray[np.bool_]) -> "ProbeScores":
+        """Return the scores of some tiles."""
+        return ProbeScores(scores=self.scores[is_kept_N], fold=self.fold[is_kept_N])
 
 
 def tile_splits(rows: "pl.DataFrame", options: ProbeOptions) -> list["Split"]:
@@ -132,7 +137,8 @@ def _few_shot_rows(
         members = np.sort(pool[label_N[pool] == label])
         if len(members) < (options.shots or 0):
             msg = (
-                f"shots={options.shots}, but fold {fold} has {len(members)} tiles of class {label} "
+                f"shots={options.shots}, but fold {fold} has {counted(len(members), 'tile')} of "
+                f"class {label} "
                 "to draw from; ask for fewer"
             )
             raise SplitError(msg)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from downstream.cohorts.cohort import listing, load_labels, refuse_unknown_patients
+from cluster import counted
+from downstream.cohorts.cohort import listing, load_labels
 from downstream.cohorts.cohort_errors import CohortError
 from downstream.cohorts.outcomes import class_labels, guess_task
+from downstream.cohorts.patients import settle_patients
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
 
@@ -86,7 +88,7 @@ def read_tile_labels(
     if labelled.is_empty():
         _refuse_unmatched(places, tiles, str(path), pending)
     _refuse_two_labels(labelled, str(path))
-    labelled = _with_patients(labelled, slides).unique("tile_id", maintain_order=True)
+    labelled = _with_patients(labelled, slides, table).unique("tile_id", maintain_order=True)
     if labelled["label"].n_unique() < 2:
         label = labelled["label"][0]
         msg = f"all {labelled.height} labelled tiles are {label!r} in {target!r}; a probe "
@@ -178,14 +180,17 @@ def _match_places(places: pl.DataFrame, tiles: pl.DataFrame) -> pl.DataFrame:
     return tiles_at(places.with_columns(name=pl.format("{} at {}, {}", "slide_id", x, y)), tiles)
 
 
-def _with_patients(labelled: pl.DataFrame, slides: pl.DataFrame) -> pl.DataFrame:
+def _with_patients(
+    labelled: pl.DataFrame, slides: pl.DataFrame, table: "LabelTable"
+) -> pl.DataFrame:
     """Return tiles with `patient_id` from the labels, else from the lake; one patient a slide."""
-    joined = labelled.join(slides, on="slide_id", how="left", suffix="_lake", maintain_order="left")
-    if "patient_id_lake" in joined.columns:
-        patient = pl.coalesce("patient_id", "patient_id_lake").alias("patient_id")
-        joined = joined.with_columns(patient).drop("patient_id_lake")
-    refuse_unknown_patients(joined)
-    return joined
+    lake = slides.rename({"patient_id": "patient_id_lake"})
+    joined = labelled.join(lake, on="slide_id", how="left", maintain_order="left")
+    return settle_patients(
+        joined,
+        from_labels=table.patients_from == "labels",
+        distinct_ids=table.distinct_ids,
+    )
 
 
 def _unmatched_labels(met: pl.DataFrame, lake_slides: set[str]) -> list[str]:
@@ -204,7 +209,9 @@ def _refuse_two_labels(labelled: pl.DataFrame, path: str) -> None:
     if not torn.is_empty():
         conflicts = [f"{slide} tile {tile}: {label}" for slide, tile, label in torn.iter_rows()]
         shown = listing(conflicts)
-        msg = f"{path!r} gives {len(conflicts)} tiles two labels: {shown}; leave one each"
+        msg = (
+            f"{path!r} gives {counted(len(conflicts), 'tile')} two labels: {shown}; leave one each"
+        )
         raise CohortError(msg)
 
 

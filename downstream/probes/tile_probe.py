@@ -20,6 +20,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import listing
+from downstream.cohorts.student_patients import (
+    seen_patients,
+    student_facts,
+    student_notes,
+    unseen_splits,
+)
+from downstream.measures.fold_test import overlap_of
 from downstream.probes.probe_folds import ProbeScores, counts_of, scored, tile_splits
 from downstream.probes.probe_labels import TileLabels, read_tile_labels, sample_labels
 from downstream.probes.probe_result import compare_probes, metrics_of
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of how a probe's result comes about; part of the run's name."""
 
 
@@ -82,6 +89,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
         **_config(lake, labels, target, names, mpp, options),
         "reference": spec.comparison.reference or arms[0],
         "margin": spec.comparison.margin,
+        "unseen_students": spec.features.unseen_students,
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
     save_spec(lake, run, spec)
@@ -154,14 +162,27 @@ def _probe_arms(
     """Fit and measure every arm; return the result and the files that belong to it."""
     names, classes = config["features"], len(labels.classes)
     features_of, rows, lost = _features(lake, labels, names, config["mpps"][0])
+    slides_of = {
+        str(patient): slides["slide_id"].unique().to_list()
+        for (patient,), slides in rows.group_by("patient_id")
+    }
+    trained_on = seen_patients(lake, names, slides_of)
     splits = tile_splits(rows, options)
+    if config["unseen_students"]:
+        splits = list(unseen_splits(splits, trained_on))
+    tested = [patient for split in splits for patient in split.test]
+    facts = student_facts(trained_on, tested)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
         for arm, name, model in arms
     }
+    is_tested = rows["patient_id"].is_in(tested)
+    rows, scores = rows.filter(is_tested), {arm: part.only(is_tested.to_numpy())
+                                            for arm, part in scores.items()}  # fmt: skip
     files = _result_files(rows, splits, scores, labels.classes)
     label_N, patients = rows["label"].to_numpy(), rows["patient_id"].to_list()
+    fold_N = next(iter(scores.values())).fold
     probe_result = {
         "kind": "probe",
         "task": "binary" if classes == 2 else "multiclass",
@@ -170,9 +191,11 @@ def _probe_arms(
         "metrics": _metrics(rows, scores, options),
         "comparisons": compare_probes(
             label_N,
+            fold_N,
             {arm: part.scores for arm, part in scores.items()},
             patients,
             reference=config["reference"],
+            overlap=overlap_of(splits),
             margin=config["margin"],
             seed=options.seed,
         ),
@@ -188,7 +211,8 @@ def _probe_arms(
         "run": run,
         "missing": sorted([*labels.missing, *lost]),
         "surplus": [],
-        "notes": list(labels.notes),
+        "notes": [*labels.notes, *student_notes(facts)],
+        "students": facts,
         "config": config,
     }
     return probe_result, files
@@ -259,6 +283,7 @@ def _metrics(
     return {
         arm: metrics_of(
             label_N,
+            arm_scores.fold,
             arm_scores.scores,
             patients,
             seed=options.seed,

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.report.finished_run import RunError, nearest, read_run
 from downstream.report.kept_attention import (
     arms_with_attention,
@@ -190,7 +191,8 @@ def _missing_slide_message(
         )
     tested = sorted(set().union(*(slides_of(lake, file) for file in files)))
     return (
-        f"slide {slide_id!r} is in no test part of run {run.name}, which has {len(tested)} slides: "
+        f"slide {slide_id!r} is in no test part of run {run.name}, which has "
+        f"{counted(len(tested), 'slide')}: "
         f"its patient has no label, or it has no tiles; {nearest(slide_id, tested, 'tested are')}"
     )
 

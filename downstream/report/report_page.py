@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from downstream.report.run_tables import p_text
+from downstream.report.run_tables import p_text, signed_text
 from ingest.pages import environment
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render(template: str, **context: Any) -> str:  # noqa: ANN401 - variables of the template
     """Return the HTML of a page, from its template and the template's variables."""
     made = environment(_TEMPLATES)
-    made.filters |= {"words": words, "p_value": p_text}
+    made.filters |= {"words": words, "p_value": p_text, "signed": signed_text}
     return made.get_template(template).render(context)
 
 

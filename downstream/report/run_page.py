@@ -27,6 +27,7 @@ from downstream.report.run_tables import (
 )
 from downstream.report.tile_pictures import maps, strips
 from downstream.report.views.run_views import differences, forest, sections
+from downstream.run.outcome_text import outcome_text
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
@@ -67,6 +68,7 @@ def run_page(lake: "Lake", run: "Run") -> str:
         sections=sections(run),
         attention=attention_view(lake, run) if run.unit == "patient" else None,
         mistakes=mistakes(lake, run) if run.unit == "tile" else None,
+        outcomes=outcome_text(run.result.get("outcomes", {}), run.result["patients"]),
         missing=listed(run.result["missing"]),
         surplus=listed(run.result["surplus"]),
         settings=setting_rows(run),

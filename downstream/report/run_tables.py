@@ -128,13 +128,23 @@ def comparison_rows(run: "Run") -> list["Json"]:
     """Return the run's comparisons of arms, each with a verdict in words."""
     return [
         {**row, "name": shown_name(row["measure"]), "verdict": _verdict(row)}
-        for row in run.result.get("comparisons", [])
+        for row in map(_tested_row, run.result.get("comparisons", []))
     ]
+
+
+def _tested_row(row: Mapping[str, Any]) -> "Json":
+    """Return a comparison; that of an older run, which has no test, as one of fitted models."""
+    if "test" in row:
+        return dict(row)
+    fitted = {key: row[key] for key in ("estimate", "low", "high", "p_value")}
+    untested = dict.fromkeys(("low", "high", "p_value", "p_holm", "p_worse", "not_inferior"))
+    why = "not tested: the run is older than the test; run the study again"
+    return {**row, **untested, "why": why, "parts": "", "fitted_models": fitted}
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
     """Return the verdict of the non-inferiority test, or an empty string without a margin."""
-    if row.get("margin") is None:
+    if row.get("margin") is None or row["not_inferior"] is None:
         return ""
     if row["not_inferior"]:
         return f"yes: less than {row['margin']:g} worse"
@@ -150,6 +160,15 @@ def p_text(p_value: float | None) -> str:
     if p_value is None:
         return "\N{EN DASH}"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def signed_text(number: float | None) -> str:
+    """Return a difference as text, with its sign.
+
+    >>> signed_text(0.0312), signed_text(-0.2), signed_text(None)
+    ('+0.031', '-0.200', '–')
+    """  # noqa: RUF002 - an en dash is what tables show
+    return "\N{EN DASH}" if number is None else f"{number:+.3f}"
 
 
 def listed(ids: Sequence[str]) -> "Json":

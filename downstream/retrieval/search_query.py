@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import counted
+
 if TYPE_CHECKING:
     from featurestore import Bag, Lake
 
@@ -160,7 +162,7 @@ def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
         "it has none at all"
         if nearest is None
         else (
-            f"the nearest of its {len(bag.x):,} tiles has its corner at {bag.x[nearest]},"
+            f"the nearest of its {counted(len(bag.x), 'tile')} has its corner at {bag.x[nearest]},"
             f"{bag.y[nearest]} and a side of {side_px} px"
         )
     )

@@ -54,6 +54,9 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     if first and members[0].attention is not None:
         table = attention_table(cell, patients, members)
         lake.write_bytes(cell.attention_path, parquet_bytes(table))
+    for member in members:
+        if member.kept is not None:
+            lake.write_bytes(cell.model_path(member.split.inner), member.kept.to_bytes())
     # the JSON goes last: it is the mark that the cell is finished
     content: dict[str, Any] = {
         **cell.key,

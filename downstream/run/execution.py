@@ -4,6 +4,7 @@ A finished run is read back without starting Ray; a killed one goes on with the 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from downstream.cells.trials import run_trial, trials_of
@@ -62,29 +63,40 @@ def on_ray(resources: "Resources") -> RunTasks:
     def run_tasks(
         run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
-        """Run the tasks on Ray, with a progress bar."""
-        from cluster import Placement, noted_nodes, progress, ray_map, ray_session
+        """Run the tasks on Ray, or by processes of this machine, with a progress bar."""
+        from cluster import (
+            Placement,
+            local_map,
+            local_workers,
+            noted_nodes,
+            progress,
+            ray_map,
+            ray_session,
+        )
 
+        workers = local_workers(
+            resources.address,
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            most=resources.num_cpus,
+        )
+        cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
         session = ray_session(
             address=resources.address, num_cpus=resources.num_cpus, ray_data=False
         )
         total = finished + len(tasks)
         demand = Placement(
-            device="cuda" if resources.gpus_per_worker else "cpu",
-            workers=1,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
+            device="cuda" if gpus else "cpu", workers=1, cpus_per_worker=cpus, gpus_per_worker=gpus
         )
         with (
-            session,
+            nullcontext() if workers else session,
             progress(title, total=total, initial=finished, unit="cells") as bar,
-            noted_nodes(bar.note, demand),
+            nullcontext() if workers else noted_nodes(bar.note, demand),
         ):
-            finished_tasks = ray_map(
-                run,
-                tasks,
-                num_cpus=resources.cpus_per_worker,
-                num_gpus=resources.gpus_per_worker,
+            finished_tasks = (
+                local_map(run, tasks, workers=workers, num_cpus=cpus)
+                if workers
+                else ray_map(run, tasks, num_cpus=cpus, num_gpus=gpus)
             )
             for _ in finished_tasks:
                 bar.advance(1)

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.cohorts.cohort import listing
 from downstream.mil.aggregators.tile_canvas import families, stack_levels, under_parents
 
@@ -155,7 +156,8 @@ def feature_identity(lake: "Lake", slide_ids: Sequence[str], features: str, *, m
         missing = sorted(set(slide_ids) - set(rows["slide_id"]))
         if missing:
             msg = (
-                f"{len(missing)} of {len(slide_ids)} slides have no features of {teacher!r} at "
+                f"{len(missing)} of {counted(len(slide_ids), 'slide', 'have')} no features of "
+                f"{teacher!r} at "
                 f"{mpp} mpp: {listing(missing)}; run `slidelake extract` with this teacher"
             )
             raise BagError(msg)

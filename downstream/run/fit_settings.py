@@ -109,7 +109,8 @@ class SurvivalSettings:
         components: Principal components that `cox`, `forest` and `boosting` see, fewer where the
             training fold has fewer patients; `coxnet` sees all features and selects.
         alpha: `cox`: ridge penalty per unit of total feature variance (so that wide and narrow
-            teachers are shrunk alike).
+            teachers are shrunk alike). None: that of `PENALTIES` with the least loss of the
+            validation patients, 0.1 without any.
         l1_ratio: `coxnet`: share of the lasso in the penalty, above 0 and at most 1.
         penalties: `coxnet`: number of penalties that are tried, from the one that shrinks all to 0.
         least_penalty: `coxnet`: the least as a share of the greatest. Far below 0.05 the fit of
@@ -122,12 +123,12 @@ class SurvivalSettings:
         subsample: `boosting`: share of the patients that a tree is fitted on.
 
     Examples:
-        >>> sl.SurvivalSettings(components=8).alpha
-        0.1
+        >>> sl.SurvivalSettings(components=8).trees
+        300
     """
 
     components: int = 16
-    alpha: float = 0.1
+    alpha: float | None = None
     l1_ratio: float = 0.5
     penalties: int = 50
     least_penalty: float = 0.05

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
     multilabel_labels,
+    refuse_near_numbers,
     regression_labels,
 )
 from downstream.run.model_tables import AGGREGATORS
@@ -74,6 +76,8 @@ def read_target(
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
         return "multilabel", names, label_PC.astype(np.float64)
+    if task == "auto":
+        refuse_near_numbers(cohort.patients, columns[0])
     kind = guess_task(cohort.patients[columns[0]]) if task == "auto" else task
     if kind == "regression":
         return "regression", [], regression_labels(cohort.patients, columns[0])[:, None]
@@ -81,7 +85,8 @@ def read_target(
     class_task: Outcome = "binary" if len(classes) == 2 else "multiclass"
     if kind not in {"binary", "multiclass"} or (kind == "binary" and class_task != "binary"):
         msg = (
-            f"task {task!r} of {columns[0]!r} with {len(classes)} values; it is one of auto, "
+            f"task {task!r} of {columns[0]!r} with {counted(len(classes), 'value')}; it is one "
+            "of auto, "
             "binary (two values), multiclass, multilabel, regression"
         )
         raise StudyError(msg)

@@ -43,12 +43,14 @@ class PooledEntry:
         summary: Short description of the model.
         is_reduced: For survival, whether its inputs are principal components, not all features.
         chooses: For survival, the number that it chooses on validation patients; else empty.
+        may_have_nobody: Whether it has a value for that number where there is nobody to choose on.
     """
 
     loader: str
     summary: str
     is_reduced: bool = True
     chooses: str = ""
+    may_have_nobody: bool = False
 
 
 _POOLING = "downstream.mil.aggregators.pooling"
@@ -103,7 +105,12 @@ POOLED: dict[str, PooledEntry] = {
     "boosting": PooledEntry(
         loader=f"{_SURVIVAL}:fit_boosting", summary="boosted trees", chooses="number of trees"
     ),
-    "cox": PooledEntry(loader=f"{_SURVIVAL}:fit_cox", summary="ridge Cox regression"),
+    "cox": PooledEntry(
+        loader=f"{_SURVIVAL}:fit_cox",
+        summary="ridge Cox regression",
+        chooses="penalty",
+        may_have_nobody=True,
+    ),
     "coxnet": PooledEntry(
         loader=f"{_SURVIVAL}:fit_coxnet",
         summary="elastic-net Cox regression",

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from downstream.measures.arm_scores import MAIN, compare_arms, score, study_times
+from downstream.measures.arm_comparisons import compare_arms
+from downstream.measures.arm_scores import MAIN, score, study_times
+from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
 from downstream.run.cells import parquet_bytes
+from downstream.run.feature_bags import teachers_of
+from downstream.run.outcome_counts import outcome_counts, outcome_notes
 from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 
@@ -111,7 +115,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     from featurestore.storage import read_sealed
 
     cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
-    predictions = _predictions(study, [row for cell in cells for row in cell["rows"]])
+    predictions = predictions_table(study, [row for cell in cells for row in cell["rows"]])
     tested = predictions.filter(pl.col("part") == "test")
     study_result = {
         "kind": study.kind,
@@ -123,6 +127,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
             for arm in study.arms
         },
         "coverage": _coverage(study, predictions),
+        "guarantees": _guarantees(study, predictions, cohort),
         "comparisons": compare_arms(study, tested),
         "folds": len({fold for _, fold in study.folds}),
         "repeats": len({repeat for repeat, _ in study.folds}),
@@ -130,28 +135,33 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "seeds": study.seeds,
         "patients": len(study.patients),
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
+        "outcomes": outcome_counts(study),
+        **cohort.facts,
         "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),
         "missing": cohort.missing,
         "surplus": cohort.surplus,
-        "notes": list(cohort.notes),
+        "notes": [*cohort.notes, *outcome_notes(study)],
         "curve_times": _curve_times(study),
+        "columns": _columns(lake, study),
         "config": study.config,
     }
     files = {
         "splits.parquet": parquet_bytes(to_table(study.splits)),
         "predictions.parquet": parquet_bytes(predictions),
     }
-    attention = [
-        cell.attention_path.removeprefix(f"runs/{study.run}/")
-        for cell in study.cells()
-        if lake.exists(cell.attention_path)
-    ]
-    return write_result(lake, study.run, study_result, files, written=attention)
+    return write_result(lake, study.run, study_result, files, written=_written(lake, study))
 
 
-def _predictions(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
+def _written(lake: "Lake", study: "Study") -> list[str]:
+    """Return the paths in the run's folder of the attention and the models of its cells."""
+    paths = [cell.attention_path for cell in study.cells()]
+    paths += [cell.model_path(split.inner) for cell in study.cells() for split in cell.splits]
+    return [path.removeprefix(f"runs/{study.run}/") for path in paths if lake.exists(path)]
+
+
+def predictions_table(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Return the predictions of all cells; survival also has `rank`, comparable over folds."""
     frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
@@ -191,6 +201,32 @@ def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:
         rows = predictions.filter(pl.col("arm") == arm.name)
         coverage_of_arm[arm.name] = coverage_at(study, rows, target=study.accuracy)
     return {name: coverage for name, coverage in coverage_of_arm.items() if coverage is not None}
+
+
+def _guarantees(study: "Study", predictions: pl.DataFrame, cohort: "Cohort") -> dict[str, Any]:
+    """Return the conformal sets and the deferral of each arm of a run of classes."""
+    if study.task not in {"binary", "multiclass"}:
+        return {}
+    of_arm = {
+        arm.name: guarantees_of(
+            study,
+            predictions.filter(pl.col("arm") == arm.name),
+            level=study.guarantee,
+            site_of=cohort.site_of,
+        )
+        for arm in study.arms
+    }
+    return {name: promise for name, promise in of_arm.items() if promise is not None}
+
+
+def _columns(lake: "Lake", study: "Study") -> dict[str, Any]:
+    """Return the identity of each column that was read, by `TEACHER@MPP`, for `predict`."""
+    teachers = {name for features in study.features for name in teachers_of(features)}
+    return {
+        f"{name}@{mpp}": lake.identity(name, mpp=mpp)
+        for name in sorted(teachers)
+        for mpp in study.mpps
+    }
 
 
 def _curve_times(study: "Study") -> list[float]:

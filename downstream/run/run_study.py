@@ -1,7 +1,7 @@
 """Cross-validated classification and survival studies over feature sets of a lake."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
 from downstream.cohorts.label_tables import load_labels
-from downstream.cohorts.outcomes import survival_labels
+from downstream.cohorts.outcomes import site_of, survival_labels
+from downstream.cohorts.site_facts import site_facts, site_notes
+from downstream.cohorts.student_patients import (
+    seen_patients,
+    student_facts,
+    student_notes,
+    unseen_splits,
+)
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
@@ -27,6 +34,7 @@ from downstream.run.study import Outcome, Patient, Study, arm_name, check_featur
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import (
     ComparisonOptions,
+    EventMeans,
     FeatureOptions,
     Head,
     LabelOptions,
@@ -41,6 +49,7 @@ from downstream.splits.plans import make_splits
 from downstream.survival.survival_extra import require_scikit_survival
 
 if TYPE_CHECKING:
+    from downstream.splits.split import Split
     from featurestore import Lake
 
 
@@ -60,8 +69,8 @@ def run_study(
     Returns:
         The content of `result.json`. `metrics` has per arm the main measure of the out-of-fold
         predictions with its 95 % patient-bootstrap interval, and under `measures` all others. The
-        main measure of survival is Harrell's C of the out-of-fold risks, pooled by rank within the
-        fold.
+        main measure of classes and survival is of pairs of patients within a fold (AUROC,
+        Harrell's C), whose scores are of one model; `comparisons` carry the luck of training.
 
     Raises:
         CohortError: Labels that cannot be read, contradict themselves or miss the lake.
@@ -80,7 +89,11 @@ def run_study(
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
-    study = _study(spec, lake, cohort, sha256)
+    target = _targets(spec, cohort)
+    splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
+    cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
+    cohort, splits = _with_students(lake, cohort, splits, spec.features)
+    study = _study(spec, lake, cohort, target, splits, sha256)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
     return ResultDict(result_json, name=spec.kind, uri=lake.uri)
@@ -147,7 +160,7 @@ def run_mil(
         >>> report = sl.run_mil("my-lake", "labels.csv", "grade", ["student"], mpps=[0.5],
         ...                     plan=sl.Plan(folds=2), settings=quick)
         >>> report["metrics"]["student"]["metric"], report["task"]
-        ('auroc', 'binary')
+        ('auroc_folds', 'binary')
     """
     columns = (target,) if isinstance(target, str) else tuple(target)
     spec = StudySpec(
@@ -185,6 +198,7 @@ def run_survival(
     mpps: Sequence[float],
     models: Sequence[str] = ("cox",),
     head: str = "hazards",
+    event_means: EventMeans = "auto",
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -211,6 +225,7 @@ def run_survival(
         mpps: see `FeatureOptions.mpps`.
         models: see `ModelOptions.names`.
         head: see `ModelOptions.head`.
+        event_means: see `LabelOptions.event_means`.
         ids: see `run_mil`.
         plan: see `run_mil`.
         seeds: see `ModelOptions.seeds`.
@@ -236,11 +251,17 @@ def run_survival(
         >>> report = sl.run_survival("my-lake", "labels.csv", "months", "dead", ["student"],
         ...                          mpps=[0.5], plan=sl.Plan(folds=3))
         >>> report["metrics"]["student"]["metric"]
-        'harrell_c'
+        'harrell_c_folds'
     """
     spec = StudySpec(
         kind="survival",
-        labels=LabelOptions(table=fspath(labels), time=time, event=event, **label_id_options(ids)),
+        labels=LabelOptions(
+            table=fspath(labels),
+            time=time,
+            event=event,
+            event_means=event_means,
+            **label_id_options(ids),
+        ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
         models=ModelOptions(
             names=_model_names(models), head=cast("Head", head), seeds=seeds, tune=tune
@@ -293,7 +314,9 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     """Return the task, the classes, and the outcome and stratum of each patient."""
     columns, folds = spec.label_columns, spec.folds.folds
     if spec.kind == "survival":
-        times, events = survival_labels(cohort.patients, *columns)
+        times, events = survival_labels(
+            cohort.patients, *columns, event_means=spec.labels.event_means
+        )
         return _Targets(
             task="survival",
             classes=(),
@@ -310,9 +333,46 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     )
 
 
-def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) -> Study:
+def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
+    """Return the cohort with the sites of its patients as a fact, and notes on them."""
+    if plan.sites is None:
+        return cohort
+    patients = cohort.patients["patient_id"].to_list()
+    sites = site_of(patients, cohort, plan.sites)
+    facts = site_facts(sites, strata, plan.sites)
+    notes = site_notes(facts, kept_apart=plan.split != "patient")
+    return replace(
+        cohort,
+        notes=(*cohort.notes, *notes),
+        facts={**cohort.facts, "site": facts},
+        site_of=dict(zip(patients, sites, strict=True)),
+    )
+
+
+def _with_students(
+    lake: "Lake", cohort: Cohort, splits: tuple["Split", ...], features: FeatureOptions
+) -> tuple[Cohort, tuple["Split", ...]]:
+    """Return the cohort with what students have seen of it, and the splits that are run."""
+    slides_of = dict(cohort.patients.select("patient_id", "slide_ids").iter_rows())
+    trained_on = seen_patients(lake, features.names, slides_of)
+    if features.unseen_students:
+        splits = unseen_splits(splits, trained_on)
+    tested = [patient for split in splits for patient in split.test]
+    facts = student_facts(trained_on, tested)
+    notes = (*cohort.notes, *student_notes(facts))
+    return replace(cohort, notes=notes, facts={**cohort.facts, "students": facts}), splits
+
+
+def _study(
+    spec: StudySpec,
+    lake: "Lake",
+    cohort: Cohort,
+    target: _Targets,
+    splits: tuple["Split", ...],
+    labels_sha256: str,
+) -> Study:
     """Return the run of a spec on a cohort."""
-    target, is_survival = _targets(spec, cohort), spec.kind == "survival"
+    is_survival = spec.kind == "survival"
     features, models = spec.features.names, spec.model_names
     return Study(
         kind=spec.kind,
@@ -322,7 +382,7 @@ def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) ->
         features=features,
         models=models,
         mpps=spec.features.mpps,
-        splits=make_splits(spec.folds, cohort, target.strata, seed=spec.seed),
+        splits=splits,
         seeds=spec.models.seeds,
         seed=spec.seed,
         columns=spec.label_columns,
@@ -333,6 +393,7 @@ def _study(spec: StudySpec, lake: "Lake", cohort: Cohort, labels_sha256: str) ->
         tune=spec.models.tune,
         # no selective prediction of survival: the accuracy does not change the run
         accuracy=1.0 if is_survival else spec.comparison.accuracy,
+        guarantee=0.9 if is_survival else spec.comparison.guarantee,
         labels_sha256=labels_sha256,
         identities=_identities(lake, features, cohort, spec.features.mpps),
         settings=spec.fit,

@@ -35,6 +35,9 @@ def saved_settings(lake: "Lake", run: str) -> dict[str, Any]:
         )
         raise StudyError(msg)
     settings: dict[str, Any] = content["spec"]
+    folds = settings.get("folds", {})
+    if folds.get("sites") and "split" not in folds:
+        folds["split"] = "site"  # what naming the sites meant before there was `split`
     return settings
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster import extension_sha256
+from cluster import counted, extension_sha256
 from downstream.run.feature_bags import teachers_of
 from downstream.run.model_tables import AGGREGATORS
 from downstream.run.study_errors import StudyError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from downstream.run.study_spec import Kind
     from downstream.splits.folds import Split
 
-FORMAT = 3
+FORMAT = 4
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
@@ -87,6 +87,7 @@ class Study:
         margin: non-inferiority margin against the reference; None for no such test.
         tune: draws of settings that are tried in each fold; 0 for none.
         accuracy: for classes, target accuracy of selective prediction.
+        guarantee: for classes, coverage of conformal sets.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -119,6 +120,7 @@ class Study:
     settings: "MilSettings"
     pooled: "SurvivalSettings | None"
     patients: tuple[Patient, ...]
+    guarantee: float = 0.9
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -126,7 +128,7 @@ class Study:
         shared = [slide for slide, count in counts.items() if count > 1]
         if shared:
             msg = (
-                f"{len(shared)} slides belong to more than one patient, for example "
+                f"{counted(len(shared), 'slide', 'belong')} to more than one patient, for example "
                 f"{', '.join(shared[:5])}; correct patient_id in the labels"
             )
             raise LeakageError(msg)
@@ -149,6 +151,7 @@ class Study:
             "margin": self.margin,
             "search": self.tune,
             "accuracy": self.accuracy,
+            "guarantee": self.guarantee,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),
@@ -265,6 +268,10 @@ class Cell:
     def attention_path(self) -> str:
         """Return the path of the attention of its test tiles within the lake."""
         return f"runs/{self.study.run}/attention/{self.stem}.parquet"
+
+    def model_path(self, inner: int) -> str:
+        """Return the path of a fitted model of the cell within the lake."""
+        return f"runs/{self.study.run}/models/{self.stem}-{inner}.safetensors"
 
     def random_seed(self, inner: int) -> int:
         """Return the seed of one training, which all arms share."""

@@ -17,6 +17,8 @@ from downstream.splits.fold_plan import Plan
 Kind = Literal["mil", "survival"]
 TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
 Head = Literal["hazards", "cox"]
+EventMeans = Literal["auto", "event", "censored"]
+PatientsFrom = Literal["agree", "labels"]
 DEFAULT_MODELS: dict[str, tuple[str, ...]] = {"mil": ("abmil",), "survival": ("cox",)}
 
 
@@ -34,11 +36,15 @@ class LabelOptions:
         time: Survival: column of the time to the event or to the end of follow-up.
         event: Survival: column that is 1 where the event was observed and 0 where the patient is
             censored.
+        event_means: Survival: what 1 means in that column: `event`, or `censored` (MCAT, SurvPath:
+            `censorship`). `auto` is `event`, and refuses a column whose name says the opposite.
         slide_table: Table that lists the slides of each patient, where the labels do not.
         patient_column: Column of the patient, where it has another name or several could be it.
         slide_column: Column of the slide, likewise.
         distinct_ids: Whether ids that differ by case, blanks or Unicode form only are different;
             else they are refused.
+        patients_from: `agree` refuses slides whose patient is another in the labels than in the
+            lake; `labels` takes the labels' word.
     """
 
     table: str
@@ -46,10 +52,12 @@ class LabelOptions:
     task: TaskName = "auto"
     time: str | None = None
     event: str | None = None
+    event_means: EventMeans = "auto"
     slide_table: str | None = None
     patient_column: str | None = None
     slide_column: str | None = None
     distinct_ids: bool = False
+    patients_from: PatientsFrom = "agree"
 
     @property
     def id_options(self) -> dict[str, Any]:
@@ -59,6 +67,7 @@ class LabelOptions:
             "patient_column": self.patient_column,
             "slide_column": self.slide_column,
             "distinct_ids": self.distinct_ids or None,
+            "patients_from": None if self.patients_from == "agree" else self.patients_from,
         }
         return {name: option for name, option in options.items() if option is not None}
 
@@ -78,11 +87,14 @@ class FeatureOptions:
         mpps: Microns per pixel of the tiles: one, or several nested ones for a model that takes
             several, such as `hierarchical`.
         version: Version of the lake, or name of a snapshot; the newest if None.
+        unseen_students: Whether only those folds are run in which no student among the features
+            was trained on a tested patient.
     """
 
     names: tuple[str, ...]
     mpps: tuple[float, ...] = (0.5,)
     version: int | str | None = None
+    unseen_students: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +136,23 @@ class ComparisonOptions:
             worse; None for no such test.
         accuracy: Selective prediction of classes: the accuracy on the patients that are answered.
             The confidence threshold is chosen on validation patients.
+        guarantee: Conformal sets of classes: the share of patients whose set is to hold their
+            class; deferral allows the rest as wrong ones among the patients that are answered.
+
+    Raises:
+        StudyError: The guarantee is not between 0 and 1.
     """
 
     reference: str | None = None
     margin: float | None = None
     accuracy: float = 0.95
+    guarantee: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the guarantee."""
+        if not 0 < self.guarantee < 1:
+            msg = f"guarantee={self.guarantee}; give a share above 0 and below 1, such as 0.9"
+            raise StudyError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,9 @@
 """The plan of a study's folds; apart from the code of the splits, so that it imports no numpy."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+SplitKind = Literal["patient", "site", "preserved-site"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,20 +15,24 @@ class Plan:
         inner: Inner splits of each fold: 1 for one validation part; with more, a model is trained
             on each and their predictions are averaged.
         repeats: Repetitions of the cross-validation with other folds.
-        sites: Column of the site, or `tcga` to read it off TCGA barcodes: each site is the test
-            part once (external validation). None for folds over all patients.
+        split: How patients are split: `patient` for stratified folds over all patients, `site` to
+            test each site once (external validation), `preserved-site` for folds of whole sites
+            with like shares of each class.
+        sites: Column of the site, or `tcga` to read it off TCGA barcodes; None if no site is known.
+            Folds over patients use it only to say how far label and site go together.
         file: A split file or folder, see `split_files.read_splits`; it replaces all other settings
             of this group but `shots`.
         shots: Training patients of each class (few-shot); None for all.
 
     Examples:
         >>> sl.Plan(folds=5, repeats=3)
-        Plan(folds=5, inner=1, repeats=3, sites=None, file=None, shots=None)
+        Plan(folds=5, inner=1, repeats=3, split='patient', sites=None, file=None, shots=None)
     """
 
     folds: int = 5
     inner: int = 1
     repeats: int = 1
+    split: SplitKind = "patient"
     sites: str | None = None
     file: str | None = None
     shots: int | None = None

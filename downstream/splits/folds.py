@@ -1,4 +1,4 @@
-"""Splits of patients that cannot leak: nested cross-validation, by site, few-shot.
+"""Splits of patients that cannot leak: nested cross-validation, few-shot.
 
 Shape letters: P patients.
 """
@@ -16,7 +16,6 @@ __all__ = [
     "Part",
     "Split",
     "few_shot",
-    "leave_site_out",
     "nested_folds",
     "strata",
     "with_validation",
@@ -52,57 +51,14 @@ def nested_folds(
     Raises:
         SplitError: A class is too small, ids are not unique, or there are fewer than 2 folds.
     """
-    ids, classes = _sorted_ids_and_classes(patients, labels)
+    ids, classes = sorted_ids_and_classes(patients, labels)
     splits: list[Split] = []
     for repeat in range(repeats):
-        for fold, test in enumerate(_stratified(classes, folds, seed, repeat)):
+        for fold, test in enumerate(stratified(classes, folds, seed, repeat)):
             rest = np.setdiff1d(np.arange(len(ids)), test)
-            count = _inner_part_count(classes[rest], folds, inner)
-            parts = _stratified(classes[rest], count, seed, repeat, fold + 1)
-            splits += _inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
-    return splits
-
-
-def leave_site_out(
-    patients: Sequence[str],
-    labels: Sequence[object],
-    sites: Sequence[str],
-    *,
-    inner: int = 4,
-    seed: int,
-) -> list[Split]:
-    """Return splits that test each site once; the other sites are split for validation, stratified.
-
-    Validation patients share sites with training patients: they decide when to stop, and are no
-    estimate for a new site.
-
-    Args:
-        patients: ids of the patients.
-        labels: stratum of each patient, for the inner splits.
-        sites: site of each patient (TCGA: the second part of the barcode), at least 2 of them.
-        inner: inner folds, at least 2; or 1 for one split with a quarter of the patients
-            (more where the rarest class has fewer).
-        seed: seed of the inner splits.
-
-    Returns:
-        The splits, ordered by site and inner fold; sites in sorted order are the folds.
-
-    Raises:
-        SplitError: See `nested_folds`; also if there is one site only.
-    """
-    if len(sites) != len(patients) or len(set(sites)) < 2:
-        msg = f"{len(set(sites))} sites of {len(sites)} for {len(patients)} patients; give one "
-        msg += "each, at least two different"
-        raise SplitError(msg)
-    ids, classes = _sorted_ids_and_classes(patients, labels)
-    site_of = dict(zip(patients, sites, strict=True))
-    site_P = np.array([site_of[patient] for patient in ids])
-    splits: list[Split] = []
-    for fold, site in enumerate(sorted(set(sites))):
-        test, rest = np.flatnonzero(site_P == site), np.flatnonzero(site_P != site)
-        count = _inner_part_count(classes[rest], 5, inner)
-        parts = _stratified(classes[rest], count, seed, 0, fold + 1)
-        splits += _inner_splits(ids, test, rest, parts[:inner], fold=fold, sites=site_of)
+            count = inner_part_count(classes[rest], folds, inner)
+            parts = stratified(classes[rest], count, seed, repeat, fold + 1)
+            splits += inner_splits(ids, test, rest, parts[:inner], repeat=repeat, fold=fold)
     return splits
 
 
@@ -176,7 +132,7 @@ def strata(numbers_to_predict: Sequence[float], *, bins: int = 4) -> list[int]:
     return numbers
 
 
-def _sorted_ids_and_classes(
+def sorted_ids_and_classes(
     patients: Sequence[str], labels: Sequence[object]
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Return the sorted ids, and the class number of each id."""
@@ -192,7 +148,7 @@ def _sorted_ids_and_classes(
     return [patients[at] for at in order], classes
 
 
-def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDArray[np.int64]]:
+def stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDArray[np.int64]]:
     """Return the test rows of each fold, every class spread as evenly as possible.
 
     Raises:
@@ -212,7 +168,7 @@ def _stratified(classes: NDArray[np.int64], folds: int, *seed: int) -> list[NDAr
     return [test for _, test in splitter.split(np.zeros((len(classes), 1)), classes)]
 
 
-def _inner_splits(
+def inner_splits(
     ids: Sequence[str],
     test: NDArray[np.int64],
     rest: NDArray[np.int64],
@@ -237,7 +193,7 @@ def _inner_splits(
     ]
 
 
-def _inner_part_count(classes: NDArray[np.int64], folds: int, inner: int) -> int:
+def inner_part_count(classes: NDArray[np.int64], folds: int, inner: int) -> int:
     """Return the number of parts into which `inner` inner folds cut the other patients.
 
     A single inner fold validates on one of several parts, as many as the number of folds and the

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from downstream.splits.folds import few_shot, leave_site_out, nested_folds, with_validation
+from cluster import counted
+from downstream.cohorts.cohort_errors import listing
+from downstream.splits.folds import few_shot, nested_folds, with_validation
+from downstream.splits.site_folds import leave_site_out, preserved_site_folds
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
 
 def make_splits(
     plan: "Plan", cohort: "Cohort", labels: Sequence[Any], *, seed: int
-) -> tuple["Split", ...]:
-    """Return the splits of a cohort.
+) -> tuple[tuple["Split", ...], tuple[str, ...]]:
+    """Return the splits of a cohort, and notes on what a split file says and leaves out.
 
     Args:
         plan: plan of the folds.
@@ -29,35 +32,62 @@ def make_splits(
     """
     patients = cohort.patients["patient_id"].to_list()
     label_of = dict(zip(patients, labels, strict=True))
+    notes: tuple[str, ...] = ()
     if plan.file is not None:
-        splits = _from_file(plan.file, cohort, label_of, seed)
-    elif plan.sites is not None:
-        from downstream.cohorts.outcomes import site_of
-
-        sites = site_of(patients, cohort, plan.sites)
-        splits = leave_site_out(patients, labels, sites, inner=plan.inner, seed=seed)
+        splits, notes = _from_file(plan.file, cohort, label_of, seed)
+    elif plan.split != "patient":
+        splits = _by_site(plan, cohort, labels, seed)
     else:
         splits = nested_folds(
             patients, labels, folds=plan.folds, inner=plan.inner, repeats=plan.repeats, seed=seed
         )
     if plan.shots is not None:
         splits = [few_shot(split, label_of, shots=plan.shots, seed=seed) for split in splits]
-    return tuple(splits)
+    return tuple(splits), notes
 
 
-def _from_file(file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int) -> list["Split"]:
-    """Return the splits of a user's file; a patient in none of them is an error."""
+def _by_site(plan: "Plan", cohort: "Cohort", labels: Sequence[Any], seed: int) -> "list[Split]":
+    """Return splits in which no site is on both sides of the test."""
+    from downstream.cohorts.outcomes import site_of
+
+    if plan.sites is None:
+        msg = f"split {plan.split!r} needs the sites; name their column by --site (or tcga)"
+        raise SplitError(msg)
+    if plan.repeats > 1:
+        msg = f"split {plan.split!r} has one way to split; leave repeats={plan.repeats} out"
+        raise SplitError(msg)
+    patients = cohort.patients["patient_id"].to_list()
+    sites = site_of(patients, cohort, plan.sites)
+    if plan.split == "site":
+        return leave_site_out(patients, labels, sites, inner=plan.inner, seed=seed)
+    return preserved_site_folds(
+        patients, labels, sites, folds=plan.folds, inner=plan.inner, seed=seed
+    )
+
+
+def _from_file(
+    file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int
+) -> tuple[list["Split"], tuple[str, ...]]:
+    """Return the splits of a user's file, with notes; a patient in none of them is an error."""
     from downstream.splits.split_files import read_splits
 
     file_splits = read_splits(file, cohort)
     if file_splits.surplus:
         msg = (
-            f"{len(file_splits.surplus)} labelled patients are in no split of {file!r}, for "
-            f"example {', '.join(file_splits.surplus[:5])}; add them, or take them out of the "
+            f"{counted(len(file_splits.surplus), 'labelled patient', 'are')} in no split of "
+            f"{file!r}, for example {', '.join(file_splits.surplus[:5])}; add them, or take them "
+            "out of the "
             "labels"
         )
         raise SplitError(msg)
-    return [
+    notes = list(file_splits.notes)
+    if file_splits.missing:
+        notes.append(
+            f"{len(file_splits.missing)} ids of {file!r} are not in the study: "
+            f"{listing(file_splits.missing)}"
+        )
+    splits = [
         split if split.validation else with_validation(split, label_of, seed=seed)
         for split in file_splits.splits
     ]
+    return splits, tuple(notes)

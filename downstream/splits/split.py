@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
+from cluster import counted
+
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _MIN_FOLDS = 2
@@ -127,7 +129,8 @@ class Split:
         if others:
             counts = {p: len(set(others) & set(self.patients(p))) for p in PARTS[1:]}
             msg = (
-                f"{statistic} was fitted on {len(others)} patients outside the training part of "
+                f"{statistic} was fitted on {counted(len(others), 'patient')} outside the "
+                "training part of "
                 f"fold {self.fold} ({counts['test']} of them are its test patients), for example "
                 f"{', '.join(others[:5])}; fit it on split.train alone"
             )
@@ -138,13 +141,17 @@ class Split:
         ids = [patient for part in PARTS for patient in self.patients(part)]
         unknown = [patient for patient in ids if patient not in self.sites]
         if unknown:
-            msg = f"{len(unknown)} patients have no site, for example {', '.join(unknown[:5])}"
+            msg = (
+                f"{counted(len(unknown), 'patient', 'have')} no site, for example "
+                f"{', '.join(unknown[:5])}"
+            )
             raise SplitError(msg)
         other_sites = {self.sites[p] for p in (*self.train, *self.validation)}
         shared = sorted(other_sites & {self.sites[p] for p in self.test})
         if shared:
             msg = (
-                f"{len(shared)} sites are on both sides of the test of fold {self.fold}, for "
+                f"{counted(len(shared), 'site', 'are')} on both sides of the test of fold "
+                f"{self.fold}, for "
                 f"example {', '.join(shared[:5])}; leave whole sites out, with leave_site_out"
             )
             raise LeakageError(msg)

@@ -19,6 +19,7 @@ from downstream.splits.split_tables import (
     read_patho_bench,
     read_stamp,
 )
+from featurestore.storage import bucket_errors_explained, files_at
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -74,16 +75,15 @@ def read_splits(path: str | PathLike[str], cohort: "Cohort") -> FoldTable:
 
 def _read(path: str, slides: Mapping[str, str], *, distinct: bool) -> tuple[str, FoldTable]:
     """Return the form of a split file, and its splits."""
-    import fsspec
-
-    files, root = fsspec.core.url_to_fs(path)
-    if files.isdir(root):
-        return _read_folder(files, root, slides, distinct=distinct)
-    try:
-        content: bytes = files.cat_file(root)
-    except FileNotFoundError as error:
-        msg = f"there is no such file; allowed are {_ALLOWED}"
-        raise SplitError(msg) from error
+    with bucket_errors_explained(path):
+        files, root = files_at(path)
+        if files.isdir(root):
+            return _read_folder(files, root, slides, distinct=distinct)
+        try:
+            content: bytes = files.cat_file(root)
+        except FileNotFoundError as error:
+            msg = f"there is no such file; allowed are {_ALLOWED}"
+            raise SplitError(msg) from error
     return _read_file(content, root.rpartition("/")[2], slides, distinct=distinct)
 
 

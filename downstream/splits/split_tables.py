@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.slide_names import match_notes, match_slides
 from downstream.splits.split import PARTS, LeakageError, Part, Split, SplitError
 
@@ -256,7 +257,8 @@ def _refuse_shared(fold: int, parts: Mapping[Part, set[str]]) -> None:
         shared = sorted(parts[one] & parts[other])  # type: ignore[index]
         if shared:
             msg = (
-                f"fold {fold} of the table has {len(shared)} patients both in {one} and in {other} "
+                f"fold {fold} of the table has {counted(len(shared), 'patient')} both in {one} "
+                f"and in {other} "
                 f"(by different slides, if it names slides), for example {', '.join(shared[:5])}; "
                 "put all slides of a patient on one side"
             )

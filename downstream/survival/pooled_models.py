@@ -1,6 +1,8 @@
 """Survival models on pooled features, by name; each predicts a risk and a curve.
 
-Standardising and PCA see training patients only. Validation patients choose a penalty or a number
+Scaling and PCA see training patients only. PCA takes features as they are: standardised first, a
+strong direction is one of many alike, and the signal in it is lost (`benchmarks/cox_defaults.py`).
+Validation patients choose a penalty or a number
 of trees and nothing else. Risks point one way: HIGHER = WORSE.
 
 Shape letters: P patients, D feature width, C components, T times.
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.run.model_tables import POOLED, load
 from downstream.survival.curves import at_times
 from downstream.survival.risks import SurvivalError
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Ridge penalties of `cox` per unit of total variance, of which validation patients choose one."""
+_ALPHA = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +122,11 @@ def fit_pooled(
     components = min(settings.components, len(x_PD) - 1, varying) if entry.is_reduced else None
     pipeline = _fit_pipeline(x_PD, components)
     train = PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
-    held = _validation_rows(pipeline, name, entry.chooses, validation) if entry.chooses else None
-    estimator, options = load(entry.loader)(train, held, settings, varying, seed)
+    held = None
+    if entry.chooses and not (entry.may_have_nobody and _has_no_event(validation)):
+        held = _validation_rows(pipeline, name, entry.chooses, validation)
+    variance = float(x_PD.var(axis=0).sum())
+    estimator, options = load(entry.loader)(train, held, settings, variance, seed)
     return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
 
 
@@ -126,7 +136,8 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
     same = len(x_PD) == len(time_P) == len(event_P)
     if not same or not event_P.any() or not varying:
         msg = (
-            f"{len(x_PD)} training patients have {int(event_P.sum())} events, {len(time_P)} times "
+            f"{counted(len(x_PD), 'training patient', 'have')} {int(event_P.sum())} events, "
+            f"{len(time_P)} times "
             f"and {varying} features that vary; a survival model needs a time each, an event and "
             "a feature that varies: use fewer folds or more patients"
         )
@@ -135,15 +146,20 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
 
 
 def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
-    """Return a fitted scaling of the features, with PCA if components are given."""
+    """Return a fitted scaling of each feature, or PCA of them all if components are given."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    steps = [StandardScaler()]
+    step = StandardScaler()
     if components is not None:
-        steps.append(PCA(n_components=components, svd_solver="full"))
-    return make_pipeline(*steps).fit(x_PD)
+        step = PCA(n_components=components, svd_solver="full")
+    return make_pipeline(step).fit(x_PD)
+
+
+def _has_no_event(validation: tuple[Floats, Floats, Flags] | None) -> bool:
+    """Whether there is no validation patient with an event, on whom to choose."""
+    return validation is None or not bool(validation[2].any())
 
 
 def _validation_rows(
@@ -153,7 +169,7 @@ def _validation_rows(
     validation: tuple[Floats, Floats, Flags] | None,
 ) -> PooledRows:
     """Return the validation patients, if there is anything to choose on."""
-    if validation is None or not validation[2].any():
+    if validation is None or _has_no_event(validation):
         patients = 0 if validation is None else len(validation[2])
         msg = (
             f"{name} chooses its {chooses} on validation patients, and {patients} without an event "
@@ -166,21 +182,34 @@ def _validation_rows(
 
 
 def fit_cox(
-    train: PooledRows, _: PooledRows | None, settings: "SurvivalSettings", varying: int, _seed: int
+    train: PooledRows,
+    held: PooledRows | None,
+    settings: "SurvivalSettings",
+    variance: float,
+    _seed: int,
 ) -> tuple[Any, dict[str, float]]:
-    """Fit a ridge Cox regression.
+    """Fit a ridge Cox regression, its penalty chosen on validation patients where there are any.
 
-    The penalty grows with the number of features that vary, because standardised features have that
-    total variance: without it a wide teacher would be shrunk less than a narrow one.
+    The penalty is per unit of the features' total variance: without it a wide teacher would be
+    shrunk less than a narrow one.
     """
     from sksurv.linear_model import CoxPHSurvivalAnalysis
 
-    cox = CoxPHSurvivalAnalysis(alpha=settings.alpha * varying)
-    return cox.fit(train.x, train.outcome), {}
+    penalties = [settings.alpha or _ALPHA]
+    if settings.alpha is None and held is not None:
+        penalties = list(PENALTIES)
+    fits = [
+        CoxPHSurvivalAnalysis(alpha=penalty * variance).fit(train.x, train.outcome)
+        for penalty in penalties
+    ]
+    if held is None or len(fits) == 1:
+        return fits[0], {}
+    losses = [_loss(cox.predict(held.x), held) for cox in fits]
+    return fits[int(np.argmin(losses))], {}
 
 
 def fit_coxnet(
-    train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, _seed: int
+    train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _variance: float, _seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Fit an elastic-net Cox regression; the greatest penalty leaves no feature."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
@@ -195,7 +224,7 @@ def fit_coxnet(
         net.fit(train.x, train.outcome)
     except ArithmeticError as error:
         msg = (
-            f"coxnet does not converge on {len(train.x)} training patients: {error}; "
+            f"coxnet does not converge on {counted(len(train.x), 'training patient')}: {error}; "
             f"raise least_penalty={settings.least_penalty}, or take cox"
         )
         raise SurvivalError(msg) from error
@@ -204,7 +233,11 @@ def fit_coxnet(
 
 
 def fit_forest(
-    train: PooledRows, _: PooledRows | None, settings: "SurvivalSettings", _varying: int, seed: int
+    train: PooledRows,
+    _: PooledRows | None,
+    settings: "SurvivalSettings",
+    _variance: float,
+    seed: int,
 ) -> tuple[Any, dict[str, float]]:
     """Fit a random survival forest, which chooses nothing."""
     from sksurv.ensemble import RandomSurvivalForest
@@ -216,7 +249,7 @@ def fit_forest(
 
 
 def fit_boosting(
-    train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _varying: int, seed: int
+    train: PooledRows, held: PooledRows, settings: "SurvivalSettings", _variance: float, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """Fit boosted trees, as many as have the least validation loss.
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
+
 
 class SurvivalError(ValueError):
     """An error for patients on whom a survival model cannot be fitted.
@@ -36,7 +38,9 @@ def pool(slides: Sequence[NDArray[np.float16]]) -> NDArray[np.float64]:
     """
     means = [x_ND.mean(axis=0, dtype=np.float64) for x_ND in slides if len(x_ND)]
     if not means:
-        msg = f"none of a patient's {len(slides)} slides has a tile; take the patient out"
+        msg = (
+            f"none of a patient's {counted(len(slides), 'slide')} has a tile; take the patient out"
+        )
         raise SurvivalError(msg)
     pooled_D: NDArray[np.float64] = np.mean(means, axis=0)
     return pooled_D

@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
     """Train a scikit-survival model on pooled features; return its predictions."""
+    from downstream.kept.cox_models import kept_cox
     from downstream.survival.pooled_models import fit_pooled
 
     cell = patients.cell
@@ -57,6 +58,7 @@ def fit_pooled_member(patients: CellPatients, split: "Split") -> Member:
         validation_high=is_high_risk(seen_risk, train_risk),
         curve=model.survival(x["test"], times),
         validation_curve=model.survival(x["validation"], times) if split.validation else None,
+        kept=kept_cox(model),
         training_record={"inner": split.inner},
     )
 
@@ -89,5 +91,6 @@ def fit_survival_member(patients: CellPatients, split: "Split") -> Member:
         curve=curve(fitted.test, risks[2]),
         validation_curve=curve(fitted.validation, risks[1]) if split.validation else None,
         attention=fitted.attention,
+        kept=fitted.kept,
         training_record=fitted.training_record,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster import counted
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.measures.weighted import groups
 from downstream.survival.risks import SurvivalError
@@ -201,7 +202,7 @@ def _censoring(
     event_P, time_P = training.get((repeat, fold), (np.zeros(0, bool), np.zeros(0)))
     if not event_P.any():
         msg = (
-            f"repeat {repeat}, fold {fold} has {len(event_P)} training patients and "
+            f"repeat {repeat}, fold {fold} has {counted(len(event_P), 'training patient')} and "
             f"{int(event_P.sum())} events; give (events, times) of those it was trained on"
         )
         raise SurvivalError(msg)

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError, measure_of
-from downstream.measures.intervals import Comparison, Interval, bca_or_percentile, compare, interval
+from downstream.measures.intervals import Interval, bca_or_percentile, interval
 from downstream.survival import survival_weighted
-from downstream.survival.risks import SurvivalError
 from downstream.survival.survival_rows import FollowUp, SurvivalPredictions, follow_up
 
 if TYPE_CHECKING:
@@ -61,25 +60,6 @@ class SurvivalScores:
     left_out: dict[str, str]
     observed_expected: Interval | None
     horizon: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RiskGroups:
-    """Patients of high and of low risk, one row per patient.
-
-    Attributes:
-        patient: [P] ids, sorted.
-        event: [P] true where the event was seen.
-        time: [P] times to the event or to the end of follow-up.
-        high: [P] true for high risk.
-        p_value: p value of the log-rank test; None with one group only, or no event.
-    """
-
-    patient: tuple[str, ...]
-    event: Flags
-    time: Floats
-    high: Flags
-    p_value: float | None
 
 
 def score_predictions(
@@ -132,47 +112,6 @@ def score_predictions(
         observed_expected=intervals.get("observed_expected"),
         horizon=float(times_T[(len(times_T) - 1) // 2]),
     )
-
-
-def compare_predictions(
-    one: SurvivalPredictions,
-    other: SurvivalPredictions,
-    training: Mapping[tuple[int, int], tuple[Flags, Floats]],
-    times_T: Floats,
-    *,
-    seed: int,
-    measure: str = "harrell_c",
-    margin: float | None = None,
-) -> Comparison:
-    """Return the comparison of two arms on the same patients, see `intervals.compare`.
-
-    Args:
-        one: test predictions of an arm.
-        other: test predictions of the other arm, for the same patients, repeats, folds and seeds,
-            in the same order.
-        training: see `score_predictions`.
-        times_T: see `score_predictions`.
-        seed: seed of the resamples.
-        measure: name of the measure in `SCORES`.
-        margin: non-inferiority margin, in the measure's unit.
-
-    Raises:
-        SurvivalError: The rows of the two arms differ in patients or cells.
-        UndefinedMetricError: The measure is undefined for one of them.
-    """
-    same = ("patient", "repeat", "fold", "seed")
-    if any(list(getattr(one, name)) != list(getattr(other, name)) for name in same):
-        msg = f"{len(one.patient)} and {len(other.patient)} rows of other patients, folds or seeds;"
-        msg += " sort both arms alike, and compare arms of the same run"
-        raise SurvivalError(msg)
-    both = [questions(rows, training, times_T)[measure] for rows in (one, other)]
-    for question in both:
-        if isinstance(question, str):
-            raise UndefinedMetricError(question)
-    a, b = (question for question in both if isinstance(question, Question))
-    arrays = (a.measure, a.truth, a.prediction, b.prediction)
-    estimate = partial(compare, *arrays, seed=seed, margin=margin, patients=one.patient)
-    return bca_or_percentile(estimate)
 
 
 def questions(
@@ -264,36 +203,9 @@ def _calibration(rows: SurvivalPredictions, follow: FollowUp) -> Question:
     )
 
 
-def km_groups(rows: SurvivalPredictions) -> RiskGroups:
-    """Return the patients of high and of low risk, with the p value of a log-rank test.
-
-    Each fold's model made the cut on its own training patients. A patient with several predictions
-    has the group of most of them, low if they are even, and counts once. The p value is
-    a description: the patients of a fold helped to make the cuts of all others, so that it is
-    smaller than chance would have it (Simon et al. 2011).
-
-    Args:
-        rows: test predictions.
-    """
-    from downstream.report.plots.plots_outcomes import logrank_p
-
-    names, first, whose_S = np.unique(
-        np.asarray(rows.patient), return_index=True, return_inverse=True
-    )
-    high_P = np.bincount(whose_S, rows.high) > np.bincount(whose_S) / 2
-    time_P, event_P = rows.time[first], rows.event[first]
-    return RiskGroups(
-        patient=tuple(names.tolist()),
-        event=event_P,
-        time=time_P,
-        high=high_P,
-        p_value=logrank_p(time_P, event_P, high_P),
-    )
-
-
 SCORES: dict[str, Callable[[SurvivalPredictions, FollowUp], Question]] = {
-    "harrell_c": _harrell,
     "harrell_c_folds": _harrell_within_folds,
+    "harrell_c": _harrell,
     "uno_c": _uno,
     "auc_t": _auc,
     "integrated_brier": _brier,

@@ -16,7 +16,7 @@ from featurestore.commits.lance_ledger import Change
 from featurestore.edits import lance_edits as edits
 from featurestore.edits.lance_edits import NewColumn, add_columns, drop_columns
 from featurestore.lake import Lake
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 from featurestore.notebook.shown import Shown
 from featurestore.storage.lock import writer_lease
 from featurestore.tables import lance_annotations as registry
@@ -98,7 +98,7 @@ def _check_free(lake: Lake, name: str, *, replace_old: bool) -> None:
     older = annotations.get(name)
     if older is not None and not replace_old:
         msg = (
-            f"'{name}' is an annotation of {older.level}s already ({older.rows:,} rows "
+            f"'{name}' is an annotation of {older.level}s already ({counted(older.rows, 'row')} "
             f"of {older.source or 'a table'}): --replace puts the new one in its place, or "
             "give another name"
         )
@@ -136,7 +136,8 @@ def _add_table(
     unmet = [key_value for key_value in table.frame[key] if key_value not in lake_ids]
     if len(unmet) == table.frame.height:
         msg = (
-            f"none of the {table.frame.height} {table.level}s of the table is in {lake.uri}: it "
+            f"none of the {counted(table.frame.height, table.level)} of the table is in "
+            f"{lake.uri}: it "
             f"names {listing(unmet)}; the lake has {listing(sorted(lake_ids)) or 'none'}"
         )
         raise AnnotationError(msg)
@@ -392,7 +393,8 @@ def _changed_patients(
     patients = {slide: patient for slide, patient in new_patients.items() if slide in lake_patients}
     if not patients:
         msg = (
-            f"none of the {len(new_patients)} slides of the table is in {lake.uri}: it names "
+            f"none of the {counted(len(new_patients), 'slide')} of the table is in {lake.uri}: "
+            "it names "
             f"{listing(list(new_patients))}; "
             f"the lake has {listing(sorted(lake_patients)) or 'none'}"
         )
@@ -401,7 +403,8 @@ def _changed_patients(
     if other and not replace_old:
         first = other[0]
         msg = (
-            f"{len(other)} slides have another patient in the lake: slide '{first}' is of "
+            f"{counted(len(other), 'slide', 'have')} another patient in the lake: slide "
+            f"'{first}' is of "
             f"'{lake_patients[first]}' there and of '{patients[first]}' in the table; "
             "--replace if it is meant"
         )

@@ -8,7 +8,7 @@ from featurestore.annotations.tile_places import tiles_at
 from featurestore.annotations.user_table import AnnotationTable
 from featurestore.ids import mpp_name, tile_parts
 from featurestore.lake import Lake
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 from featurestore.tables.annotation import AnnotationError
 
 
@@ -37,7 +37,8 @@ def matched_tiles_of(
     tiles_by_mpp = {at: frame for at, frame in tiles_by_mpp.items() if frame.height}
     if not tiles_by_mpp:
         msg = (
-            f"none of the {table.frame.height} rows is of a tile of {lake.uri}; the first is of "
+            f"none of the {counted(table.frame.height, 'row')} is of a tile of {lake.uri}; the "
+            "first is of "
             f"{unmet[0]}: give tile_id as the lake has it, or a place in level-0 pixels"
         )
         raise AnnotationError(msg)
@@ -120,7 +121,8 @@ def _distinct_tiles(matched: pl.DataFrame, value_columns: Sequence[str]) -> pl.D
     if torn:
         places = matched.filter(pl.col("tile_id") == torn[0]).select("slide_id", "x", "y").rows()
         msg = (
-            f"{len(torn)} tiles have places that say different things: {listing(places)} lie in "
+            f"{counted(len(torn), 'tile', 'have')} places that say different things: "
+            f"{listing(places)} lie in "
             f"tile {torn[0]}; leave one row for each tile"
         )
         raise AnnotationError(msg)

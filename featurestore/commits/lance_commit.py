@@ -40,7 +40,7 @@ from featurestore.tables.schema import (
 
 # Beyond this a table is read whole: a look-up takes about 1 ms and a few us a slide.
 FEW_SLIDES = 2000
-FACTS = ["fingerprint", "uri", "patient_id", "extra", "mpp", "cut_with"]
+FACTS = ["fingerprint", "listing_mark", "uri", "patient_id", "extra", "mpp", "cut_with"]
 KNOWN = ["slide", "slide_id", "state", "reason", *FACTS]
 ROWS_AT_ONCE = 1024  # whole rows of slides, about 30 kB each
 
@@ -126,7 +126,8 @@ class Committer:
         Returns:
             The rows in their order, with `slide`, the `state` and `reason` that the lake has, and
             the source and settings of its last ingest as `known_fingerprint`, `known_uri`,
-            `known_patient_id`, `known_extra`, `known_mpp` and `known_cut_with`.
+            `known_listing_mark`, `known_patient_id`, `known_extra`, `known_mpp` and
+            `known_cut_with`.
         """
         with self.exclusive():
             lake_rows = self._lake_rows([row["slide_id"] for row in rows])

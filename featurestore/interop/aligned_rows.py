@@ -3,6 +3,7 @@
 import numpy as np
 
 from featurestore.interop.foreign_slide import Int64Array, InteropError
+from featurestore.messages import counted
 
 
 def order_of(xy: Int64Array, reference: Int64Array, subject: str) -> Int64Array | None:
@@ -24,7 +25,8 @@ def order_of(xy: Int64Array, reference: Int64Array, subject: str) -> Int64Array 
             return order
     shared = len(_rows(xy) & _rows(reference))
     msg = (
-        f"{subject}: its {len(xy)} tiles are not the {len(reference)} that are known of "
+        f"{subject}: its {counted(len(xy), 'tile', 'are')} not the {len(reference)} that are "
+        "known of "
         f"this slide ({shared} are the same); it was cut otherwise"
     )
     raise InteropError(msg)

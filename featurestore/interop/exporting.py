@@ -22,6 +22,7 @@ from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
+from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
 from featurestore.tables.schema import READY, features_table, identity_of
@@ -233,7 +234,7 @@ class _ExportTask:
         if len(bag.tile_id) < len(keys):
             msg = (
                 f"slide '{catalog['slide_id']}': '{teacher}' was run on {len(bag.tile_id)} of its "
-                f"{len(keys)} tiles; other tools' files hold features of all"
+                f"{counted(len(keys), 'tile')}; other tools' files hold features of all"
             )
             raise InteropError(msg)
         if not np.array_equal(bag.tile_id, keys):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, FloatArray, Int64Array, InteropError
+from featurestore.messages import counted
 
 HIDDEN = "."
 
@@ -154,12 +155,16 @@ def feature_matrix(features: npt.NDArray[Any], tiles: int, path: Path) -> FloatA
         msg = f"{path}: features are {features.dtype} {features.shape}; floats (N, D) are needed"
         raise InteropError(msg)
     if len(features) != tiles:
-        msg = f"{path}: {len(features)} features for {tiles} coordinates; they must be as many"
+        msg = (
+            f"{path}: {counted(len(features), 'feature')} for {tiles} coordinates; they must be "
+            "as many"
+        )
         raise InteropError(msg)
     bad_rows = ~np.isfinite(features).all(axis=1)
     if bad_rows.any():
         row = int(bad_rows.argmax())
-        msg = f"{path}: the features of {bad_rows.sum()} tiles are NaN or infinite, first row {row}"
+        tiles_text = counted(int(bad_rows.sum()), "tile")
+        msg = f"{path}: the features of {tiles_text} are NaN or infinite, first row {row}"
         raise InteropError(msg)
     return features
 

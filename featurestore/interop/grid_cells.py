@@ -10,7 +10,7 @@ import numpy as np
 
 from featurestore.ids import MAX_GRID
 from featurestore.interop.foreign_slide import Int64Array, InteropError
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 
 MAX_PX = 2**31 - 1
 SHOWN = 3
@@ -58,7 +58,7 @@ def choose_cells(xy: Int64Array, side_px: int) -> Cells:
         if len(np.unique(cells[:, 1] * MAX_GRID + cells[:, 0])) == len(xy):
             return Cells(step_px=step, y=cells[:, 1], x=cells[:, 0])
         step //= 2
-    msg = f"no grid separates {len(xy)} tiles of {side_px} px"
+    msg = f"no grid separates {counted(len(xy), 'tile')} of {side_px} px"
     raise InteropError(msg)
 
 
@@ -73,5 +73,8 @@ def _check(xy: Int64Array) -> None:
     twice = places[counts > 1]
     if len(twice):
         shown = listing([tuple(place) for place in twice.tolist()], SHOWN)
-        msg = f"{len(twice)} places (x, y) have several tiles: {shown}; each must be one tile"
+        msg = (
+            f"several tiles lie at {counted(len(twice), 'place')} (x, y): {shown}; each must be "
+            "one tile"
+        )
         raise InteropError(msg)

@@ -17,10 +17,9 @@ from featurestore.interop.writers.anndata_table import (
     tile_obs,
     tile_spec,
 )
-from featurestore.messages import did_you_mean
 from featurestore.notebook.thumbnail import decoded_thumbnail
 from featurestore.read.bags import names_of
-from featurestore.read.lake_view import LakeView
+from featurestore.read.lake_view import LakeView, similar_slide
 from featurestore.read.selection import Selection
 from featurestore.tables.schema import (
     ANNOTATION,
@@ -89,9 +88,8 @@ def _tile_place(lake: LakeView, slide_id: str, mpp: float) -> Row:
     """
     rows = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])
     if rows.height != 1:
-        names = lake.slides().select("slide_id").collect()["slide_id"].to_list()
-        hint = did_you_mean(slide_id, names) if slide_id not in names else ""
-        msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp}{hint}"
+        msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp}"
+        msg += similar_slide(lake, slide_id)
         raise InteropError(msg)
     place: Row = rows.row(0, named=True)
     if not place["tiles"]:

@@ -124,7 +124,9 @@ def _merge(committer: Committer, mpp: float, group: Sequence[int]) -> None:
 
 def _merged_catalog_rows(committer: Committer, mpp: float, group: Sequence[int]) -> list[Row]:
     """Return the catalog rows of the merged fragment's tiles and features, at their new places."""
-    rows = [row for number in group for row in committer.ledger.rows_in(mpp, number)]
+    # One look at the catalog: one for each of thousands of fragments takes minutes.
+    numbers = ", ".join(str(number) for number in group)
+    rows = committer.ledger.rows(f"mpp = {mpp} AND fragment IN ({numbers})")
     order = {number: place for place, number in enumerate(group)}
     tiles = sorted(
         (row for row in rows if row["teacher"] is None),

@@ -20,6 +20,7 @@ from featurestore.keep.copied_files import copy_files, missing_files
 from featurestore.keep.lance_kept_annotations import named_tables
 from featurestore.keep.lance_vacuum import kept_versions, named_shards
 from featurestore.lake import Lake
+from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
 from featurestore.roots.lance_roots import record_roots, table_files
@@ -179,7 +180,8 @@ def _files_to_copy(lake: Lake) -> dict[str, FileInfo]:
     lost = sorted(needed - set(files))
     if lost:
         msg = (
-            f"{lake.uri}: {len(lost)} files that version {lake.version} names are not there, as "
+            f"{lake.uri}: {counted(len(lost), 'file', 'are')} missing that version "
+            f"{lake.version} names, as "
             f"{lost[0]}; `slidelake verify` shows what is whole"
         )
         raise DamageError(msg)

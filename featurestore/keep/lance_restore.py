@@ -7,8 +7,9 @@ number: each number is filled by a stand-in first, which `roots.json` lists as l
 moved to `damaged/`, where no reader looks.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lance import LanceOperation
@@ -16,10 +17,11 @@ from lance import LanceOperation
 from featurestore.commits.lance_groups import Group
 from featurestore.commits.lance_ledger import Change, versions_property
 from featurestore.config import LakeConfig
-from featurestore.errors import LakeError
+from featurestore.errors import DamageError, LakeError
 from featurestore.keep.verify.checked_reads import NO_DAMAGE, UnreadableError, read
 from featurestore.keep.verify.lance_versions import tables_at, version_damage, versions_of
 from featurestore.notebook.shown import Shown
+from featurestore.opening import ranges
 from featurestore.roots.lake_settings import settings_or_copy
 from featurestore.roots.lance_roots import (
     WHOLE_TABLES,
@@ -30,7 +32,7 @@ from featurestore.roots.lance_roots import (
     record_roots,
 )
 from featurestore.roots.roots_file import Roots, damaged_files, readable_roots, write_roots
-from featurestore.roots.snapshots import version_named
+from featurestore.roots.snapshots import read_snapshots, version_named
 from featurestore.storage.lock import commit_lock, no_writers
 from featurestore.storage.store import Store
 from featurestore.tables.lance_tables import commit, make_index, open_table
@@ -112,9 +114,13 @@ def restore(uri: str | os.PathLike[str], version: int | str) -> Restored:
 def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, int]:
     versions = versions_of(store, CATALOG)
     if versions and version not in versions:
+        named: dict[int, str] = {}
+        with contextlib.suppress(DamageError):  # of a snapshot that nobody asks for
+            named = {at: name for name, at in read_snapshots(store).items()}
+        there = ranges(_lake_versions(store, config, versions), named)
         msg = (
-            f"{store.uri} has no version {version} (any more); it has {len(versions)} versions "
-            f"from {versions[0]} to {versions[-1]}, and `slidelake verify` names whole ones"
+            f"{store.uri} has no version {version} (any more); it has {there}, and `slidelake "
+            "verify` names whole ones"
         )
         raise LakeError(msg)
     try:
@@ -133,6 +139,16 @@ def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, i
         )
         raise LakeError(msg)
     return tables
+
+
+def _lake_versions(store: Store, config: LakeConfig, versions: Sequence[int]) -> list[int]:
+    """Return the readable versions of the catalog that are the lake's, and no index's alone."""
+    lake_versions = []
+    for version in versions:
+        with contextlib.suppress(UnreadableError):
+            if tables_at(store, config, version) is not None:
+                lake_versions.append(version)
+    return lake_versions
 
 
 def _set_manifests_aside(store: Store, rel: str, target: int, done: Restored) -> None:

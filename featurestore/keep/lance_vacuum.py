@@ -25,7 +25,8 @@ from featurestore.notebook.shown import Shown
 from featurestore.shards.shard_index import index_path
 from featurestore.storage.full_disk import is_disk_full
 from featurestore.storage.lock import no_writers
-from featurestore.storage.store import FileInfo
+from featurestore.storage.side_by_side import side_by_side
+from featurestore.storage.store import FileInfo, Store
 from featurestore.tables.column_parts import part_files
 from featurestore.tables.lance_tables import open_table, table_versions
 from featurestore.tables.schema import CATALOG, SLIDES
@@ -35,6 +36,9 @@ KEEP = 10
 AUTO_KEEP, AUTO_DAYS = 100, 7.0
 # A search for old files reads every transaction of the catalog: not for a handful of versions.
 AUTO_LEAST = 20
+# Files that are named to be removed from a table in a bucket: 100 MB of names.
+MOST_FILES = 500_000
+LANCE_FOLDERS = ("_versions/", "_transactions/", "data/", "_indices/", "_deletions/", "_fri/")
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +74,7 @@ def vacuum(lake: Lake, *, keep: int = KEEP, dry_run: bool = False) -> Vacuumed:
         done = Vacuumed(kept=kept_versions(lake, lake_versions(catalog, newest=max(1, keep))))
         needed = _needed_versions(lake, catalog, done.kept)
         shards = named_shards(lake, needed[CATALOG])
-        for rel, versions in needed.items():
-            _clean_table(open_table(lake.store, rel), versions, done, dry_run=dry_run)
+        _clean_tables(lake, needed, done, dry_run=dry_run)
         _remove_shards(lake, shards, done, dry_run=dry_run)
         _remove(lake, stray_files(lake.store, needed[SLIDES]), done, dry_run=dry_run)
         _remove(lake, part_files(lake.store), done, dry_run=dry_run)
@@ -108,9 +111,13 @@ def free_old_versions(
             old = _old_versions(catalog, lake_numbers, keep, days)
             recent = [version for version in lake_numbers if version not in old]
             done = Vacuumed(kept=kept_versions(lake, recent))
-            for rel, versions in _needed_versions(lake, catalog, done.kept).items():
-                if _unneeded_versions(table := open_table(lake.store, rel), versions):
-                    _clean_table(table, versions, done, dry_run=False)
+            needed = _needed_versions(lake, catalog, done.kept)
+            many = {
+                rel: versions
+                for rel, versions in needed.items()
+                if _unneeded_versions(open_table(lake.store, rel), versions)
+            }
+            _clean_tables(lake, many, done, dry_run=False)
     except InUseError as error:
         log.info("old versions stay for now: %s", error)
         return None
@@ -146,7 +153,7 @@ def kept_versions(lake: Lake, recent: Sequence[int]) -> list[int]:
     """Return recent versions, snapshots, runs' versions and the version last verified as whole."""
     catalog = open_table(lake.store, CATALOG)
     named = {*_named_versions(lake), *lake.snapshots().values(), last_verified(lake.store)}
-    older = (named & set(table_versions(catalog))) - set(recent)
+    older = [number for number in table_versions(catalog) if number in named - set(recent)]
     return sorted({*recent, *(number for number in older if is_lake_version(catalog, number))})
 
 
@@ -193,9 +200,26 @@ def _unneeded_versions(table: lance.LanceDataset, needed: set[int]) -> list[int]
     return [version for version in table_versions(table) if version not in needed]
 
 
-def _clean_table(
-    table: lance.LanceDataset, needed: set[int], done: Vacuumed, *, dry_run: bool
+def _clean_tables(
+    lake: Lake, needed: dict[str, set[int]], done: Vacuumed, *, dry_run: bool
 ) -> None:
+    """Remove the files of tables that no needed version names; count them."""
+    # Opened here: other threads do not share what the holder of the lock has opened.
+    tables = [(rel, open_table(lake.store, rel), versions) for rel, versions in needed.items()]
+
+    def clean(one: tuple[str, lance.LanceDataset, set[int]]) -> tuple[int, int, int]:
+        return _clean_table(lake.store, *one, dry_run=dry_run)
+
+    for versions, files, size in side_by_side(lake.store, clean, tables):
+        done.versions += versions
+        done.files += files
+        done.bytes += size
+
+
+def _clean_table(
+    store: Store, rel: str, table: lance.LanceDataset, needed: set[int], *, dry_run: bool
+) -> tuple[int, int, int]:
+    """Remove files of one table; return the numbers of versions, files and bytes."""
     old = _unneeded_versions(table, needed)
     options: dict[str, Any] = (
         {"versions": old}
@@ -205,29 +229,53 @@ def _clean_table(
             "older_than": dt.timedelta(days=36500)
         }
     )
-    clean = table.explain_cleanup_old_versions if dry_run else table.cleanup_old_versions
-    cleanup = clean(delete_unverified=True, error_if_tagged_old_versions=False, **options)
-    stats = cleanup.stats if dry_run else cleanup
-    done.versions += int(stats.old_versions)
-    done.files += int(stats.data_files_removed + stats.index_files_removed)
-    done.files += int(stats.deletion_files_removed)
-    done.bytes += int(stats.bytes_removed)
+    options |= {"delete_unverified": True, "error_if_tagged_old_versions": False}
+    if dry_run:
+        stats = table.explain_cleanup_old_versions(**options).stats
+    elif store.is_local:
+        stats = table.cleanup_old_versions(**options)
+    else:
+        stats = _remove_from_bucket(store, rel, table, options)
+    removed = stats.data_files_removed + stats.index_files_removed + stats.deletion_files_removed
+    return int(stats.old_versions), int(removed), int(stats.bytes_removed)
+
+
+def _remove_from_bucket(
+    store: Store, rel: str, table: lance.LanceDataset, options: dict[str, Any]
+) -> Any:  # noqa: ANN401 - Lance's statistics, untyped
+    """Remove the files that Lance would remove, a thousand by a request; it takes one for each."""
+    found = table.explain_cleanup_old_versions(**options, include_files=True, max_files=MOST_FILES)
+    if found.candidate_files_truncated:
+        return table.cleanup_old_versions(**options)
+    names = [file.path.rpartition(f"{rel}/")[2] for file in found.candidate_files]
+    if not all(name.startswith(LANCE_FOLDERS) for name in names):
+        return table.cleanup_old_versions(**options)
+    # The manifests last, as Lance does: by them the next vacuum goes on if this one is killed.
+    names.sort(key=lambda name: name.startswith("_versions/"))
+    store.remove([f"{rel}/{name}" for name in names])
+    return found.stats
 
 
 def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:
     """Return the paths of the shards that versions of the catalog name, and of their indexes."""
     names: set[str] = set()
-    read: set[str] = set()
+    read: set[tuple[str, ...]] = set()
     for version in sorted(catalog_versions):
         table = open_table(lake.store, CATALOG, version)
-        # Versions share most of their fragments; one that lost rows has another deletion file.
-        fragments = {repr(part.metadata): part for part in table.get_fragments()}
-        new = [part for text, part in fragments.items() if text not in read]
+        # Versions share most of their fragments.
+        fragments = {_files_of(part): part for part in table.get_fragments()}
+        new = [part for files, part in fragments.items() if files not in read]
         read |= fragments.keys()
         if new:
             rows = table.scanner(columns=["shard"], filter="shard IS NOT NULL", fragments=new)
             names.update(rows.to_table()["shard"].to_pylist())
     return names | {index_path(name) for name in names}
+
+
+def _files_of(fragment: lance.LanceFragment) -> tuple[str, ...]:
+    """Return what a fragment is read from: one that lost rows has another deletion file."""
+    deletions = json.dumps(fragment.metadata.to_json().get("deletion_file"), sort_keys=True)
+    return (*(str(file.path) for file in fragment.metadata.files), deletions)
 
 
 def _remove_shards(lake: Lake, named: set[str], done: Vacuumed, *, dry_run: bool) -> None:

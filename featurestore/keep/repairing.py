@@ -33,6 +33,7 @@ from featurestore.keep.verify.damage import (
     Verdict,
 )
 from featurestore.lake import Lake
+from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.shards.shard_index import rebuild_index
 from featurestore.tables.schema import CATALOG, SLIDES
@@ -210,7 +211,7 @@ def _features_steps(lake: Lake, damage: Sequence[Damage]) -> Iterator[RepairStep
     for (teacher, mpp), group in _damage_by_place(damage, "teacher", "mpp").items():
         rows = _rows_of(lake, group, teacher=teacher)
         slides = len({one.number for one in group})
-        text = f"{rows} features of {teacher} at {mpp} mpp ({slides} slides) are dropped"
+        text = f"{rows} features of {teacher} at {mpp} mpp ({counted(slides, 'slide')}) are dropped"
         yield RepairStep(
             description=f"{text}; extract makes them again", rows=rows, damage=tuple(group)
         )

@@ -13,6 +13,7 @@ import polars as pl
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError
 from featurestore.ids import mpp_name
+from featurestore.messages import counted
 from featurestore.notebook.markup import MOST_ENTRIES, page, paragraph, pictures, table
 from featurestore.notebook.shown import never_failing, never_failing_html
 from featurestore.notebook.thumbnail import reduced_jpeg
@@ -58,9 +59,11 @@ def lake_line(lake: ShownLake) -> str:
 
 def _counts(lake: ShownLake) -> str:
     slides = sum(count_states(lake.table(SLIDES)).values())
-    tiles = [f"{_tiles(lake, mpp):,} tiles at mpp {mpp_name(mpp)}" for mpp in lake.config.mpps]
+    tiles = [
+        f"{counted(_tiles(lake, mpp), 'tile')} at mpp {mpp_name(mpp)}" for mpp in lake.config.mpps
+    ]
     names = {name for mpp in lake.config.mpps for name in lake.teachers(mpp=mpp)}
-    return f"{slides:,} slides, {', '.join(tiles)}, {len(names)} teachers"
+    return f"{counted(slides, 'slide')}, {', '.join(tiles)}, {counted(len(names), 'teacher')}"
 
 
 def _tiles(lake: ShownLake, mpp: float) -> int:

@@ -6,6 +6,7 @@ import math
 import polars as pl
 
 from featurestore.errors import LakeError
+from featurestore.messages import counted
 
 
 def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[str]:
@@ -24,7 +25,7 @@ def holdout_patients(slides: pl.DataFrame, *, share: float, seed: int) -> set[st
     patients = patient_of(slides)["patient"].unique().to_list()
     count = math.ceil(share * len(patients))
     if not 0 < count < len(patients):
-        msg = f"{len(patients)} patients can't be split with a held-out share of {share}"
+        msg = f"{counted(len(patients), 'patient')} can't be split with a held-out share of {share}"
         raise LakeError(msg)
     return set(sorted(patients, key=lambda p: _rank(p, seed))[:count])
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from featurestore.config import LakeConfig
+from featurestore.messages import did_you_mean
 from featurestore.read.bags import Bag
 from featurestore.read.first_reads import FirstReads
 from featurestore.storage.store import Store
@@ -72,3 +73,12 @@ class LakeView(Protocol):
 
     def bag(self, slide_id: str, teachers: str | Sequence[str], *, mpp: float) -> Bag:
         """Return all tiles of a slide with the features of some teachers."""
+
+
+def similar_slide(lake: LakeView, slide_id: str) -> str:
+    """Return a question after the most similar slide, for the message on an unknown one.
+
+    It is empty where the slide is in the lake, if not at the mpp that is wanted.
+    """
+    names = lake.slides().select("slide_id").collect()["slide_id"].to_list()
+    return "" if slide_id in names else did_you_mean(slide_id, names)

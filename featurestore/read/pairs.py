@@ -15,7 +15,7 @@ from featurestore.errors import LakeError
 from featurestore.ids import MAX_GRID, mpp_code, mpp_name, tile_parts
 from featurestore.notebook.shown import Shown
 from featurestore.read.bags import Bag
-from featurestore.read.lake_view import LakeView
+from featurestore.read.lake_view import LakeView, similar_slide
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -184,5 +184,6 @@ def _grid(lake: LakeView, slide_id: str, mpp: float) -> Mapping[str, Any]:
     rows = lake.tiles_of(mpp=mpp, slide_ids=[slide_id])
     if rows.height != 1:
         msg = f"slide '{slide_id}' is not in {lake.uri} at mpp {mpp_name(mpp)}"
+        msg += similar_slide(lake, slide_id)
         raise LakeError(msg)
     return rows.row(0, named=True)

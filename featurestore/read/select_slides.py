@@ -7,7 +7,7 @@ import polars as pl
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.messages import listing
-from featurestore.read.lake_view import LakeView
+from featurestore.read.lake_view import LakeView, similar_slide
 from featurestore.read.selection import Selection
 
 
@@ -31,6 +31,7 @@ def select(
     unknown = sorted(set(slide_ids or ()) - set(tiles["slide_id"]))
     if unknown:
         msg = f"not in {lake.uri} at mpp {mpp_name(mpp)}: {listing(unknown)}"
+        msg += similar_slide(lake, unknown[0])
         raise LakeError(msg)
     tiles = tiles.filter(pl.col("tiles") > 0)
     place = ["slide", "fragment", "row_start", "tiles"]

@@ -61,6 +61,11 @@ class Selection:
     def __len__(self) -> int:
         return len(self._number)
 
+    def part(self, first: int, last: int) -> "Selection":
+        """Return the selection of the slides from `first` up to `last` alone."""
+        crc32 = {name: self._crc32[name][first:last] for name in self._crc32 if name is not None}
+        return Selection(self.slides[first:last], self.mpp, crc32)
+
     def number(self, slide: int) -> int:
         """Return the number of a slide in the lake."""
         return int(self._number[slide])

@@ -16,11 +16,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 from featurestore.read.lake_view import LakeView
 from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
-from featurestore.read.stream_tiles import Buffer, Pixels, TileBatch, TileSource
+from featurestore.read.stream_tiles import PART_ROWS, Buffer, Pixels, TileBatch, TileSource
 from featurestore.read.stream_under import below
 from featurestore.read.unforked import Unforked
 
@@ -81,6 +81,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self.mpp = self._selection.mpp
         self._refuse_without_pixels()
         self._below = [below(lake, self._selection, mpp, names) for mpp, names in under.items()]
+        self._source: TileSource | None = None
         self._order = order(tiles=self._selection.tiles)
         self.epoch, self._batches_given, self._first = 0, 0, 0
 
@@ -88,14 +89,18 @@ class Stream(IterableDataset[TileBatch], Unforked):
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
         if self._pixels != "none" and bare:
             msg = (
-                f"{len(bare)} slides have features but no pixels: {listing(bare)}; use "
+                f"{counted(len(bare), 'slide', 'have')} features but no pixels: {listing(bare)}; "
+                "use "
                 "pixels='none', or name other slides"
             )
             raise LakeError(msg)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
     def __repr__(self) -> str:
         place = f"{self._teachers} at mpp {mpp_name(self.mpp)}"
-        return f"Stream({self.tiles:,} tiles of {place}, {self.steps:,} batches an epoch)"
+        return f"Stream({counted(self.tiles, 'tile')} of {place}, {self.steps:,} batches an epoch)"
 
     @property
     def tiles(self) -> int:
@@ -116,6 +121,26 @@ class Stream(IterableDataset[TileBatch], Unforked):
             4
         """
         return self._order.steps
+
+    @property
+    def requests(self) -> int:
+        """Return the most requests that an epoch of one rank sends to a bucket, after the first.
+
+        One for each block of neighbours, column and slide that it touches; none to a local lake.
+        Finer tiles under the tiles come on top, and in the first epoch the comparison with the
+        catalog's checksums, which reads every slide once as a whole.
+
+        Examples:
+            >>> sl.open_lake("my-lake").stream("student", mpp=0.5).requests
+            0
+        """
+        if self._lake.store.is_local:
+            return 0
+        columns = len(self._teachers) + (self._pixels != "none")
+        read_at_once = self._order.block_tiles if self._order.shuffle else PART_ROWS
+        # A block on the border of two slides is read from each.
+        blocks = -(-self._order.rows // read_at_once) + 1
+        return columns * (blocks + len(self.slides))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the next epoch; the epoch of a loaded state resumes at the state's position.
@@ -201,7 +226,11 @@ class Stream(IterableDataset[TileBatch], Unforked):
         return replace(self._order, rank=rank, world=self._order.world * count)
 
     def _batches(self, order: Order, epoch: int, first: int) -> Generator[TileBatch]:
-        source = TileSource(self._lake, self._selection, self._teachers, self._pixels, self._below)
+        source = self._source or TileSource(
+            self._lake, self._selection, self._teachers, self._pixels, self._below
+        )
+        if not self._lake.store.is_local:
+            self._source = source  # it keeps the indexes of shards, and the places of tiles
         waiting: deque[Future[TileBatch]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelake-stream")
         # A thread that waits for a bucket would keep a core from decoding.

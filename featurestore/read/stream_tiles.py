@@ -14,6 +14,7 @@ import simplejpeg
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
 from featurestore.notebook.shown import Shown
+from featurestore.read.kept_places import KeptPlaces
 from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
@@ -113,6 +114,8 @@ class TileSource:
         self._reader = lake.row_reader(mpp=selection.mpp)
         self._dims = {name: lake.teachers(mpp=selection.mpp)[name] for name in teachers}
         self._shard = functools.lru_cache(OPEN_SHARDS)(self._shard_reader)
+        # A local file is read in place as fast.
+        self._places = None if lake.store.is_local else KeptPlaces(self._reader, selection)
         self.tile_px = lake.config.tile_px
         self._under = [UnderReader(lake, selection, finer) for finer in below]
         children = sum(finer.ratio**2 for finer in below)
@@ -132,7 +135,9 @@ class TileSource:
         slides = np.unique(located.slide).tolist()
         # All of a slide is read once before its first block is used, here, in a reading thread.
         self._lake.first_reads.compare(self._reader, self.selection, slides, list(self._dims))
-        self._reader.fill(located.ranges, into, at)
+        self._reader.fill(located.ranges, into, at, places=self._places is None)
+        if self._places is not None:
+            self._places.fill(located, into, at)
         tile_id = into.tile_id[at : at + len(rows)]
         self.selection.check(located, tile_id)
         slide = np.repeat(located.slide, located.ranges.rows)

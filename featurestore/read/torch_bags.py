@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
+from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import place_of
 from featurestore.read.held_out_patients import patient_of
@@ -103,7 +104,10 @@ class Bags(Dataset[TorchBag], Unforked):
 
     def __repr__(self) -> str:
         place = f"{self._teachers} at mpp {mpp_name(self._selection.mpp)}"
-        return f"Bags({len(self.ids):,} bags, {self._selection.tiles:,} tiles of {place})"
+        return (
+            f"Bags({counted(len(self.ids), 'bag')}, {counted(self._selection.tiles, 'tile')} of "
+            f"{place})"
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -21,7 +21,7 @@ from webdataset.utils import pytorch_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 from featurestore.read.lake_view import LakeView
 from featurestore.read.select_slides import select
 from featurestore.read.selection import Selection
@@ -81,7 +81,9 @@ class ShardPlan:
         self.chosen = None if where is None else self._chosen(where)
         self.tiles = self.selection.tiles - self.left_out["where"]
         if not self.tiles:
-            reasons = ", ".join(f"{why}: {tiles:,} tiles" for why, tiles in self.left_out.items())
+            reasons = ", ".join(
+                f"{why}: {counted(tiles, 'tile')}" for why, tiles in self.left_out.items()
+            )
             msg = (
                 f"{lake.uri} has no such tiles at mpp {mpp_name(mpp)} ({reasons or 'none at all'})"
             )
@@ -411,7 +413,10 @@ class TilePipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc] 
     def __repr__(self) -> str:
         plan = self.plan
         place = f"{plan.lake.uri} at mpp {mpp_name(plan.selection.mpp)}"
-        return f"TilePipeline({place}: {len(plan.selection)} shards, {plan.tiles:,} tiles)"
+        return (
+            f"TilePipeline({place}: {counted(len(plan.selection), 'shard')}, "
+            f"{counted(plan.tiles, 'tile')})"
+        )
 
 
 def _seeds(seed: int) -> tuple[int, int, int]:

@@ -91,10 +91,12 @@ def record_roots(
         new: whether the lake was just created, so that all of its files are whole.
         last: contents of `roots.json`, if the caller has read or written it under this lock.
     """
-    last_roots = last or readable_roots(store)
+    last_roots = None if new else last or readable_roots(store)
     before = last_roots or Roots(tables={})
     recorded = {**before.older, **before.files}
-    known = recorded.keys() | set(before.unchecked)
+    known = {*recorded, *before.unchecked}
+    if new:  # its manifests are named in the way of today
+        known = {_long_manifest(rel, 1) for rel in lake_tables(config)}
     tables = {rel: open_table(store, rel) for rel in lake_tables(config)}
     paths = [
         path for rel, table in tables.items() for path in table_files(store, rel, table, known)
@@ -106,7 +108,7 @@ def record_roots(
     fresh = _checksums(store, [path for path in checked if path not in recorded])
     files = {path: recorded.get(path) or fresh[path] for path in checked}
     # A snapshot may be deleted; `lake.json` may only be lost, and then its copy is the last one.
-    snapshots = [f"{TAGS}/{name}" for name in store.names(TAGS)]
+    snapshots = [] if new else [f"{TAGS}/{name}" for name in store.names(TAGS)]
     texts = {
         path: text for path, text in before.texts.items() if path == LAKE_FILE or path in snapshots
     }

@@ -1,31 +1,31 @@
-"""Mean, covariance and PHI-S of a teacher's features on slides: exact, one pass, in float64.
+"""Mean, covariance and PHI-S of a teacher's features on slides: one pass, in float64.
 
 Rows are read in blocks while the block before is added with Chan's update, so no digits are lost on
 large cohorts and memory holds a few blocks and matrices [D, D]. The moments are kept in the lake
-under a hash of the very features of them: any number of sets of slides side by side.
+under a hash of the very features of them: any number of sets of slides side by side. `fitting`
+makes them.
 """
 
 import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
-from featurestore.read.select_slides import select
 from featurestore.read.selection import Selection
-from featurestore.stats.phi_s_rotation import FORMULA, PhiS, phi_s
+from featurestore.stats.phi_s_rotation import PhiS, phi_s
 from featurestore.storage.read_errors import reading
-from featurestore.storage.sealed_json import read_named, read_sealed, sealed
+from featurestore.storage.sealed_json import read_named, read_sealed
 from featurestore.tables.lance_flat import Float16Array
 
 # Of a block in float64: adding one then costs little beside making it, for D up to 4096.
@@ -77,6 +77,16 @@ def merge(one: Moments | None, features: npt.NDArray[np.floating]) -> Moments:
     return Moments(n=total, mean=mean, covariance=scatter)
 
 
+def combined(one: Moments, other: Moments) -> Moments:
+    """Return the moments of the rows of both, by the same formulae as `merge`."""
+    total, delta = one.n + other.n, other.mean - one.mean
+    scatter = one.covariance * one.n + other.covariance * other.n
+    delta_scaled = delta * math.sqrt(one.n * other.n / total)
+    scatter += np.outer(delta_scaled, delta_scaled)
+    scatter /= total
+    return Moments(n=total, mean=one.mean + delta * (other.n / total), covariance=scatter)
+
+
 def folder(teacher: str, mpp: float) -> str:
     """Return the folder of the statistics of a teacher at an mpp, relative to the lake."""
     return f"stats/{teacher}@mpp{mpp_name(mpp)}"
@@ -86,22 +96,54 @@ def folder(teacher: str, mpp: float) -> str:
 
 
 def read_card(
-    lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
+    lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str], tiles: int | None = None
 ) -> dict[str, Any] | None:
     """Return the card of the statistics of these slides' features as they are now, or None.
 
     The card's `n` is the number of rows, `slides` and `lake_version` are their source,
-    `path` is the folder or file that holds them.
+    `path` is the folder or file that holds them, and `sample` the number of tiles that were drawn
+    (null: all tiles were read).
+
+    Args:
+        lake: the lake.
+        teacher: the column.
+        mpp: microns per pixel of the tiles.
+        slide_ids: the slides.
+        tiles: number of tiles of a sample; None: statistics of all tiles, or of the largest sample
+            where there are none of all.
 
     Raises:
         LakeError: the teacher has no column at this mpp.
         DamageError: the card is damaged.
     """
     lake.check_teacher(teacher, mpp=mpp)
-    path = f"{folder(teacher, mpp)}/{_key(lake, teacher, mpp, slide_ids)}"
-    if lake.exists(f"{path}/card.json"):
-        return {**read_sealed(lake.store, f"{path}/card.json"), "path": path}
-    return _early_card(lake, teacher, mpp, slide_ids)
+    key = stats_key(lake, teacher, mpp, slide_ids)
+    for name in [key] if tiles is None else [key, sample_name(key, tiles)]:
+        path = f"{folder(teacher, mpp)}/{name}"
+        if lake.exists(f"{path}/card.json"):
+            return {**read_sealed(lake.store, f"{path}/card.json"), "path": path}
+    if early := _early_card(lake, teacher, mpp, slide_ids):
+        return early
+    return _sample_card(lake, teacher, mpp, key) if tiles is None else None
+
+
+def sample_name(key: str, tiles: int) -> str:
+    """Return the name of the folder of the statistics of a sample."""
+    return f"{key}-{tiles}"
+
+
+def _sample_card(lake: Lake, teacher: str, mpp: float, key: str) -> dict[str, Any] | None:
+    """Return the card of the largest sample of some slides' features, or None."""
+    base = folder(teacher, mpp)
+    sizes = [
+        int(name.removeprefix(f"{key}-"))
+        for name in lake.store.names(base)
+        if name.startswith(f"{key}-") and lake.exists(f"{base}/{name}/card.json")
+    ]
+    if not sizes:
+        return None
+    path = f"{base}/{sample_name(key, max(sizes))}"
+    return {**read_sealed(lake.store, f"{path}/card.json"), "path": path}
 
 
 def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]) -> Moments | None:
@@ -160,60 +202,49 @@ def _early_card(
     return {**card, "path": f"{base}/{card['key']}"}
 
 
-# ---------------------------------------------------------------------- fitting
+def stats_key(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]) -> str:
+    """Return a hash of the encoder, the names, and the present checksums of the features."""
+    names = sorted(set(slide_ids))
+    catalog_rows = lake.features_of(teacher, mpp=mpp, slide_ids=names)
+    rows = catalog_rows.select("slide_id", "tiles", "crc32").sort("slide_id").rows()
+    return _hash([lake.identity(teacher, mpp=mpp), names, rows])
 
 
-def fit_stats(
+def _hash(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def feature_blocks(
     lake: Lake,
     teacher: str,
+    selection: Selection,
     *,
-    mpp: float,
-    slide_ids: Sequence[str],
-    on_tiles: Callable[[int], None] = lambda tiles: None,
-) -> Moments:
-    """Fit moments over all tiles of the named slides; keep them with their PHI-S transform.
-
-    Of a column of patch tokens each token is a row. Tiles that the teacher left out are
-    left out here too. The moments do not depend on the order of the names.
+    row_numbers: npt.NDArray[np.int64] | None = None,
+) -> Iterator[tuple[int, Float16Array]]:
+    """Yield (number of tiles, features [N, D]) block after block; two blocks are read ahead.
 
     Args:
-        lake: read at its own version, which is kept with the result.
+        lake: the lake.
         teacher: the column.
-        mpp: microns per pixel of the tiles.
-        slide_ids: the training slides; slides without tissue add nothing.
-        on_tiles: called with the number of tiles of each block, once it was added.
-
-    Raises:
-        LakeError: a slide is unknown or lacks this teacher's features (it is named), there are
-            fewer than two rows, or all are the same.
-        DamageError: features differ from the committed features.
+        selection: the slides.
+        row_numbers: rows of the selection to read; None for all. Of some rows no checksum is known:
+            that they are the named slides' is looked at, not their content.
     """
-    selection = select(lake, [teacher], mpp=mpp, slide_ids=sorted(set(slide_ids)))
-    moments: Moments | None = None
-    for tiles, features in _blocks(lake, teacher, selection):
-        moments = merge(moments, features) if len(features) else moments
-        on_tiles(tiles)
-    if moments is None or moments.n < 2:
-        msg = (
-            f"statistics of '{teacher}' at mpp {mpp_name(mpp)} need two tiles or more; the "
-            f"{len(set(slide_ids))} slides that were named have {moments.n if moments else 0}"
-        )
-        raise LakeError(msg)
-    _write_stats(lake, teacher, mpp, slide_ids, moments)
-    return moments
-
-
-def _blocks(lake: Lake, teacher: str, selection: Selection) -> Iterator[tuple[int, Float16Array]]:
-    """Yield (number of tiles, features [N, D]) block after block; two blocks are read ahead."""
     dim = lake.teachers(mpp=selection.mpp)[teacher]
     width = _width(teacher, dim, lake.identity(teacher, mpp=selection.mpp))
-    starts = range(0, selection.tiles, max(1, BLOCK_BYTES // (8 * dim)))
+    chosen = np.arange(selection.tiles) if row_numbers is None else row_numbers
+    starts = range(0, len(chosen), max(1, BLOCK_BYTES // (8 * dim)))
     reader = lake.row_reader(mpp=selection.mpp)
 
     def read(start: int) -> tuple[int, Float16Array]:
-        rows = np.arange(start, min(start + starts.step, selection.tiles))
+        rows = chosen[start : start + starts.step]
         located = selection.locate(rows)
-        lake.first_reads.compare(reader, selection, np.unique(located.slide).tolist(), [teacher])
+        if row_numbers is None:
+            slides = np.unique(located.slide).tolist()
+            lake.first_reads.compare(reader, selection, slides, [teacher])
         stored = reader.read(located.ranges, [teacher])
         selection.check(located, stored.tile_id)
         complete = _finite_rows(selection, rows, stored.by_teacher[teacher])
@@ -264,43 +295,3 @@ def _finite_rows(
         msg = f"slide {slide} at mpp {mpp_name(selection.mpp)}: features are not finite; run verify"
         raise DamageError(msg)
     return features[finite]
-
-
-def _write_stats(
-    lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str], moments: Moments
-) -> None:
-    rotated = phi_s(moments.mean, moments.covariance)
-    key = _key(lake, teacher, mpp, slide_ids)
-    path = f"{folder(teacher, mpp)}/{key}"
-    files = {
-        "moments.safetensors": save({"mean": moments.mean, "covariance": moments.covariance}),
-        "phi_s.safetensors": save({"mean": rotated.mean, "rotation": rotated.rotation}),
-    }
-    for name, content in files.items():
-        lake.write_bytes(f"{path}/{name}", content)
-    card = {
-        "teacher": teacher,
-        "mpp": mpp,
-        "dim": len(moments.mean),
-        "n": moments.n,
-        "scale": rotated.scale,
-        "slides": sorted(set(slide_ids)),
-        "identity": lake.identity(teacher, mpp=mpp),
-        "lake_version": lake.version,
-        "formula": FORMULA,
-        "key": key,
-    }
-    # Last: statistics without a card are not there.
-    lake.write_json(f"{path}/card.json", sealed(card, files))
-
-
-def _key(lake: Lake, teacher: str, mpp: float, slide_ids: Sequence[str]) -> str:
-    """Return a hash of the encoder, the names, and the present checksums of the features."""
-    names = sorted(set(slide_ids))
-    catalog_rows = lake.features_of(teacher, mpp=mpp, slide_ids=names)
-    rows = catalog_rows.select("slide_id", "tiles", "crc32").sort("slide_id").rows()
-    return _hash([lake.identity(teacher, mpp=mpp), names, rows])
-
-
-def _hash(facts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from featurestore.storage.sealed_json import (
     resealed,
     sealed,
 )
+from featurestore.storage.user_files import bucket_errors_explained, files_at
 from featurestore.storage.zip_files import check_zip
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "DiskFullError",
     "LakeUri",
     "bucket_clients",
+    "bucket_errors_explained",
     "causes",
     "check_zip",
     "checksum_of",
     "codes",
     "disk_full_error",
     "explain",
+    "files_at",
     "is_of_lance",
     "json_bytes",
     "meaning_of",

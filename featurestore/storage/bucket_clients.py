@@ -5,7 +5,9 @@ passed to both, so that they reach the same place with the same rights. Keys tha
 itself are left to it: its own chain renews expired keys. Nothing that is read here is kept.
 """
 
+import importlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ ATTEMPTS = 8
 # Lance gives up 180 s after a request began by default; this is longer than 8 attempts wait.
 RETRY_TIMEOUT_S = 60
 EXTRAS = {"s3": "", "gs": "[gcs]", "az": "[azure]"}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 CONFIGURED_AS = {"s3": ("s3", "s3a"), "gs": ("gs", "gcs"), "az": ("abfs", "az", "abfss")}
 INSTEAD = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 AZURE = ("account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret")
+# These packages log each failed request with its traceback; their errors say the same.
+LOUD = {"gs": ("gcsfs",), "az": ("azure", "adlfs")}
 
 Settings = dict[str, Any]
 
@@ -47,6 +52,9 @@ def checked_uri(uri: str) -> str:
         hint = f"write {use}://{rest}" if use else "use one of these or a local folder"
         msg = f"{uri}: lakes are read from s3://, gs://, az:// and local folders; {hint}"
         raise LakeError(msg)
+    if protocol == "az" and set("[]") & set(rest.partition("/")[2].partition("/")[0]):
+        msg = f"{uri}: Azure's client can't write below a first folder with [ or ] in its name"
+        raise LakeError(msg)
     if not place or "//" in rest.rstrip("/") or not rest.isprintable():
         msg = f"{uri!r} names no folder of a bucket; write {protocol}://bucket/folder"
         raise LakeError(msg)
@@ -57,14 +65,48 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
     """Return the fsspec file system of a bucket's protocol; it keeps no listings.
 
     Raises:
-        LakeError: the package of the protocol is not installed.
+        LakeError: the package of the protocol is not installed, or its settings are not valid.
     """
-    options = _s3_files() if protocol == "s3" else {}
+    make_options = {"s3": _s3_files, "gs": _gs_files, "az": _az_files}[protocol]
+    for name in LOUD.get(protocol, ()):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)
     try:
-        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        importlib.import_module(PACKAGES[protocol])
     except ImportError as error:
         msg = f"{protocol}:// needs a package more: pip install 'slidelake{EXTRAS[protocol]}'"
         raise LakeError(msg) from error
+    make = _gs_class() if protocol == "gs" else fsspec.get_filesystem_class(protocol)
+    options = make_options()
+    try:
+        fs = make(use_listings_cache=False, **options)
+    except ValueError as error:
+        # Not its text, which may quote a connection string.
+        msg = f"the settings of {protocol}:// are not valid, or not all there; see docs/buckets.md"
+        raise LakeError(msg) from error
+    if protocol == "gs":
+        fs.credentials.maybe_refresh()  # a request would try refused keys for half a minute
+    if protocol == "az":
+        _set_attempts_of_azure(fs)
+    return fs
+
+
+def is_missing(fs: fsspec.AbstractFileSystem, protocol: str, bucket: str) -> bool:
+    """Whether a bucket of Google or a container of Azure is missing; False if that is unknown.
+
+    Their clients answer a request for a file alike whether the file or the whole bucket is missing.
+    """
+    try:
+        if protocol == "gs":
+            fs.call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+        if protocol == "az":
+            fs.info(bucket)
+    except FileNotFoundError:
+        return True
+    except Exception:  # noqa: BLE001 - whatever else it is, the error in hand is told instead
+        return False
+    return False
 
 
 def lance_options(protocol: str) -> dict[str, str]:
@@ -80,7 +122,8 @@ def lance_options(protocol: str) -> dict[str, str]:
 def endpoint(protocol: str) -> str:
     """Return the bucket's endpoint for messages: the configured one, or the cloud's default."""
     clouds = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
-    return lance_options(protocol).get("endpoint") or clouds[protocol]
+    options = lance_options(protocol)
+    return options.get("endpoint") or options.get("google_base_url") or clouds[protocol]
 
 
 def _fsspec_settings(protocol: str) -> Settings:
@@ -178,15 +221,53 @@ def _keys_of_profile(profile: str) -> Settings:
 # ---------------------------------------------------------------------- Google and Azure
 
 
-def _gs_tables() -> Settings:
+def _gs_class() -> type[fsspec.AbstractFileSystem]:
+    """Return the class of gcsfs that asks for nothing but the files.
+
+    The one of fsspec's registry asks Google by gRPC for the kind of each bucket, and before every
+    request again where the answer is refused or, as from an emulator, never comes.
+    """
+    from gcsfs.core import GCSFileSystem
+
+    fs_class: type[fsspec.AbstractFileSystem] = GCSFileSystem
+    return fs_class
+
+
+def _gs_settings() -> Settings:
+    """Return endpoint and token: gcsfs's words, and what Google's libraries read.
+
+    An emulator that is named by STORAGE_EMULATOR_HOST asks for no token, and there is none to find.
+    """
     configured = _fsspec_settings("gs")
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    if emulator == "default":  # gcsfs's word for none
+        emulator = ""
+    if emulator and "://" not in emulator:
+        emulator = f"http://{emulator}"
     token = configured.get("token")
-    options: Settings = {
-        "google_base_url": configured.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
-    }
-    if (options["google_base_url"] or "").startswith("http://"):
+    if token is None and emulator and "GOOGLE_APPLICATION_CREDENTIALS" not in os.environ:
+        token = "anon"
+    return {"endpoint_url": configured.get("endpoint_url") or emulator or None, "token": token}
+
+
+def _gs_files() -> Settings:
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if path and not Path(path).is_file():  # gcsfs would go on without any
+        msg = f"GOOGLE_APPLICATION_CREDENTIALS names the file {path}, which does not exist"
+        raise LakeError(msg)
+    return {name: setting for name, setting in _gs_settings().items() if setting is not None}
+
+
+def _gs_tables() -> Settings:
+    settings = _gs_settings()
+    token = settings["token"]
+    options: Settings = {"google_base_url": settings["endpoint_url"]}
+    if (settings["endpoint_url"] or "").startswith("http://"):
         options["allow_http"] = "true"
-    if token == "anon":
+    if token == "anon" and settings["endpoint_url"]:
+        # Lance looks for a token for each write, signed or not: an emulator takes any.
+        options["google_storage_token"] = "anonymous"
+    elif token == "anon":
         options["google_skip_signature"] = "true"
     elif isinstance(token, dict):
         options["google_service_account_key"] = json.dumps(token)
@@ -197,14 +278,46 @@ def _gs_tables() -> Settings:
     return options
 
 
+def _az_files() -> Settings:
+    """Return what adlfs would find by itself: fsspec keeps one client for each set of options."""
+    configured = _fsspec_settings("az")
+    settings = {
+        name: configured.get(name) or os.environ.get(_az_variable(name))
+        for name in ("connection_string", *AZURE)
+    }
+    if not (settings["connection_string"] or settings["account_name"]):
+        msg = (
+            f"az:// needs the name of a storage account; set {_az_variable('account_name')} and a "
+            f"key or token for it, or {_az_variable('connection_string')}; see docs/buckets.md"
+        )
+        raise LakeError(msg)
+    return {name: setting for name, setting in settings.items() if setting}
+
+
+def _set_attempts_of_azure(fs: fsspec.AbstractFileSystem) -> None:
+    """Let Azure's client try as often as the others, with pauses that begin at half a second.
+
+    By itself it tries four times and pauses 15 s at first, a quarter of a lease's life; adlfs has
+    no setting for that.
+    """
+    policy = fs.service_client._config.retry_policy
+    for kind in ("total", "connect", "read", "status"):
+        setattr(policy, f"{kind}_retries", ATTEMPTS - 1)
+    policy.initial_backoff, policy.increment_base, policy.random_jitter_range = 0.5, 1.7, 0.5
+
+
+def _az_variable(name: str) -> str:
+    return f"AZURE_STORAGE_{name.upper()}"
+
+
 def _az_tables() -> Settings:
     configured = _fsspec_settings("az")
     text = (
         configured.get("connection_string")
-        or os.environ.get("AZURE_STORAGE_CONNECTION_STRING")
+        or os.environ.get(_az_variable("connection_string"))
         or ""
     )
-    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
+    parts = dict(part.strip().split("=", 1) for part in text.split(";") if "=" in part)
     inside = {
         "account_name": parts.get("AccountName"),
         "account_key": parts.get("AccountKey"),
@@ -213,12 +326,24 @@ def _az_tables() -> Settings:
     # Lance wants the account's name among its options; it does not look for it in the environment.
     options: Settings = {
         f"azure_storage_{name}": configured.get(name)
-        or os.environ.get(f"AZURE_STORAGE_{name.upper()}")
+        or os.environ.get(_az_variable(name))
         or inside.get(name)
         for name in AZURE
     }
     anon = configured.get("anon", os.environ.get("AZURE_STORAGE_ANON", ""))
     if str(anon).lower() in {"true", "1", "t"}:
         options["azure_skip_signature"] = "true"
-    options["endpoint"] = parts.get("BlobEndpoint")
+    options["endpoint"] = _az_endpoint(parts, configured)
     return options
+
+
+def _az_endpoint(parts: Settings, configured: Settings) -> str | None:
+    """Return where blobs are, if it is not the public cloud's place for the account."""
+    if host := configured.get("account_host"):
+        return f"https://{host}"
+    if endpoint_url := parts.get("BlobEndpoint"):
+        return str(endpoint_url).rstrip("/")
+    if (suffix := parts.get("EndpointSuffix")) and "AccountName" in parts:
+        scheme = parts.get("DefaultEndpointsProtocol", "https")
+        return f"{scheme}://{parts['AccountName']}.blob.{suffix}"
+    return None

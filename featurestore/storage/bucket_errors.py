@@ -7,7 +7,9 @@ clients' errors are known by their names, so that none of their packages has to 
 import functools
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from featurestore.errors import BucketDownError, BucketError, LakeError, LakeMissingError
@@ -17,15 +19,18 @@ from featurestore.storage.full_disk import disk_full_error
 DENIED = {"AccessDenied", "AllAccessDisabled", "403", "AuthorizationFailure", "Forbidden"}
 DENIED |= {"AuthorizationPermissionMismatch", "PermissionError"}
 WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401"}
-WRONG_KEYS |= {"AuthorizationHeaderMalformed", "RequestTimeTooSkewed", "AuthenticationFailed"}
+WRONG_KEYS |= {"AuthorizationHeaderMalformed", "AuthenticationFailed", "AzureSigningError"}
 WRONG_KEYS |= {"InvalidAuthenticationInfo", "RefreshError", "TokenRefreshRequired"}
-NO_KEYS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
-NO_KEYS |= {"ProfileNotFound", "DefaultCredentialsError", "ClientAuthenticationError"}
+WRONG_CLOCK = {"RequestTimeTooSkewed", "RequestInTheFuture"}
+ANONYMOUS = {"NoCredentialsError", "DefaultCredentialsError"}
+NO_KEYS = {"PartialCredentialsError", "CredentialRetrievalError"}
+NO_KEYS |= {"ProfileNotFound", "ClientAuthenticationError"}
 NO_KEYS |= {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError"}
-NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"}
+NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName"}
 NO_WAY = {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "SSLError"}
 NO_WAY |= {"ReadTimeoutError", "ProxyConnectionError", "ClientConnectorError", "ConnectionError"}
 NO_WAY |= {"ServiceRequestError", "FSTimeoutError", "ClientConnectorDNSError", "ConnectTimeout"}
+NO_WAY |= {"TransportError", "ServerDisconnectedError", "ServiceResponseError"}
 BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "ServerBusy", "429"}
 FAILING = {"InternalError", "500", "502", "504", "OperationAborted", "RequestTimeout"}
 
@@ -40,6 +45,16 @@ LANCE_SAYS = {
 }
 LANCE_CODE = re.compile(r"<Code>(\w+)</Code>|status code: (\d{3})")
 
+# Google's client puts some things into texts alone.
+GOOGLE_SAYS = {
+    "Anonymous caller": "NoCredentialsError",
+    "in a reasonable timeframe": "RequestTimeTooSkewed",
+    "Forbidden: ": "Forbidden",
+    "Bad Request: ": "BadRequest",
+}
+# Clouds refuse what was signed 15 minutes ago; a clock that is less off is not why.
+CLOCK_S = 600
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -49,6 +64,9 @@ class Place(Protocol):
 
     uri: str
     is_local: bool
+
+    def missing_bucket(self) -> LakeError | None:
+        """Return the error for a bucket that does not exist; None if it does, or may."""
 
 
 S = TypeVar("S", bound=Place)
@@ -67,6 +85,8 @@ def with_clear_errors(
             explanation: LakeError | None = disk_full_error(error, self.uri)
             if explanation is None and not self.is_local:
                 explanation = explain(error, self.uri)
+                if explanation is None and isinstance(error, FileNotFoundError):
+                    explanation = self.missing_bucket()
             if explanation is None or explanation is error:
                 raise
             raise explanation from error
@@ -82,13 +102,41 @@ def codes(error: BaseException) -> set[str]:
         response = getattr(one, "response", None)
         if isinstance(response, dict):
             error_codes.add(str(response.get("Error", {}).get("Code", "")))
-        error_codes |= {
-            str(getattr(one, name, "")) for name in ("code", "error_code", "status_code")
-        }
-        if "LanceError(IO)" in (text := str(one)):
+        for name in ("code", "error_code", "status_code"):
+            code = getattr(one, name, "")
+            error_codes.add(str(getattr(code, "value", code)))  # Azure's are enumerations
+        text = str(one)
+        if "LanceError(IO)" in text:
             error_codes |= {code for match in LANCE_CODE.findall(text) for code in match if code}
             error_codes |= {name for text_part, name in LANCE_SAYS.items() if text_part in text}
+        if type(one) in {OSError, ValueError} or _is_of_google(one):
+            error_codes |= {name for text_part, name in GOOGLE_SAYS.items() if text_part in text}
     return error_codes
+
+
+def _is_of_google(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in {"gcsfs", "google"}
+
+
+def clock_minutes(error: BaseException) -> int:
+    """Return how many minutes this machine's clock is ahead of the server that refused a request.
+
+    By the date of its answer; 0 where there is none, or where the clock is not why it was refused.
+    """
+    for one in causes(error):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):  # of botocore
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        else:
+            headers = getattr(response, "headers", None)
+        date = headers.get("date") if isinstance(headers, Mapping) else None
+        try:
+            ahead_s = (datetime.now(UTC) - parsedate_to_datetime(str(date))).total_seconds()
+        except (ValueError, TypeError):
+            continue
+        if abs(ahead_s) > CLOCK_S:
+            return round(ahead_s / 60)
+    return 0
 
 
 def no_bucket(error: BaseException) -> bool:
@@ -111,13 +159,15 @@ def explain(error: BaseException, uri: str) -> LakeError | None:
     if isinstance(error, LakeError):
         return None
     error_codes = codes(error)
-    protocol, _, rest = uri.partition("://")
-    bucket = rest.partition("/")[0]
+    protocol = uri.partition("://")[0]
     if no_bucket(error):
-        text = f"there is no bucket '{bucket}'; make it first, or correct the name"
-        return LakeMissingError(f"{uri}: {text} (at {_endpoint(protocol)})")
+        return missing_bucket_error(uri)
     if error_codes & {"FileNotFoundError", "FileExistsError"}:
         return None
+    if error_codes & (DENIED | WRONG_KEYS) and (ahead := clock_minutes(error)):
+        side = "ahead of" if ahead > 0 else "behind"
+        text = f"this machine's clock is {abs(ahead)} minutes {side} the server's"
+        return BucketError(f"{uri}: {text}, which refuses what is signed with that; set the clock")
     if text := _denied(error_codes):
         return BucketError(f"{uri}: {text}")
     if text := _down(error_codes, protocol):
@@ -125,8 +175,20 @@ def explain(error: BaseException, uri: str) -> LakeError | None:
     return None
 
 
+def missing_bucket_error(uri: str) -> LakeMissingError:
+    """Return the error for a URI whose bucket does not exist."""
+    protocol, _, rest = uri.partition("://")
+    kind = "container" if protocol == "az" else "bucket"
+    text = f"there is no {kind} '{rest.partition('/')[0]}'; make it first, or correct the name"
+    return LakeMissingError(f"{uri}: {text} (at {_endpoint(protocol)})")
+
+
 def _denied(error_codes: set[str]) -> str:
-    """Return what to do about the credentials; empty if they are not at fault."""
+    """Return what to do about clock and credentials; empty if they are not at fault."""
+    if first := _first_code(error_codes, WRONG_CLOCK):
+        return f"this machine's clock differs too much from the server's ({first}); set the clock"
+    if first := _first_code(error_codes, ANONYMOUS):
+        return f"no usable credentials were found ({first}); docs/buckets.md says where they go"
     if first := _first_code(error_codes, WRONG_KEYS):
         return f"the credentials are not valid ({first}); renew them, see docs/buckets.md"
     if first := _first_code(error_codes, NO_KEYS):
@@ -154,7 +216,8 @@ def _down(error_codes: set[str], protocol: str) -> str:
 
 
 def _first_code(error_codes: set[str], group: set[str]) -> str:
-    return min(error_codes & group, default="")
+    # A name says more than the status with which it came.
+    return min(error_codes & group, key=lambda code: (code.isdigit(), code), default="")
 
 
 def _endpoint(protocol: str) -> str:

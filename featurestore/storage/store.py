@@ -20,8 +20,15 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from featurestore.errors import LakeError
+from featurestore.messages import counted
 from featurestore.storage import bucket_clients
-from featurestore.storage.bucket_errors import codes, explain, no_bucket, with_clear_errors
+from featurestore.storage.bucket_errors import (
+    codes,
+    explain,
+    missing_bucket_error,
+    no_bucket,
+    with_clear_errors,
+)
 from featurestore.storage.full_disk import disk_full_error
 from featurestore.storage.read_errors import no_access
 
@@ -69,6 +76,7 @@ class Store:
         else:
             self.uri = bucket_clients.checked_uri(text)
             self.root = self.uri.partition("://")[2]
+        self._bucket_was_there = False
         self.fs = self._open()
 
     @with_clear_errors
@@ -115,6 +123,25 @@ class Store:
             return full
         return no_access(error) if self.is_local else explain(error, self.uri)
 
+    def missing_bucket(self) -> LakeError | None:
+        """Return the error to raise instead of a missing file's if the whole bucket is missing.
+
+        Google and Azure answer the same to both: until their bucket was there once, they are asked.
+        """
+        if self._protocol in {"gs", "az"} and not self._bucket_was_there:
+            bucket = self.root.partition("/")[0]
+            if bucket_clients.is_missing(self.fs, self._protocol, bucket):
+                return missing_bucket_error(self.uri)
+            self._bucket_was_there = True
+        return None
+
+    def _check_bucket(self, error: FileNotFoundError) -> None:
+        """Raise if it is the bucket that is missing, and not a file in it."""
+        if no_bucket(error):
+            raise error
+        if missing := self.missing_bucket():
+            raise missing from error
+
     # ------------------------------------------------------------------ listing
 
     @with_clear_errors
@@ -125,8 +152,7 @@ class Store:
         try:
             self.fs.info(self.path(rel))
         except FileNotFoundError as error:
-            if no_bucket(error):
-                raise
+            self._check_bucket(error)
             return False
         return True
 
@@ -167,8 +193,7 @@ class Store:
         try:
             entries = self.fs.ls(folder, detail=True)
         except FileNotFoundError as error:
-            if no_bucket(error):
-                raise
+            self._check_bucket(error)
             return []
         # A file that is listed as a folder, and the empty object that some tools make for a folder,
         # appear under the very name of the folder.
@@ -343,8 +368,10 @@ class Store:
                 list(pool.map(self._remove_one, rel_paths))
 
     def _remove_one(self, rel: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self.fs.rm_file(self.path(rel))
+        except FileNotFoundError as error:
+            self._check_bucket(error)
 
     def _delete_objects(self, rel_paths: Sequence[str]) -> None:
         bucket, _, prefix = self.path("").partition("/")
@@ -353,7 +380,10 @@ class Store:
             "delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
         )
         if failed := done.get("Errors"):
-            msg = f"{self.uri}: {len(failed)} files can't be deleted ({failed[0].get('Code')})"
+            msg = (
+                f"{self.uri}: {counted(len(failed), 'file')} can't be deleted "
+                f"({failed[0].get('Code')})"
+            )
             raise LakeError(msg)
 
 

@@ -27,11 +27,13 @@ class HeldTables:
         session: cache of Lance that the tables share; None for none.
         newest: tables by their path in the lake. Lance moves such an object to the new version when
             it is changed in place (`add_columns` and its likes).
+        properties: properties of transactions that were read, by the table's URI and the version.
     """
 
     uri: str
     session: lance.Session | None = None
     newest: dict[str, lance.LanceDataset] = field(default_factory=dict)
+    properties: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
 
 
 _HELD: ContextVar[tuple[HeldTables, ...]] = ContextVar("held tables of lakes", default=())
@@ -63,6 +65,12 @@ def held_tables(store: Store, session: lance.Session | None = None) -> Iterator[
         yield
     finally:
         _HELD.reset(token)
+
+
+def kept_properties() -> dict[tuple[str, int], dict[str, str]]:
+    """Return the properties of transactions that were read under the lock; a new dict without."""
+    held = _HELD.get()
+    return held[-1].properties if held else {}
 
 
 def held_by(store: Store) -> HeldTables | None:

@@ -170,15 +170,23 @@ class RowReader:
         self.fill(ranges, rows, 0)
         return rows
 
-    def fill(self, ranges: Ranges, into: Rows, at: int) -> None:
-        """Read the rows of all ranges into arrays from row `at` on, as `read` does."""
+    def fill(self, ranges: Ranges, into: Rows, at: int, *, places: bool = True) -> None:
+        """Read the rows of all ranges into arrays from row `at` on, as `read` does.
+
+        Args:
+            ranges: the rows.
+            into: arrays to fill.
+            at: first row in the arrays.
+            places: whether keys and places are filled too, or features alone.
+        """
         begins = at + np.cumsum(ranges.rows) - ranges.rows
         jobs: list[tuple[int, str | None, _Part]] = []
         for fragment in np.unique(ranges.fragment).tolist():
             in_fragment = np.flatnonzero(ranges.fragment == fragment)
             in_fragment = in_fragment[np.argsort(ranges.start[in_fragment], kind="stable")]
             part = _Part(ranges.start[in_fragment], ranges.rows[in_fragment], begins[in_fragment])
-            jobs += [(fragment, name, part) for name in (None, *into.by_teacher)]
+            names = [None, *into.by_teacher] if places else list(into.by_teacher)
+            jobs += [(fragment, name, part) for name in names]
         side_by_side(self.store, lambda job: self._fill_part(*job, into), jobs)
 
     def _fill_part(self, fragment: int, teacher: str | None, part: "_Part", into: Rows) -> None:

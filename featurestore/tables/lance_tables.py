@@ -8,7 +8,7 @@ from lance.fragment import write_fragments
 from featurestore.errors import DamageError, LakeError
 from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
-from featurestore.tables.lance_held import held_by
+from featurestore.tables.lance_held import held_by, kept_properties
 
 STORAGE_VERSION = "2.2"
 MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind our back
@@ -180,6 +180,13 @@ def table_versions(table: lance.LanceDataset) -> list[int]:
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
     """Return the properties of a version's transaction; empty if the transaction is gone."""
+    kept, key = kept_properties(), (str(table.uri), version)
+    if key not in kept:
+        kept[key] = _read_properties(table, version)
+    return kept[key]
+
+
+def _read_properties(table: lance.LanceDataset, version: int) -> dict[str, str]:
     try:
         transaction = table.read_transaction(version)
     except TypeError:

@@ -34,6 +34,7 @@ SLIDES_SCHEMA = pa.schema(
         pa.field("why", pa.string()),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("fingerprint", pa.string()),
+        pa.field("listing_mark", pa.string()),
         pa.field("bytes", pa.int64()),
         pa.field("width_px", pa.int32()),
         pa.field("height_px", pa.int32()),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from featurestore.messages import counted
 from featurestore.usertables.cell_grid import CellColumn, CellGrid, clean_name, is_unnamed
 from featurestore.usertables.table_errors import TableError
 
@@ -117,7 +118,8 @@ def _fitted_cells(cells: list[str], header: list[str], number: int, name: str) -
         tail = cells[width:] if len(cells) > width else header[len(cells) :]
         if any(clean_name(cell) for cell in tail):
             msg = (
-                f"table {name!r}, row {number}: {len(cells)} cells, but the header has {width}; "
+                f"table {name!r}, row {number}: {counted(len(cells), 'cell')}, but the header "
+                f"has {width}; "
                 "write each cell that holds a separator in quotes, and each empty one as nothing"
             )
             raise TableError(msg)

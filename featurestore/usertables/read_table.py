@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from featurestore.storage.user_files import bucket_errors_explained, files_at
 from featurestore.usertables.cell_grid import CellGrid
 from featurestore.usertables.columnar import read_columnar
 from featurestore.usertables.delimited import read_delimited
@@ -54,14 +55,13 @@ def table_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         TableError: the file isn't there, or can't be opened.
     """
-    import fsspec
-
     if isinstance(path, HeldTable):
         return path.content
     name = os.fspath(path)
     try:
-        with fsspec.open(os.path.expanduser(name), "rb") as file:  # noqa: PTH111 - may be a URL
-            content: bytes = file.read()
+        with bucket_errors_explained(name):
+            files, place = files_at(os.path.expanduser(name))  # noqa: PTH111 - may be a URL
+            content = bytes(files.cat_file(place))
     except FileNotFoundError as error:
         msg = f"there is no table {name!r}; give a file that ends in {', '.join(ENDINGS)}"
         raise TableError(msg) from error

@@ -6,6 +6,8 @@ Autoescape is on and no template marks anything as safe: ids and reasons come fr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster import counted
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -27,6 +29,7 @@ def environment(*folders: Path) -> "Environment":
     made.filters |= {
         "d3": three_decimals,
         "count": with_commas,
+        "counted": counted,
         "duration": duration,
         "size": size,
     }

@@ -148,7 +148,7 @@ class RemoteFile:
         """
         if self._web:
             return self._tried(self._web_state)
-        info = self._tried(lambda: dict(self._fs.info(self.path)))
+        info = self.info()
         size = info.get("size")
         return FileState(
             size=None if size is None else int(size),
@@ -156,6 +156,14 @@ class RemoteFile:
             ranges=bool(self._fs.async_impl),
             marks=_marks(info),
         )
+
+    def info(self) -> dict[str, Any]:
+        """Return what a bucket states of the file, from one request.
+
+        Raises:
+            SlideError: the file does not exist, or can't be read.
+        """
+        return self._tried(lambda: dict(self._fs.info(self.path)))
 
     def _web_state(self) -> FileState:
         status, headers = fsspec.asyn.sync(self._fs.loop, self._ask, "HEAD", {})

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cluster import counted
 from ingest.errors import SlideError
 from ingest.readers.dicom_header import DicomHeader, read_header
 from ingest.remote.remote_files import RemoteFile, is_local, open_fs
@@ -49,8 +50,10 @@ def _parts_of_series(uris: Sequence[str], note: Note) -> set[str]:
     if parts:
         slides = sum(any(h.is_volume for _, h in members) for members in series.values())
         note(
-            f"{len(files)} DICOM files hold {slides} slides, each in the file of its largest "
-            f"level; {len(parts)} are their other levels, labels and macros"
+            f"{counted(len(files), 'DICOM file', 'hold')} {counted(slides, 'slide')}, each in "
+            "the file of its "
+            "largest "
+            f"level; left out: {counted(len(parts), 'file')} of other levels, labels and macros"
         )
     return parts
 
@@ -65,7 +68,10 @@ def _parts_of_indexes(uris: Sequence[str], note: Note) -> set[str]:
             parts |= {f"{folder}/{name}" for name in named_files(index)}
     parts &= set(uris)
     if parts:
-        note(f"{len(parts)} pictures are parts of Hamamatsu slides (.vms, .vmu), and no slides")
+        note(
+            f"{counted(len(parts), 'picture', 'belong')} to Hamamatsu slides (.vms, .vmu): no "
+            "slides"
+        )
     return parts
 
 

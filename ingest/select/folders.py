@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from cluster import counted
 from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_files import name_of
 
@@ -31,7 +32,13 @@ def is_shadow(name: str) -> bool:
 
 def slides_of(names: Iterable[str], note: Note) -> list[str]:
     """Return the slides among the files of a folder, sorted."""
-    return without_shadows(sorted(name for name in names if is_slide(name)), note)
+    suffixes = folder_suffixes()  # once: a folder may hold 300,000 files
+
+    def ends_as_slide(name: str) -> bool:
+        plain = name if "://" not in name else name_of(name)
+        return os.path.splitext(plain)[1].lower() in suffixes  # noqa: PTH122
+
+    return without_shadows(sorted(filter(ends_as_slide, names)), note)
 
 
 def without_shadows(names: list[str], note: Note) -> list[str]:
@@ -39,7 +46,7 @@ def without_shadows(names: list[str], note: Note) -> list[str]:
     shadows = [name for name in names if is_shadow(name)]
     if shadows:
         more = ", ..." if shadows[1:] else ""
-        note(f"{len(shadows)} files that macOS makes are left out: {name_of(shadows[0])}{more}")
+        note(f"{counted(len(shadows), 'file')} of macOS left out: {name_of(shadows[0])}{more}")
     return [name for name in names if not is_shadow(name)]
 
 

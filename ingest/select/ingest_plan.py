@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster import Extension, load_extensions, loaded_extensions
+from cluster import DiedError, Extension, Isolated, load_extensions, loaded_extensions
 from featurestore import LakeConfig, mpp_name
-from ingest.child_process import DiedError, Isolated
 from ingest.cut import failure, jpegs, lake_grids, tissue_options
 from ingest.grid import Grid
 from ingest.readers.open_slide import open_slide
@@ -86,19 +85,29 @@ def plan_ingest(rows: Sequence[Row], config: LakeConfig, *, cores: int) -> Inges
         cores: number of cores that share the work.
     """
     plan = IngestPlan(slides=len(rows), cores=cores, tiles={mpp_name(m): 0 for m in config.mpps})
-    sample, read_bytes = _sample(rows), 0
-    child = Isolated(f"{__name__}:look_or_reason")
-    try:
-        for row in sample:
-            read_bytes += row["bytes"] or 0
-            _add(plan, row, _look_apart(child, config, row))
-    finally:
-        child.close()
+    read_bytes = 0
+    for row, look in sampled_looks(rows, config):
+        read_bytes += row["bytes"] or 0
+        _add(plan, row, look)
     all_bytes = sum(row["bytes"] or 0 for row in rows)
     more = all_bytes / read_bytes if read_bytes else 0.0
     plan.tiles = {mpp: round(count * more) for mpp, count in plan.tiles.items()}
     plan.bytes, plan.seconds = round(plan.bytes * more), plan.seconds * more / cores
     return plan
+
+
+def sampled_looks(rows: Sequence[Row], config: LakeConfig) -> list[tuple[Row, Look]]:
+    """Return a sample of slides, of all sizes, each with what it would take.
+
+    Args:
+        rows: the slides, as for `plan_ingest`.
+        config: settings of the lake.
+    """
+    child = Isolated(f"{__name__}:look_or_reason")
+    try:
+        return [(row, _look_apart(child, config, row)) for row in _sample(rows)]
+    finally:
+        child.close()
 
 
 def _sample(rows: Sequence[Row]) -> list[Row]:

@@ -1,20 +1,28 @@
 """The slides that an ingest's inputs name, and the user's facts and settings of each."""
 
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypedDict
 
+from cluster import counted
 from ingest.errors import SlideError
 from ingest.remote.remote_errors import shown
 from ingest.select.cut_settings import CutSettings, UserSettings
+from ingest.select.known_files import KnownFile
+from ingest.select.listed_files import NOTHING, Listing, list_files
 from ingest.select.manifest_facts import extra_text
+from ingest.select.points_in_time import point_in_time
+from ingest.select.settled_files import SettledFiles
 from ingest.select.sources import Source, chosen, fingerprint, resolve, split_duplicates
 from ingest.tissue.mask_folder import MaskFolder, mask_mark, open_masks
 from ingest.tissue.tissue_methods import TissueBy, chosen_method, method_name
 
 ASKED_AT_ONCE = 16
+QUEUED_AT_ONCE = 4096
 
 Row = dict[str, Any]
 
@@ -40,6 +48,10 @@ class IngestOptions(TypedDict, total=False):
             docs/tissue.md.
         distinct_ids: ids and sites of a manifest that differ by case, blanks or Unicode form only
             are different; else they are refused.
+        check_content: read both ends of every slide's file, also where its size and ETag (or time
+            of modification) are those that the lake keeps.
+        since: leave out files that have not changed since; `2026-11-30`, `2026-11-30T18:30`, or
+            how long ago, as `36h`.
     """
 
     mpp_override: float | None
@@ -53,6 +65,8 @@ class IngestOptions(TypedDict, total=False):
     allow_anisotropic: bool | None
     icc: bool | None
     distinct_ids: bool
+    check_content: bool
+    since: str | None
 
 
 @dataclass(kw_only=True)
@@ -60,7 +74,8 @@ class NamedSlides:
     """The slides that the inputs of an ingest name.
 
     Attributes:
-        rows: a row for every slide.
+        rows: a row for every slide; `is_known` tells slides that the lake has made from the very
+            file, or failed to make from it, as far as a listing tells.
         stopped: slides that are not to be touched, and why.
         notes: files that were left out and possible mistakes, a sentence each.
         tissue_by: the method that finds tissue, if the user gave one.
@@ -72,35 +87,102 @@ class NamedSlides:
     tissue_by: TissueBy | None = None
 
 
-def find_named_slides(inputs: Sequence[str], options: IngestOptions) -> NamedSlides:
+def find_named_slides(
+    inputs: Sequence[str],
+    options: IngestOptions,
+    *,
+    known: Mapping[str, KnownFile] | None = None,
+    settled: SettledFiles | None = None,
+) -> NamedSlides:
     """Return a row for every slide that the inputs name.
 
+    Args:
+        inputs: files, folders, globs, manifests, URLs.
+        options: which of them to take, and how to find their tissue.
+        known: the lake's files by slide_id. A file with the same URI and mark is not read: its
+            fingerprint is the lake's.
+        settled: leaves out files that may still grow; None takes all.
+
     Raises:
-        InputError: the inputs name no slide at all, or not those of `only`; there is no folder of
-            masks, or none of them is a slide's; or `tissue` is no way to find tissue.
+        NoSlidesError: the inputs name no slide at all.
+        InputError: they name not those of `only`; there is no folder of masks, or none of them is a
+            slide's; `tissue` is no way to find tissue, or `since` no time.
     """
-    named = NamedSlides()
+    named, listing = NamedSlides(), Listing()
     if tissue := options.get("tissue"):
         named.tissue_by = chosen_method(tissue)
     distinct = options.get("distinct_ids", False)
-    sources = resolve(inputs, note=named.notes.append, distinct_ids=distinct)
+    since_s = point_in_time(text, now_s=time.time()) if (text := options.get("since")) else None
+    sources = resolve(inputs, note=named.notes.append, distinct_ids=distinct, listing=listing)
     masks = open_masks(where) if (where := options.get("masks")) else None
     if masks:
         named.notes += masks.notes({source.slide_id for source in sources})
     sources, later = split_duplicates(chosen(sources, options.get("only", ())))
-    named.stopped += [_duplicate(source, sources) for source in later]
-    # Each reads the ends of its file: from a bucket that is nothing but waiting.
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        made = pool.map(lambda source: _row(source, options, masks, named.tissue_by), sources)
-        named.rows += list(made)
+    named.stopped += _duplicates(later, sources)
+    listing = list_files((source.uri for source in sources), listing)
+    if since_s is not None:
+        sources = _changed_since(sources, listing, since_s, named.notes)
+    if settled is not None:
+        growing = settled.growing({s.uri: listing.get(s.uri, NOTHING) for s in sources})
+        sources = [source for source in sources if source.uri not in growing]
+    trusted = {} if options.get("check_content") else known or {}
+    named.rows += _rows(sources, options, masks, named.tissue_by, listing, trusted)
     named.notes += _twins(named.rows)
     return named
 
 
-def _row(
-    source: Source, options: IngestOptions, masks: MaskFolder | None, tissue_by: TissueBy | None
-) -> Row:
-    row: Row = {
+def _changed_since(
+    sources: Sequence[Source], listing: Listing, since_s: float, notes: list[str]
+) -> list[Source]:
+    """Return the sources whose file has changed since a time, or does not state when it did."""
+    changed = [(source, listing.get(source.uri, NOTHING).changed_s) for source in sources]
+    taken = [source for source, at in changed if at is None or at >= since_s]
+    when = datetime.fromtimestamp(since_s).astimezone().isoformat(timespec="minutes")
+    if left_out := len(sources) - len(taken):
+        count = counted(left_out, "slide", "have")
+        notes.append(f"{count} not changed since {when}: left out (--since)")
+    if timeless := sum(at is None for _, at in changed):
+        count = counted(timeless, "slide")
+        notes.append(f"{count} without a time of the last change: taken (--since)")
+    return taken
+
+
+def _rows(
+    sources: Sequence[Source],
+    options: IngestOptions,
+    masks: MaskFolder | None,
+    tissue_by: TissueBy | None,
+    listing: Listing,
+    known: Mapping[str, KnownFile],
+) -> list[Row]:
+    """Return a row for each source; both ends of unknown files are read, many at a time."""
+    rows = []
+    for source in sources:
+        row, file = _row(source, options), listing.get(source.uri, NOTHING)
+        row["listing_mark"] = file.mark
+        lake_file = known.get(source.slide_id)
+        if lake_file and lake_file.mark == file.mark and lake_file.uri == row["uri"]:
+            row["bytes"], row["fingerprint"] = lake_file.bytes, lake_file.fingerprint
+            row["is_known"] = lake_file.is_done
+        rows.append(row)
+    unread = [row for row in rows if row["fingerprint"] is None]
+    # Each reads the ends of its file: from a bucket that is nothing but waiting.
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        for start in range(0, len(unread), QUEUED_AT_ONCE):  # a waiting task takes 2 kB
+            list(pool.map(_read_ends, unread[start : start + QUEUED_AT_ONCE]))
+        marks = list(pool.map(lambda row: _mask_mark(row, masks), rows)) if masks else None
+    written: dict[str, str] = {}
+    for at, row in enumerate(rows):
+        row["given"] = _user_settings(row, options, marks[at] if marks else None, masks, tissue_by)
+        key = repr(row["given"])
+        if key not in written:  # of most slides it is the same text
+            written[key] = CutSettings().with_user_settings(row["given"]).to_json()
+        row["cut_with"] = written[key]
+    return rows
+
+
+def _row(source: Source, options: IngestOptions) -> Row:
+    return {
         "slide_id": source.slide_id,
         "patient_id": source.patient_id,
         # A signed URL is a key: it is used, and what the lake keeps is the part that is none.
@@ -114,18 +196,25 @@ def _row(
         "unreadable": None,
         "mask_url": None,
         "mask_trouble": None,
+        "is_known": False,
     }
+
+
+def _read_ends(row: Row) -> None:
     try:
-        row["bytes"], row["fingerprint"] = fingerprint(source.uri)
+        row["bytes"], row["fingerprint"] = fingerprint(row["url"])
     except SlideError as error:
         row["unreadable"] = str(error)
+
+
+def _mask_mark(row: Row, masks: MaskFolder) -> str | None:
+    """Return the mark of a slide's mask; None without one, or if it can't be read."""
     try:
-        row["mask_url"] = masks.mask_of(source.slide_id) if masks else None
-        mark = mask_mark(row["mask_url"]) if row["mask_url"] else None
+        row["mask_url"] = masks.mask_of(row["slide_id"])
+        return mask_mark(row["mask_url"]) if row["mask_url"] else None
     except SlideError as error:
-        row["mask_trouble"], mark = str(error), None
-    row["given"] = _user_settings(row, options, mark, masks, tissue_by)
-    return {**row, "cut_with": CutSettings().with_user_settings(row["given"]).to_json()}
+        row["mask_trouble"] = str(error)
+        return None
 
 
 def _user_settings(
@@ -161,9 +250,16 @@ def _twins(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _duplicate(source: Source, first: Sequence[Source]) -> dict[str, str]:
+def _duplicates(later: Sequence[Source], first: Sequence[Source]) -> list[dict[str, str]]:
+    """Return why sources with a slide_id that another source has are not taken."""
+    if not later:
+        return []
+    by_name = {source.slide_id: source for source in first}
+    return [_duplicate(source, by_name[source.slide_id]) for source in later]
+
+
+def _duplicate(source: Source, taken: Source) -> dict[str, str]:
     name = source.slide_id
-    (taken,) = (other for other in first if other.slide_id == name)
     if taken.uri == source.uri:
         why = f"'{name}' is named twice, and differs in {_differing(taken, source)}; leave one row"
     else:

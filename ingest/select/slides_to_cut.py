@@ -1,10 +1,12 @@
 """The slides that an ingest is to cut: those named, less what is there or can't be read."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster import counted
 from featurestore import LakeConfig, Store, open_lake
 from featurestore.edits import score_versions
 from ingest.errors import SlideError
@@ -12,6 +14,7 @@ from ingest.grid import MPP_TOLERANCE
 from ingest.scores.score_table import SCORES
 from ingest.select.cut_settings import CutSettings, UserSettings, differences
 from ingest.select.ingest_plan import IngestPlan, plan_ingest
+from ingest.select.known_files import known_files_at
 from ingest.select.manifest_facts import changed_facts, fact_names, merged_facts
 from ingest.select.named_slides import IngestOptions, find_named_slides
 from ingest.select.near_lake import refuse_near_lake
@@ -33,6 +36,8 @@ class Todo:
         fact_names: names of the columns that change in any of them.
         again: slide_id -> why the slide is cut again though its file is the same.
         unknown: slides whose settings are not compared: an earlier slidelake did not keep them.
+        marks: slide_id -> what the listing states now of a file that is the same by its content;
+            kept, so that it need not be read again.
     """
 
     cut: list[Row] = field(default_factory=list)
@@ -42,16 +47,24 @@ class Todo:
     fact_names: set[str] = field(default_factory=set)
     again: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    marks: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> dict[str, Row]:
+        """Return all columns that are to be changed, by slide_id."""
+        names = [*self.facts, *(name for name in self.marks if name not in self.facts)]
+        return {name: {**self.facts.get(name, {}), **self.marks.get(name, {})} for name in names}
 
     def notes(self, did: str) -> list[str]:
         """Return notes for the user, a sentence each; `did` is the verb for changed facts."""
         notes = []
         if self.facts:
             names = ", ".join(sorted(self.fact_names))
-            notes.append(f"{len(self.facts)} slides: facts {did} ({names})")
+            notes.append(f"{counted(len(self.facts), 'slide')}: facts {did} ({names})")
         if self.unknown:
             notes.append(
-                f"{len(self.unknown)} slides were cut by a slidelake that did not keep with which "
+                f"{counted(len(self.unknown), 'slide', 'were')} cut by a slidelake that did not "
+                "keep with which "
                 "masks and settings: they are left as they are; --replace cuts them again"
             )
         return notes
@@ -99,6 +112,9 @@ def _sort_ready(todo: Todo, row: Row, options: IngestOptions) -> None:
         else:
             _stop(todo, row, _another_file(row))
         return
+    if not user_settings:  # as for most of 300,000 slides
+        _update_facts(todo, row)
+        return
     if _overrules_file(row, cut_with) and not options.get("replace"):
         if not _is_near(row["mpp"], row["known_mpp"]):
             _stop(todo, row, _mpp_of_file(row))
@@ -142,6 +158,10 @@ def _mpp_of_file(row: Row) -> str:
 
 
 def _update_facts(todo: Todo, row: Row) -> None:
+    mark = row.get("listing_mark")
+    is_same = row["fingerprint"] is not None and row["fingerprint"] == row.get("known_fingerprint")
+    if is_same and mark is not None and mark != row.get("known_listing_mark"):
+        todo.marks[row["slide_id"]] = {"listing_mark": mark}
     if facts := changed_facts(row):
         todo.facts[row["slide_id"]] = facts
         todo.fact_names |= fact_names(row)
@@ -200,7 +220,13 @@ def _as_kept(row: Row) -> Row:
 
 def _cut_with(row: Row) -> CutSettings | None:
     text = row.get("known_cut_with")
-    return CutSettings.from_json(text) if text else None
+    return _parsed(text) if text else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str) -> CutSettings:
+    """Return settings from their text, which is the same for most slides."""
+    return CutSettings.from_json(text)
 
 
 def _is_scanned_again(row: Row) -> bool:
@@ -230,7 +256,7 @@ def dry_run(
     Raises:
         InputError: for the reasons of `find_named_slides`.
     """
-    named = find_named_slides(inputs, options)
+    named = find_named_slides(inputs, options, known=known_files_at(lake_uri))
     if Store(lake_uri).exists("lake.json"):
         lake = open_lake(lake_uri)
         refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ingest.errors import InputError, SlideError
+from cluster import counted
+from ingest.errors import InputError, NoSlidesError, SlideError
 from ingest.readers.reader_table import folder_suffixes
 from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import RemoteFile, is_local, name_of, open_fs, split_image
@@ -23,6 +24,7 @@ from ingest.select.folders import (
     slides_of,
     without_shadows,
 )
+from ingest.select.listed_files import Listing, file_of
 from ingest.select.manifests import ManifestRow, is_manifest, read_manifest
 
 END_BYTES = 64 * 1024
@@ -51,7 +53,11 @@ class Source:
 
 
 def resolve(
-    inputs: str | Sequence[str], *, note: Note = lambda _: None, distinct_ids: bool = False
+    inputs: str | Sequence[str],
+    *,
+    note: Note = lambda _: None,
+    distinct_ids: bool = False,
+    listing: Listing | None = None,
 ) -> list[Source]:
     """Return all slides that the inputs name, in order.
 
@@ -64,14 +70,19 @@ def resolve(
         note: function that is called with a sentence for each file that is left out.
         distinct_ids: whether ids of manifests that differ by case, blanks or Unicode form only are
             different; else they are refused.
+        listing: gets what listings of buckets' folders state of their files, by URI.
 
     Raises:
+        NoSlidesError: the inputs hold no slide.
         InputError: there is no input, an input does not exist, or a manifest can't be read.
     """
     if isinstance(inputs, str):  # each letter of it would be a path, `/` among them
         inputs = [inputs]
+    search = _Search(note=note, listing={} if listing is None else listing)
     sources = [
-        source for text in inputs for source in _resolve_one(text, note, distinct_ids=distinct_ids)
+        source
+        for text in inputs
+        for source in _resolve_one(text, search, distinct_ids=distinct_ids)
     ]
     if len(inputs) > 1:  # a shell may have named the files of a folder one by one
         plain = [source.uri for source in sources if not source.named]
@@ -83,13 +94,21 @@ def resolve(
             f"{', '.join(sorted(folder_suffixes()))} are taken; name others, like pictures "
             "(FOLDER/*.png)"
         )
-        raise InputError(msg)
+        raise NoSlidesError(msg)
     named = {source.uri for source in sources if source.named}
     slides: dict[Any, Source] = {}
     for source in sources:
         if source.named or source.uri not in named:
             slides.setdefault(_identity(source), source)
     return list(slides.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """A search for slides: where its notes go, and what listings of buckets state."""
+
+    note: Note
+    listing: Listing
 
 
 def _identity(source: Source) -> tuple[str, ...]:
@@ -190,13 +209,13 @@ def _streamed_ends(remote: RemoteFile) -> tuple[int, bytes, bytes]:
     return size, head, tail
 
 
-def _resolve_one(text: str, note: Note, *, distinct_ids: bool) -> Iterator[Source]:
+def _resolve_one(text: str, search: _Search, *, distinct_ids: bool) -> Iterator[Source]:
     if is_manifest(text):
         for row in read_manifest(text, distinct_ids=distinct_ids):
-            yield from _from_row(row, note)
+            yield from _from_row(row, search)
         return
     _check_there(text)
-    yield from (_from_uri(uri) for uri in _files(text, note))
+    yield from (_from_uri(uri) for uri in _files(text, search))
 
 
 def _check_there(text: str) -> None:
@@ -214,8 +233,9 @@ def _check_there(text: str) -> None:
         raise InputError(msg)
 
 
-def _files(text: str, note: Note) -> list[str]:
-    files = _local_files(text, note) if is_local(text) else _remote_files(text, note)
+def _files(text: str, search: _Search) -> list[str]:
+    note = search.note
+    files = _local_files(text, note) if is_local(text) else _remote_files(text, search)
     return one_file_a_slide(list(files), note)
 
 
@@ -244,7 +264,7 @@ def _is_folder(path: str) -> bool:
     return False
 
 
-def _remote_files(text: str, note: Note) -> Iterator[str]:
+def _remote_files(text: str, search: _Search) -> Iterator[str]:
     """Yield the files that a URL names; a slide's own URL is returned without a request.
 
     An error in listing a folder is raised later, when it is read as a slide: one bucket
@@ -262,13 +282,19 @@ def _remote_files(text: str, note: Note) -> Iterator[str]:
             fs, path = open_fs(text)
             if any(mark in text for mark in "*?["):
                 # A key may have the marks of a pattern in its name.
-                names = without_shadows(sorted(fs.glob(path)), note)
+                infos = fs.glob(path, detail=True)
+                names = without_shadows(sorted(infos), search.note)
                 names = names or ([path] if "*" not in path else [])
             elif web or fs.isdir(path):
-                names = slides_of(fs.find(path), note)
+                infos = fs.find(path, detail=True)
+                names = slides_of(infos, search.note)
             else:
-                names = [path]
-            yield from [fs.unstrip_protocol(name) for name in names]
+                infos, names = {}, [path]
+            uris = {name: fs.unstrip_protocol(name) for name in names}
+            search.listing.update(
+                {uri: file_of(infos[name]) for name, uri in uris.items() if name in infos}
+            )
+            yield from uris.values()
     except SlideError:
         yield text
 
@@ -281,15 +307,16 @@ def _from_uri(uri: str) -> Source:
     return Source(slide_id=name if image is None else f"{name}#{image}", uri=text)
 
 
-def _from_row(row: ManifestRow, note: Note) -> Iterator[Source]:
+def _from_row(row: ManifestRow, search: _Search) -> Iterator[Source]:
     """Yield the slides of a manifest's row: one for a file, several for a folder or glob.
 
     A row that names no slide is kept: it becomes a failed slide.
     """
-    uris = _files(row.uri, note) or [row.uri]
+    uris = _files(row.uri, search) or [row.uri]
     if len(uris) > 1 and row.slide_id is not None:
         msg = (
-            f"{row.place}: {row.uri} are {len(uris)} slides, and slide_id {row.slide_id!r} can be "
+            f"{row.place}: {row.uri} are {counted(len(uris), 'slide')}, and slide_id "
+            f"{row.slide_id!r} can be "
             "one of them only; leave it empty, or write a row a slide"
         )
         raise InputError(msg)

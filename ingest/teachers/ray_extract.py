@@ -19,6 +19,7 @@ from typing import Self
 
 from cluster import (
     ClusterError,
+    JobWatch,
     Placement,
     WorkerSettings,
     announced,
@@ -43,6 +44,7 @@ from featurestore import (
 )
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY, parts_in
+from ingest.estimate.extract_record import keep_rates
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.column_maker import ColumnMaker, MadeColumn
 from ingest.teachers.extract_here import outcomes_here
@@ -50,7 +52,7 @@ from ingest.teachers.extract_plan import choose_tiles, plan, sized_for
 from ingest.teachers.find_teacher import Teacher, find_teachers
 from ingest.teachers.ray_workers import WorkerPool
 from ingest.teachers.work.unit_queue import SIZES, UnitQueue
-from ingest.teachers.work.units import Outcome, Unit
+from ingest.teachers.work.units import Outcome, Unit, tiles_between
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
@@ -234,6 +236,7 @@ def _run_encoders(
             outcomes,
             _Runner(workers=outcomes.workers, in_process=in_process, grows=grows),
         )
+        keep_rates(lake.store, outcomes.teachers, outcomes.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +280,7 @@ def _run(
         progress(
             "extract", total=tasks.features, unit="tile features", initial=tasks.reused
         ) as bar,
-        _Commits(lake) as commits,
+        _Commits(lake, watch := JobWatch("extract", lake.uri, bar)) as commits,
         contextlib.ExitStack() as stack,
     ):
         bar.note("in this process, without Ray" if runner.in_process else str(runner.workers))
@@ -298,10 +301,13 @@ def _run(
             _count(outcome, outcomes)
             if not outcome.is_join:
                 bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
+                _watch(outcome, watch)
             place = (outcome.unit.mpp, outcome.unit.fragment)
             if outcome.reason and place not in failed:
                 failed.add(place)
                 _fail(tasks.whole(outcome.unit), outcome.reason, outcomes)
+                for row in tasks.whole(outcome.unit).slides:
+                    watch.slide(row["slide_id"], reason=outcome.reason, mpp=outcome.unit.mpp)
                 bar.note(f"fragment {outcome.unit.fragment} failed: {outcome.reason}")
             commits.add(outcome)
     for counts in outcomes.teachers.values():
@@ -313,8 +319,8 @@ def _run(
 class _Commits:
     """Commits of finished columns, one at a time, beside the work; slow ones become larger."""
 
-    def __init__(self, lake: Lake) -> None:
-        self._lake = lake
+    def __init__(self, lake: Lake, watch: JobWatch) -> None:
+        self._lake, self._watch = lake, watch
         self._files: dict[float, list[ColumnFile]] = defaultdict(list)
         self._parts: list[str] = []
         self._since = time.monotonic()
@@ -340,7 +346,7 @@ class _Commits:
 
     def _begin(self) -> Future[None]:
         files = {mpp: some for mpp, some in self._files.items() if some}
-        self._running = self._thread.submit(_commit, self._lake, files, self._parts)
+        self._running = self._thread.submit(_commit, self._lake, files, self._parts, self._watch)
         self._files, self._parts = defaultdict(list), []
         self._since = time.monotonic()
         return self._running
@@ -369,9 +375,12 @@ class _Commits:
             self._thread.shutdown()
 
 
-def _commit(lake: Lake, files: dict[float, list[ColumnFile]], parts: Sequence[str]) -> None:
+def _commit(
+    lake: Lake, files: dict[float, list[ColumnFile]], parts: Sequence[str], watch: JobWatch
+) -> None:
     """Commit columns, and remove the parts that they were joined from."""
-    lake.committer.commit_columns_of(files)
+    with watch.commit(files=sum(map(len, files.values()))):
+        lake.committer.commit_columns_of(files)
     if parts:
         lake.store.remove(parts)
 
@@ -380,6 +389,20 @@ def _fail(whole: Unit, reason: str, outcomes: ExtractResult) -> None:
     """Note a fragment that failed: all its slides lack the columns."""
     slides = ", ".join(row["slide_id"] for row in whole.slides)
     outcomes.failed.append({"slide": slides, "mpp": str(whole.mpp), "reason": reason})
+
+
+def _watch(outcome: Outcome, watch: JobWatch) -> None:
+    """Note the slides that end in a unit, and the time in which its networks had no tiles."""
+    unit = outcome.unit
+    if outcome.reason:
+        return
+    for row in unit.slides:
+        features = tiles_between((row,), unit.first, unit.end) * len(unit.fields)
+        if row["row_start"] + row["tiles"] <= unit.end:
+            watch.slide(row["slide_id"], mpp=unit.mpp, tile_features=features)
+        else:
+            watch.features(features)
+    watch.waited("data", outcome.wall_s - sum(outcome.seconds.values()))
 
 
 def _count(outcome: Outcome, outcomes: ExtractResult) -> None:

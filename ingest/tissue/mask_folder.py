@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from cluster import counted
 from ingest.errors import InputError, SlideError
 from ingest.remote.remote_errors import as_slide_errors, shown
 from ingest.remote.remote_files import name_of, open_fs
@@ -59,9 +60,13 @@ class MaskFolder:
         if strange:
             near = difflib.get_close_matches(strange[0], missing, n=1)
             hint = f"; is {strange[0]} meant for {near[0]}?" if near else ""
-            notes.append(f"{len(strange)} masks match no slide: {_some(strange)}{hint}")
+            notes.append(
+                f"{counted(len(strange), 'mask', 'match')} no slide: {_some(strange)}{hint}"
+            )
         if missing:
-            notes.append(f"{len(missing)} slides have no mask; their tissue is looked for")
+            notes.append(
+                f"{counted(len(missing), 'slide', 'have')} no mask; tissue is looked for there"
+            )
         return notes
 
 

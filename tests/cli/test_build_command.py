@@ -21,7 +21,7 @@ LAKE = "{tmp}/lake {slide} "
 CUT = (
     "--mpp 0.5 --tile-px 128 --stride 64 --tissue-min 0.2 --mix-codecs --mpp-override 0.4 "
     "--allow-anisotropic --icc --masks {tmp} --tissue cells --no-pen-veto --only a --limit 2 "
-    "--retry-failed --replace --slide-timeout 3 --distinct-ids "
+    "--retry-failed --replace --since 1d --check-content --slide-timeout 3 --distinct-ids "
 )
 RUN = (
     "--teacher efficientnet_lite0 --weights {tmp} --precision bfloat16 --engine torch "
@@ -86,7 +86,7 @@ def test_build_gives_each_stage_what_its_own_command_gives_it(
 
     ours, theirs = ingest.calls
     assert theirs.pop("auto_vacuum") is True  # a build frees old versions once, at its end
-    assert ours.pop("commit_slides") == 64
+    assert ours.pop("commit_slides") is None
     assert ours == theirs
     assert ours["arguments"][2] == LakeConfig(
         mpps=(0.5,), tile_px=128, stride_px=64, tissue_min=0.2, mix_codecs=True

@@ -175,6 +175,7 @@ STATS = command_line(
 )
 PROBE = command_line(
     "probe {bags} --labels {tiles} --target side --features good --features noise --mpp 0.5 "
+    "--patients-from agree --unseen-students "
     "--distinct-ids --shots 3 --draws 4 --tiles 100 --folds 3 --reference 'noise / linear' "
     "--margin 0.1 --patient-column subject --slide-column picture --seed 2 --at 8 --json"
 )

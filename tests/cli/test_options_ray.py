@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from examples.demo import QUICK
-from featurestore import free_old_versions, open_lake, verify
+from featurestore import fit_stats, free_old_versions, open_lake, read_stats, verify
 from ingest import CARDS
 from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import REAL_SLIDE, ROOT
@@ -67,7 +67,8 @@ MIL = command_line(
     "--slide-column picture --target tumour --task binary --features good+noise --fusion concat "
     "--mpp 0.5 --model abmil --folds 2 --inner 2 --soft-labels 0.5 --pseudo-tiles 2 --epochs 2 "
     "--learning-rate 0.001 --batch-patients 2 --max-tiles 4 --precision bfloat16 --seed 3 "
-    "--accuracy 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 --quiet --json"
+    "--accuracy 0.8 --guarantee 0.8 --cpus-per-worker 0.5 --gpus-per-worker 0 --at 8 "
+    "--patients-from agree --unseen-students --quiet --json"
 )
 MIL_FEW = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear --model knn "
@@ -75,7 +76,7 @@ MIL_FEW = command_line(
 )
 MIL_SITES = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model mean --epochs 1 "
-    "--site hospital --tune 1 --json"
+    "--split site --site hospital --tune 1 --json"
 )
 MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
@@ -88,7 +89,8 @@ MIL_SPLITS = command_line(
 COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
     "--slide-column picture --time months --event dead --features good --features noise "
-    "--distinct-ids --site hospital --repeats 1 --seeds 2 --reference noise --margin 0.2 --seed 1 "
+    "--distinct-ids --split site --site hospital --repeats 1 --seeds 2 --reference noise "
+    "--margin 0.2 --seed 1 --event-means event --patients-from agree --unseen-students "
     "--mpp 0.5 --at 8 --cpus-per-worker 0.5 --gpus-per-worker 0 --quiet --json"
 )
 HAZARDS = command_line(
@@ -112,6 +114,10 @@ COX_SET = command_line(
     "--set pooled.components=3 --json"
 )
 COX_LIKE = command_line("survival {bags} --like {cox_run} --set pooled.alpha=0.5 --json")
+PREDICT = command_line(
+    "predict {bags} --run {mil_run} --run-lake {bags} --arm good --labels {labels} "
+    "--out {tmp}/predicted.csv --at 8 --quiet --json"
+)
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
@@ -193,6 +199,12 @@ def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places
     expected = {"accuracy": 0.7, "seed": 6, "models": ["linear"], "folds": 2, "features": ["noise"]}
     assert settings_of(second, expected) == expected
     assert second["run"] != first["run"]
+    predicted = run(PREDICT).value
+    assert predicted["arm"] == "good"
+    assert {row["seen"] for row in predicted["patients"]} == {True}
+    measured = predicted["measures"]["seen"]
+    assert measured["patients"] == len(predicted["patients"]) == first["patients"]
+    assert pl.read_csv(str(places["tmp"]) + "/predicted.csv").height == first["patients"]
     refused = run(SET_WRONG, code=2).stderr
     assert "--set fit.epoch: there is no such field; fields are" in refused
     assert "fit.epochs" in refused
@@ -386,6 +398,7 @@ ELSEWHERE = [
     command_line(f"extract {{bags}} --teacher efficientnet_lite1 {NOWHERE}"),
     command_line(f"build {{tmp}}/away {{slide}} --teacher efficientnet_lite1 --mpp 2.0 {NOWHERE}"),
     command_line(f"distill {{bags}} --teacher good --name away {TINY} {NOWHERE}"),
+    command_line(f"evaluate {{bags}} --student both {NOWHERE}"),
     command_line(f"mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"),
     command_line(
         "survival {bags} --labels {labels} --time months --event dead --features good " + NOWHERE
@@ -395,6 +408,7 @@ THERE = command_line(
     "mil {bags} --labels {labels} --target kras --features good --model linear --folds 2 "
     "--address {ray} --json"
 )
+STATS = command_line("stats {bags} --teacher good --mpp 0.5 --tiles 40 --address {ray} --json")
 METERED = command_line(
     f"--metrics-port 9 mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"
 )
@@ -439,3 +453,15 @@ def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     assert "survival" not in report["stages"]
     page = Path(str(places["tmp"]), "demo", "report.html").read_text()
     assert page.startswith("<!doctype html>")
+
+
+def test_workers_read_a_sample_for_statistics(run: Run, places: Places) -> None:
+    (fitted,) = run(STATS).value["sets"]
+    assert (fitted["sample"], fitted["rows"], fitted["new"]) == (40, 40, True)
+    lake = open_lake(str(places["bags"]))
+    kept = json.loads(lake.read_bytes(f"{fitted['path']}/card.json"))
+    here = fit_stats(lake, "good", mpp=0.5, slide_ids=kept["slides"], tiles=40)
+    there = read_stats(lake, "good", mpp=0.5, slide_ids=kept["slides"])
+    assert there is not None
+    assert (here.mean == there.mean).all()
+    assert (here.covariance == there.covariance).all()

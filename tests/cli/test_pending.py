@@ -52,10 +52,10 @@ def test_studies_name_pending_slides(pending: Lake, tmp_path: Path) -> None:
     some = add_slides(pending, {"a": 3, "b": 2})
     cohort = patient_table(some.slides(), LABELS, ["y"])
     assert cohort.slide_ids == ["a", "b"]
-    assert "1 slides pending, labelled and left out: c; slidelake ingest goes" in cohort.notes[-1]
+    assert "1 slide pending, labelled and left out: c; slidelake ingest goes" in cohort.notes[-1]
     slides = some.slides().select("slide_id", "state").with_columns(patient_id=pl.lit("3"))
     by_patient = patient_table(slides, LABELS.drop("slide_id"), ["y"])
-    assert "1 slides pending, labelled and left out: c" in by_patient.notes[-1]
+    assert "1 slide pending, labelled and left out: c" in by_patient.notes[-1]
 
 
 def test_probes_name_pending_slides(pending: Lake, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_probes_name_pending_slides(pending: Lake, tmp_path: Path) -> None:
         read_tile_labels(pending, table, "tissue", mpp=0.5)
     some = add_slides(pending, {"a": 3, "b": 2})
     labels = read_tile_labels(some, table, "tissue", mpp=0.5)
-    assert labels.notes[-1].startswith("1 slides pending, labelled and left out: c")
+    assert labels.notes[-1].startswith("1 slide pending, labelled and left out: c")
 
 
 def test_mil_and_survival_over_pending_slides_end_with_the_cause(

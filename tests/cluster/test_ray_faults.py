@@ -198,7 +198,7 @@ def test_rays_words_on_lost_nodes_are_for_debug(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_worker_stopped_for_want_of_memory_is_news() -> None:
-    assert NO_NEWS.search("(raylet) The node with node id 12ab was marked dead")
+    assert NO_NEWS.search("The node 12ab was marked dead. (1) raylet crashes (OOM, etc.)")
     assert NO_NEWS.search("A worker died\n\twhile it ran")
     assert not NO_NEWS.search("Task was killed due to the node running low on memory.\nmore")
 

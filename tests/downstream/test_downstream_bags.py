@@ -35,6 +35,7 @@ from featurestore import (
 from ingest.pages.slide_pictures import encode_jpeg
 
 MPP, PATIENTS, WIDTH = 0.5, 12, 8
+IDENTITY = {"weights": "none"}
 """Patient p03 has slides s03a and s03b, with 5 and 6 tiles; odd patients are positive."""
 
 Features = dict[str, dict[str, NDArray[np.float16]]]
@@ -104,7 +105,7 @@ def cut(lake: Lake, row: dict[str, Any], tiles: int) -> SlideCut:
 
 
 def extract(lake: Lake, teacher: str, of_slide: dict[str, NDArray[np.float16]]) -> None:
-    field = lake.committer.add_teacher(MPP, teacher, WIDTH, {"weights": "none"})
+    field = lake.committer.add_teacher(MPP, teacher, WIDTH, IDENTITY)
     rows = lake.tiles_of(mpp=MPP).sort("row_start", "tiles")
     (fragment,) = rows["fragment"].unique()
     writer = ColumnWriter(lake.store, MPP, field, fragment)

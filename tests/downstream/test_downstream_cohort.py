@@ -14,6 +14,7 @@ from downstream.cohorts.outcomes import (
     class_labels,
     guess_task,
     multilabel_labels,
+    refuse_near_numbers,
     regression_labels,
     site_of,
     survival_labels,
@@ -33,6 +34,9 @@ def lake_slides(rows: list[tuple[str, str | None, str]] | None = None) -> pl.Laz
     return pl.DataFrame(rows, schema=schema, orient="row").lazy()
 
 
+UNKNOWN_PATIENTS = lake_slides([(slide, None, "ready") for slide in ("s1", "s2", "s3", "s5")])
+
+
 def labels(**columns: Any) -> pl.DataFrame:  # noqa: ANN401
     return pl.DataFrame(columns)
 
@@ -46,10 +50,27 @@ def test_slide_labels_take_the_patient_from_the_lake() -> None:
     assert cohort.slide_ids == ["s1", "s2", "s3"]
 
 
-def test_the_patient_of_the_labels_goes_before_that_of_the_lake() -> None:
-    table = labels(slide_id=["s1", "s2", "s5"], patient_id=["x", None, "y"], tumour=[0, 1, 1])
+def test_a_patient_that_contradicts_the_lake_is_refused_unless_it_is_meant() -> None:
+    table = labels(
+        slide_id=["s1", "s2", "s3", "s5"], patient_id=["s1", None, "s3", "y"], tumour=[0, 1, 1, 1]
+    )
+    with pytest.raises(CohortError) as caught:
+        patient_table(lake_slides(), table, ["tumour"])
+    message = str(caught.value)
+    assert "2 slides have another patient in the labels than in the lake" in message
+    assert "s1: s1 in the labels, p1 in the lake, s3: s3 in the labels, p2 in the lake" in message
+    assert "--patients-from labels" in message
+    meant = LabelTable(
+        table=table, unplaced=table.head(0), notes=(), sha256="", patients_from="labels"
+    )
+    cohort = patient_table(lake_slides(), meant, ["tumour"])
+    assert cohort.patients["patient_id"].to_list() == ["p1", "s1", "s3", "y"]
+
+
+def test_the_labels_name_the_patient_where_the_lake_knows_none() -> None:
+    table = labels(slide_id=["s1", "s2", "s5"], patient_id=["p1", None, "y"], tumour=[1, 1, 1])
     cohort = patient_table(lake_slides(), table, ["tumour"])
-    assert cohort.patients.rows() == [("p1", ["s2"], 1), ("x", ["s1"], 0), ("y", ["s5"], 1)]
+    assert cohort.patients.rows() == [("p1", ["s1", "s2"], 1), ("y", ["s5"], 1)]
 
 
 def test_patient_labels_bring_all_slides_of_the_patient() -> None:
@@ -82,11 +103,11 @@ def test_slides_without_tiles_are_listed_as_missing() -> None:
         (labels(slide_id=["s1"], tumor=[1]), "no column 'tumour'.*did you mean 'tumor'"),
         (labels(slide_id=["s1", None], tumour=[1, 0]), "1 labelled rows have no slide_id"),
         (labels(slide_id=["s1", "s2"], tumour=[1, 0]), r"conflicting values.*p1: \[0, 1\]"),
-        (labels(slide_id=["s5"], tumour=[1]), "1 labelled slides have no patient.*s5"),
+        (labels(slide_id=["s5"], tumour=[1]), "1 labelled slide has no patient.*s5"),
         (labels(slide_id=["x1.svs"], tumour=[1]), "labels have x1.svs; the lake has s1, s2"),
         (
-            labels(slide_id=["s1", "s1"], patient_id=["a", "b"], tumour=[1, 1]),
-            "1 slides belong to more than one patient: s1",
+            labels(slide_id=["s5", "s5"], patient_id=["a", "b"], tumour=[1, 1]),
+            "1 slide belongs to more than one patient: s5",
         ),
     ],
 )
@@ -179,6 +200,38 @@ def test_survival_labels_are_checked(time: list[object], event: list[object], me
         survival_labels(frame, "t", "e")
 
 
+@pytest.mark.parametrize(
+    "name", ["censorship", "Censored", "is_censored", "cens", "OS_CENS", "alive", "survived"]
+)
+def test_a_column_whose_name_says_censoring_is_refused(name: str) -> None:
+    frame = pl.DataFrame({"patient_id": ["a", "b", "c"], "t": [3, 5, 6], name: [1, 0, 1]})
+    with pytest.raises(CohortError, match=r"1 is a patient without the event.*--event-means"):
+        survival_labels(frame, "t", name)
+    _, events = survival_labels(frame, "t", name, event_means="censored")
+    assert events.tolist() == [False, True, False]
+    _, events = survival_labels(frame, "t", name, event_means="event")
+    assert events.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["event", "dead", "uncensored", "OS.event", "recent", "status"])
+def test_a_column_whose_name_says_an_event_is_taken(name: str) -> None:
+    frame = pl.DataFrame({"patient_id": ["a", "b"], "t": [3, 5], name: [1, 0]})
+    assert survival_labels(frame, "t", name)[1].tolist() == [True, False]
+    censored = frame.with_columns(pl.lit(1).alias(name))
+    with pytest.raises(CohortError, match="is 1 for all 2 patients; survival needs events"):
+        survival_labels(censored, "t", name, event_means="censored")
+
+
+def test_numbers_that_one_cell_turns_into_text_are_refused() -> None:
+    ages = [str(40 + at) for at in range(29)]
+    frame = pl.DataFrame({"patient_id": [f"p{at}" for at in range(30)], "age": [*ages, ">90"]})
+    with pytest.raises(CohortError, match="'age' is '>90' for patient p29, and a number for 29"):
+        refuse_near_numbers(frame, "age")
+    refuse_near_numbers(frame.head(29).with_columns(pl.col("age").cast(pl.Int64)), "age")
+    grades = pl.DataFrame({"patient_id": list("abcdef"), "g": ["1", "2", "G3", "1", "2", "G3"]})
+    refuse_near_numbers(grades, "g")
+
+
 # ---------------------------------------------------------------------- tables as they are
 
 
@@ -203,7 +256,7 @@ def test_clams_and_patho_benchs_tables_are_read_as_they_are(tmp_path: Path, suff
     table = load_labels(write(tmp_path / f"l.{suffix}", frame))
     assert table.table.columns == ["slide_id", "patient_id", "label", "fold_0"]
     assert "patient_id is column 'case_id'" in table.notes[0]
-    cohort = patient_table(lake_slides(), table, ["label"])
+    cohort = patient_table(UNKNOWN_PATIENTS, table, ["label"])
     assert cohort.patients.rows() == [
         ("007", ["s1", "s2"], "tumor_tissue"),
         ("8", ["s3"], "normal_tissue"),
@@ -221,12 +274,12 @@ def test_stamps_two_tables_are_joined_and_nobody_is_lost(tmp_path: Path, suffix:
     paths = [tmp_path / f"{name}.{suffix}" for name in ("clini", "slide")]
     clini_path, slide_path = (write(*pair) for pair in zip(paths, (clini, files), strict=True))
     table = load_labels(clini_path, slides=slide_path)
-    cohort = patient_table(lake_slides(), table, ["isMSIH"])
+    cohort = patient_table(UNKNOWN_PATIENTS, table, ["isMSIH"])
     assert cohort.patients.rows() == [("A", ["s1", "s2"], "MSIH"), ("B", ["s3"], "nonMSIH")]
     assert cohort.missing == ["C"]  # has a label, and no slide; D has no label
     assert cohort.surplus == ["s5"]
-    assert any("1 patients have no labels: E" in note for note in cohort.notes)
-    assert any("1 patients are not in the slide table: C" in note for note in cohort.notes)
+    assert any("1 patient has no labels: E" in note for note in cohort.notes)
+    assert any("1 patient is not in the slide table: C" in note for note in cohort.notes)
     assert table.sha256 != load_labels(clini_path).sha256
     with pytest.raises(CohortError, match="a slide table names slides and patients"):
         load_labels(clini_path, slides=clini_path)
@@ -265,8 +318,8 @@ def test_words_for_no_value_are_told(tmp_path: Path) -> None:
     ("names", "used", "missing", "note"),
     [
         (["s1.svs", "in/s3.ome.tiff"], ["s1", "s3"], [], "'in/s3.ome.tiff' is 's3'"),
-        (["s1", "s3.h5"], ["s1", "s3"], [], "1 slides are matched without"),
-        (["s1.svs", "s1.tif", "s3"], ["s3"], ["s1.svs", "s1.tif"], "2 names of slides are not"),
+        (["s1", "s3.h5"], ["s1", "s3"], [], "1 slide is matched without"),
+        (["s1.svs", "s1.tif", "s3"], ["s3"], ["s1.svs", "s1.tif"], "2 names are not"),
         (["s3", "s4.svs"], ["s3"], ["s4"], "'s4.svs' is 's4'"),  # in the lake, and failed
         (["s3", "s3b.v1"], ["s3"], ["s3b.v1"], None),
     ],
@@ -297,7 +350,7 @@ def test_half_a_label_is_listed_and_no_label_is_none() -> None:
     assert cohort.patients.rows() == [("p1", ["s1"], 1, 0)]
     assert cohort.missing == ["s3"]
     assert cohort.surplus == ["s2", "s3", "s5"]
-    assert "1 slides have some but not all of a, b and are left out: s3" in cohort.notes[0]
+    assert "1 slide has some but not all of a, b, left out: s3" in cohort.notes[0]
 
 
 def test_columns_that_are_carried_along_may_be_null() -> None:
@@ -305,7 +358,7 @@ def test_columns_that_are_carried_along_may_be_null() -> None:
     cohort = patient_table(lake_slides(), table, ["y"], extra_columns=["site", "y"])
     assert cohort.patients.rows() == [("p1", ["s1", "s2"], 1, "north"), ("p2", ["s3"], 0, None)]
     assert site_of(["p1", "p1"], cohort, "site") == ["north", "north"]
-    with pytest.raises(CohortError, match="1 patients have no site in 'site': p2; fill it in"):
+    with pytest.raises(CohortError, match="1 patient has no site in 'site': p2; fill it in"):
         site_of(["p2", "p1"], cohort, "site")
     with pytest.raises(CohortError, match="no column 'centre'; it has patient_id, slide_ids, y"):
         site_of(["p1"], cohort, "centre")
@@ -319,7 +372,7 @@ def test_columns_that_are_carried_along_may_be_null() -> None:
 def test_sites_of_tcga_barcodes() -> None:
     cohort = patient_table(lake_slides(), labels(slide_id=["s1"], y=[1]), ["y"])
     assert site_of(["TCGA-A2-A0T2", "TCGA-3C-AAAU-01Z"], cohort, "tcga") == ["A2", "3C"]
-    with pytest.raises(CohortError, match="1 patients have no TCGA barcode: p1"):
+    with pytest.raises(CohortError, match="1 patient has no TCGA barcode: p1"):
         site_of(["p1", "TCGA-A2-A0T2"], cohort, "tcga")
 
 
@@ -416,7 +469,7 @@ def test_ids_and_sites_of_a_table_are_text_to_the_letter(tmp_path: Path) -> None
         ("slide_id,y\nin/S1.svs,1\ns3,0\n", "slides: 'S1' and 's1' of the lake differ by case"),
         ("patient_id,y\nP1,1\np2,0\n", "'P1' and 'p1' of the lake differ by case only"),
         (
-            "slide_id,patient_id,y\ns1,P2,1\ns3,,0\n",
+            "slide_id,patient_id,y\ns5,P2,1\ns3,,0\n",
             "patients of the labels and the lake: 'P2' and 'p2' differ by case only",
         ),
         ("slide_id,y\ns1,Tumour\ns3,tumour\n", "column 'y': 'Tumour' and 'tumour' differ by case"),

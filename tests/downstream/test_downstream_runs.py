@@ -189,7 +189,7 @@ def test_mil_run(lake: Lake) -> None:
     made = study(lake, margin=0.1)
     study_result = execute(lake, made, COHORT, Inline(lake))
     assert set(study_result["metrics"]) == {"good", "noise", "good+noise"}
-    assert study_result["metrics"]["good"]["metric"] == "auroc"
+    assert study_result["metrics"]["good"]["metric"] == "auroc_folds"
     assert (study_result["patients"], study_result["slides"], study_result["missing"]) == (
         12,
         24,
@@ -200,10 +200,22 @@ def test_mil_run(lake: Lake) -> None:
     tested = predictions.filter(pl.col("part") == "test")
     assert tested.height == 36
     assert tested.select("arm", "patient_id").is_duplicated().sum() == 0
+    areas: dict[str, list[float]] = {}
     for name in made.features:
         part = tested.filter(pl.col("arm") == name)
         area = roc_auc_score(part["label"].cast(pl.Int64), part["score"])
-        assert study_result["metrics"][name]["estimate"] == pytest.approx(area, abs=1e-12)
+        pooled = study_result["metrics"][name]["measures"]["auroc"]["estimate"]
+        assert pooled == pytest.approx(area, abs=1e-12)
+        areas[name] = [
+            roc_auc_score(fold["label"].cast(pl.Int64), fold["score"])
+            for _, fold in sorted(part.group_by("fold"), key=lambda fold: fold[0])
+        ]
+        # the folds have equally many pairs: the measure over them is their mean
+        assert study_result["metrics"][name]["estimate"] == pytest.approx(np.mean(areas[name]))
+    for row in study_result["comparisons"]:
+        gain = np.subtract(areas[row["one"]], areas["good"])
+        assert row["estimate"] == pytest.approx(gain.mean())
+        assert row["parts"] == len(gain)
     assert study_result["metrics"]["good"]["estimate"] > 0.9
     assert {row["one"] for row in study_result["comparisons"]} == {"noise", "good+noise"}
     assert all(row["other"] == "good" for row in study_result["comparisons"])
@@ -211,7 +223,7 @@ def test_mil_run(lake: Lake) -> None:
     assert rows.height == sum(len(m["measures"]) for m in study_result["metrics"].values())
     (first,) = rows.filter((pl.col("arm") == "good") & pl.col("main")).to_dicts()
     assert first["estimate"] == study_result["metrics"]["good"]["estimate"]
-    assert (first["measure"], first["model"], first["seed"]) == ("auroc", "abmil", 0)
+    assert (first["measure"], first["model"], first["seed"]) == ("auroc_folds", "abmil", 0)
     assert first["lake_version"] == lake.version
     coverage = study_result["coverage"]["good"]
     assert coverage["target"] == 0.95
@@ -245,7 +257,15 @@ def test_survival_run(lake: Lake) -> None:
     predictions = table(lake, made.run, "predictions").filter(pl.col("part") == "test")
     part = predictions.filter(pl.col("arm") == "good / cox")
     event, time, rank, risk = (part[name].to_numpy() for name in ("event", "time", "rank", "risk"))
-    assert good["estimate"] == pytest.approx(concordance_index_censored(event, time, rank)[0])
+    pooled = concordance_index_censored(event, time, rank)[0]
+    assert good["measures"]["harrell_c"]["estimate"] == pytest.approx(pooled)
+    counts = [
+        concordance_index_censored(*(fold[name].to_numpy() for name in ("event", "time", "risk")))
+        for _, fold in part.group_by("fold")
+    ]
+    counted = np.sum([found[1:4] for found in counts], axis=0)  # right, wrong, tied
+    within = (counted[0] + counted[2] / 2) / counted.sum()
+    assert good["estimate"] == pytest.approx(within)
     # odd patients die early, and higher is worse
     odd = part.filter(pl.col("patient_id").str.tail(1).cast(pl.Int32) % 2 == 1)
     assert np.mean(odd["rank"].to_numpy()) > np.mean(rank)
@@ -363,7 +383,7 @@ def test_other_tasks(lake: Lake, task: str) -> None:
     splits = tuple(nested_folds(ids, strata, folds=2, inner=2, seed=0))
     made = replace(made, patients=patients, classes=classes[task], splits=splits)
     study_result = execute(lake, made, COHORT, Inline(lake))
-    main = {"multiclass": "auroc", "multilabel": "auroc", "regression": "r2"}[task]
+    main = {"multiclass": "auroc_folds", "multilabel": "auroc_folds", "regression": "r2"}[task]
     assert study_result["metrics"]["good"]["metric"] == main
     assert len(study_result["metrics"]["good"]["measures"]) >= 2
     predictions = table(lake, made.run, "predictions")

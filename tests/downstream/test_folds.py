@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downstream.splits.folds import Split, few_shot, leave_site_out, nested_folds, strata
+from downstream.cohorts.site_facts import site_facts, site_notes
+from downstream.splits import site_folds
+from downstream.splits.folds import Split, few_shot, nested_folds, strata
+from downstream.splits.site_folds import least_uneven, leave_site_out, preserved_site_folds
 from downstream.splits.split import LeakageError, SplitError, assert_disjoint
 from downstream.splits.split_tables import (
     from_table,
@@ -70,6 +74,62 @@ def test_sites_are_left_out_whole() -> None:
         leave_site_out(IDS, LABELS, ["s"] * 60, seed=0)
 
 
+def test_whole_sites_are_spread_as_evenly_as_a_full_search_finds() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        count_SV = rng.integers(0, 30, (7, 2))
+        best = min(
+            ((3 * np.stack([count_SV[np.array(one) == i].sum(axis=0) for i in range(3)])
+              - count_SV.sum(axis=0)) ** 2).sum()
+            for one in product(range(3), repeat=7)
+        )  # fmt: skip
+        for most in (20_000, 0):  # all assignments, and the local search
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(site_folds, "_MOST_TRIED", most)
+                fold_S = least_uneven(count_SV, 3, seed=0)
+            count_IV = np.stack([count_SV[fold_S == i].sum(axis=0) for i in range(3)])
+            assert ((3 * count_IV - count_SV.sum(axis=0)) ** 2).sum() == best
+
+
+def test_folds_of_whole_sites_test_everybody_once() -> None:
+    rng = np.random.default_rng(1)
+    sites = [f"s{at}" for at in rng.choice(9, 60, p=np.arange(1, 10) / 45)]
+    splits = preserved_site_folds(IDS, LABELS, sites, folds=3, inner=2, seed=0)
+    site = dict(zip(IDS, sites, strict=True))
+    assert len(splits) == 6
+    assert sorted(p for split in splits if split.inner == 0 for p in split.test) == IDS
+    for split in splits:
+        tested = {site[p] for p in split.test}
+        assert not {site[p] for p in split.train + split.validation} & tested
+    # 20 patients a fold would be even, of whom a third are of class a
+    label = dict(zip(IDS, LABELS, strict=True))
+    for split in splits:
+        counts = Counter(label[p] for p in split.test)
+        assert 4 <= counts["a"] <= 9
+        assert 10 <= counts["b"] <= 17
+    turned = preserved_site_folds(IDS[::-1], LABELS[::-1], sites[::-1], folds=3, inner=2, seed=0)
+    assert turned == splits
+    with pytest.raises(SplitError, match="5 folds of whole sites with 4 sites"):
+        preserved_site_folds(IDS, LABELS, SITES, folds=5, seed=0)
+
+
+def test_cramers_v_of_label_and_site() -> None:
+    sites = ["a"] * 30 + ["b"] * 30
+    even = site_facts(sites, [0, 1] * 30, "hospital")
+    assert even["cramers_v"] == pytest.approx(0)
+    assert even["patients"] == {"a": 30, "b": 30}
+    labels = [0] * 28 + [1] * 2 + [1] * 25 + [0] * 5
+    # Pearson's chi squared by hand: n (ad - bc)^2 / (row and column sums), over n
+    by_hand = np.sqrt((28 * 25 - 2 * 5) ** 2 / (30 * 30 * 33 * 27))
+    facts = site_facts(sites, labels, "hospital")
+    assert facts["cramers_v"] == pytest.approx(by_hand)
+    notes = site_notes(facts, kept_apart=False)
+    assert "above 0.5: a model can score well by telling sites apart" in notes[0]
+    assert "--split preserved-site" in notes[1]
+    assert len(site_notes(even, kept_apart=True)) == 1
+    assert site_facts(["a"] * 4, [0, 1, 0, 1], "hospital")["cramers_v"] is None
+
+
 def test_failure_17_two_slides_of_a_patient_on_two_sides_are_refused() -> None:
     """Slide-level splits leak patients: refused from a table, and on construction."""
     leaking = b",train,val,test\n0,a1,c1,a2\n1,b1,,d1\n"
@@ -95,10 +155,10 @@ def test_failure_17_the_test_part_decides_nothing() -> None:
 def test_sites_on_both_sides_are_refused() -> None:
     sites = {"A": "s0", "B": "s1", "C": "s0", "D": "s2"}
     parts: dict[str, Any] = {"validation": ("B",), "test": ("C",)}
-    with pytest.raises(LeakageError, match=r"1 sites are on both sides .* s0"):
+    with pytest.raises(LeakageError, match=r"1 site is on both sides .* s0"):
         Split(train=("A",), sites=sites, **parts)
     assert Split(train=("D",), sites=sites, **parts).test == ("C",)
-    with pytest.raises(SplitError, match="1 patients have no site, for example E"):
+    with pytest.raises(SplitError, match="1 patient has no site, for example E"):
         Split(train=("E",), sites=sites, **parts)
 
 
@@ -161,7 +221,7 @@ def test_patho_benchs_table_is_read() -> None:
     assert (one.train, one.validation, one.test) == (("A",), ("C",), ("B",))
     assert (other.train, other.validation, other.test) == (("B",), (), ("A",))
     assert splits.surplus == ("D",)
-    with pytest.raises(LeakageError, match="fold 1 of the table has 1 patients"):
+    with pytest.raises(LeakageError, match="fold 1 of the table has 1 patient both"):
         read_patho_bench(
             "\n".join([*rows[:2], rows[2].replace("test", "train"), rows[3]]).encode(), SLIDES
         )

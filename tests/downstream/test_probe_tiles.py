@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
+from scipy.stats import ttest_rel
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from downstream import CohortError
-from downstream.measures.class_measures import classification_measures
-from downstream.measures.intervals import compare
 from downstream.probes.fit import fit_probe
 from downstream.probes.probe_folds import tile_splits
 from downstream.probes.probe_labels import _match_places, read_tile_labels, sample_labels
@@ -173,12 +173,12 @@ def test_tables_that_lack_a_column_are_refused(
 def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: Path) -> None:
     keys = truth.drop("x", "y")
 
-    def refused(frame: pl.DataFrame, message: str) -> None:
+    def refused(frame: pl.DataFrame, message: str, **ids: str) -> None:
         with pytest.raises(CohortError, match=message):
-            read_tile_labels(lake, save(frame, tmp_path), "tissue", mpp=MPP)
+            read_tile_labels(lake, save(frame, tmp_path), "tissue", mpp=MPP, ids=ids)
 
     other = keys.head(1).with_columns(tissue=pl.lit("fat"))
-    refused(pl.concat([keys, other]), r"gives 1 tiles two labels: s00a tile \d+: \['fat', ")
+    refused(pl.concat([keys, other]), r"gives 1 tile two labels: s00a tile \d+: \['fat', ")
     refused(keys.with_columns(tissue=pl.lit("fat")), "are 'fat' in 'tissue'; a probe needs two")
     refused(keys.with_columns(tissue=pl.int_range(pl.len()) / 2), "tiles are classified")
     refused(truth.drop("tile_id").with_columns(x=-5), "none of 192 labels is of a tile; the first")
@@ -186,7 +186,9 @@ def test_contradictions_are_refused(lake: Lake, truth: pl.DataFrame, tmp_path: P
         truth.drop("tile_id").with_columns(x=pl.lit("a")), "row 2, column 'x': 'a' is no number"
     )
     patients = pl.Series("patient_id", ["p00", "p99"] + ["p00"] * 190)
-    refused(keys.with_columns(patients), "1 slides belong to more than one patient: s00a")
+    refused(keys.with_columns(patients), "s00a: p99 in the labels, p00 in the lake")
+    shared = "1 slide belongs to more than one patient: s00a"
+    refused(keys.with_columns(patients), shared, patients_from="labels")
 
 
 def test_at_most_takes_of_every_class(lake: Lake, table: Path) -> None:
@@ -250,8 +252,8 @@ def test_measures_are_scikit_learns(
         arm_rows = predictions.filter(pl.col("arm") == arm)
         score = np.array(arm_rows["probabilities"].to_list())[:, 1]
         measures = arm_metrics["measures"]
-        assert arm_metrics["metric"] == "auroc"
-        assert arm_metrics["estimate"] == measures["auroc"]["estimate"]
+        assert arm_metrics["metric"] == "auroc_folds"
+        assert arm_metrics["estimate"] == measures["auroc_folds"]["estimate"]
         assert measures["auroc"]["estimate"] == pytest.approx(roc_auc_score(y, score))
         accuracy = balanced_accuracy_score(y, score >= 0.5)
         assert measures["balanced_accuracy"]["estimate"] == pytest.approx(accuracy)
@@ -270,19 +272,23 @@ def test_arms_are_compared_on_the_same_tiles(lake: Lake, probe_result: dict[str,
     rows = {row["one"]: row for row in probe_result["comparisons"]}
     assert set(rows) == {"good / knn", "patient / linear", "patient / knn"}
     predictions = stored(lake, probe_result["run"], "predictions")
-    arms = {arm: predictions.filter(pl.col("arm") == arm) for arm in probe_result["metrics"]}
-    score = {arm: part["score"].to_numpy() for arm, part in arms.items()}
-    y = (arms["good / linear"]["label"] == "tumour").to_numpy().astype(int)
-    owner = arms["good / linear"]["patient_id"].to_list()
-    auroc = classification_measures("binary")[0]
-    for arm, row in rows.items():
-        comparison = compare(
-            auroc, (y,), score[arm], score["good / linear"], seed=0, patients=owner
+    areas: dict[str, list[float]] = {}
+    for arm in probe_result["metrics"]:
+        folds = sorted(
+            predictions.filter(pl.col("arm") == arm).group_by("fold"), key=lambda f: f[0]
         )
+        areas[arm] = [roc_auc_score(part["label"] == "tumour", part["score"]) for _, part in folds]
+    parts = len(areas["good / linear"])
+    for arm, row in rows.items():
+        plain = ttest_rel(areas[arm], areas["good / linear"])
+        # tests of a quarter of the patients that trained: 1 / J becomes 1 / J + 1 / (J - 1)
+        statistic = plain.statistic / np.sqrt(1 + parts / (parts - 1))
         assert row["other"] == "good / linear"
-        assert row["estimate"] == pytest.approx(comparison.difference.estimate)
-        assert (row["low"], row["high"]) == (comparison.difference.low, comparison.difference.high)
-        assert row["p_holm"] >= row["p_value"] == comparison.p_value
+        assert row["parts"] == parts
+        assert row["p_value"] == pytest.approx(2 * student_t.sf(abs(statistic), parts - 1), rel=0.1)
+        assert row["p_holm"] >= row["p_value"]
+        fitted = row["fitted_models"]
+        assert fitted["low"] <= fitted["estimate"] <= fitted["high"]
     assert rows["patient / linear"]["high"] < 0
 
 
@@ -336,10 +342,11 @@ def test_an_interval_is_over_patients_not_tiles() -> None:
     y = np.arange(40) % 2
     score = np.stack([-(y + rng.standard_normal(40)), y + rng.standard_normal(40)], axis=1)
     patients = [f"p{n // 2}" for n in range(40)]
-    one = metrics_of(y, score[:, None], patients, seed=0, spread=False)
+    fold = np.arange(len(y)) // 2 % 2
+    one = metrics_of(y, fold, score[:, None], patients, seed=0, spread=False)
     many = metrics_of(
-        y.repeat(100), score[:, None].repeat(100, axis=0), np.repeat(patients, 100).tolist(),
-        seed=0, spread=False,
+        y.repeat(100), fold.repeat(100), score[:, None].repeat(100, axis=0),
+        np.repeat(patients, 100).tolist(), seed=0, spread=False,
     )  # fmt: skip
     for name, measure in one["measures"].items():
         for key in ("estimate", "low", "high"):

@@ -208,7 +208,7 @@ def test_channels_that_do_not_vary_do_no_harm() -> None:
     ("changes", "message"),
     [
         ({"name": "svm"}, "no probe 'svm'; there are linear, knn"),
-        ({"y": np.zeros(6, int)}, "all 6 training rows are of one class"),
+        ({"y": np.zeros(6, int)}, r"all training rows \(6\) are of one class"),
         ({"y": np.arange(5)}, r"features \(6, 2\) .* labels \(5,\)"),
         ({"x": np.full((6, 2), np.nan)}, "give finite numbers"),
         ({"x": np.zeros(6)}, r"features of shape \(6,\)"),

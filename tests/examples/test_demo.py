@@ -21,7 +21,7 @@ from examples.demo import DemoSettings, run_demo
 
 if __name__ == "__main__":
     settings = DemoSettings(
-        patients=8, slides=9, width_px=1024, height_px=768, mpps=(0.5,), epochs=2, folds=2
+        patients=8, slides=9, width_px=1024, height_px=768, mpps=(0.5,), epochs=1, folds=2
     )
     run_demo(Path(sys.argv[1]), settings)
 """
@@ -72,7 +72,7 @@ def test_demo_killed_at_random_goes_on_and_is_not_done_twice(tmp_path: Path) -> 
     folder = tmp_path / "lake"
     seed = random.randrange(1000)
     chance = random.Random(seed)
-    for most in (30, 60):
+    for most in (20, 40):
         process = start(folder)
         time.sleep(chance.uniform(10, most))
         if process.poll() is None:

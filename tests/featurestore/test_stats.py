@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from featurestore import (
     vacuum,
 )
 from featurestore.opening import open_lake
+from featurestore.stats import Part, PartMap, part_moments
+from featurestore.stats.fitting import RUN_TILES, sampled_rows
 from featurestore.stats.moments import Moments, merge, read_card
 from tests.conftest import ROOT
 from tests.worlds.command_lines import Slidelake
@@ -192,7 +195,7 @@ def test_a_slide_without_the_teacher_is_named(small: Lake) -> None:
         fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "nobody"])
     with pytest.raises(LakeError, match=r"no features of 'u' at mpp 0.5"):
         read_stats(lake, "u", mpp=0.5, slide_ids=["a"])
-    with pytest.raises(LakeError, match=r"need two tiles or more; the 1 slides .* have 0"):
+    with pytest.raises(LakeError, match=r"need two tiles or more; the 1 slide has 0"):
         fit_stats(lake, "t", mpp=0.5, slide_ids=["empty"])
     assert not lake.exists("stats")
     assert fit_stats(lake, "t", mpp=0.5, slide_ids=["a", "empty"]).n == 5
@@ -310,3 +313,125 @@ def test_several_teachers_and_mpps_in_one_run(
     assert stats(lake.uri, ["t", "u:cls"], holdout=0.5)["fitted"] == 0
     one = stats(lake.uri, ["t"], mpps=[2], holdout=0.5)
     assert [(s["mpp"], s["new"]) for s in one["sets"]] == [(2.0, False)]
+
+
+# ---------------------------------------------------------------------- parts, samples, checkpoints
+
+
+def wide_lake(lake: Lake, slides: int = 9, dim: int = 6) -> tuple[Lake, list[str]]:
+    """Return a lake with more slides of up to 70 tiles and features "t" of them all."""
+    names = [f"s{number}" for number in range(slides)]
+    lake = add_slides(lake, {name: 7 + 9 * at % 64 for at, name in enumerate(names)})
+    return add_teacher(lake, "t", dim), names
+
+
+def rows_of(lake: Lake, names: list[str]) -> Float64Array:
+    bags = [lake.bag(name, "t", mpp=0.5).features for name in names]
+    return np.concatenate(bags).astype(np.float64)
+
+
+def test_parts_give_what_numpy_gives_of_all_rows_in_any_order(
+    small: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, names = wide_lake(small)
+    monkeypatch.setattr("featurestore.stats.fitting.PART_TILES", 40)
+    x = rows_of(lake, names)
+
+    def backwards(
+        lake: Lake, parts: Sequence[Part], _: object
+    ) -> Iterator[tuple[int, Moments | None]]:
+        assert len(parts) > 4
+        assert sum(part.tiles for part in parts) == len(x)
+        yield from reversed([(n, part_moments(lake, part)) for n, part in enumerate(parts)])
+
+    forwards = fit_stats(lake, "t", mpp=0.5, slide_ids=names)
+    np.testing.assert_allclose(forwards.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(forwards.covariance, np.cov(x.T, ddof=0), rtol=1e-9, atol=1e-12)
+    first = kept_files(lake)
+    shutil.rmtree(lake.store.path("stats"))
+    fit_stats(lake, "t", mpp=0.5, slide_ids=names, part_map=backwards)
+    assert kept_files(lake) == first  # to the last bit
+
+
+def test_a_stopped_fit_goes_on_from_its_checkpoint(
+    small: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, names = wide_lake(small)
+    monkeypatch.setattr("featurestore.stats.fitting.PART_TILES", 40)
+    monkeypatch.setattr("featurestore.stats.fitting.CHECKPOINT_S", -1.0)
+    made: list[int] = []
+
+    def until(most: int) -> PartMap:
+        def some(
+            lake: Lake, parts: Sequence[Part], _: object
+        ) -> Iterator[tuple[int, Moments | None]]:
+            for number, part in enumerate(parts):
+                if number == most:
+                    raise KeyboardInterrupt
+                made.append(part.selection.number(0))
+                yield number, part_moments(lake, part)
+
+        return some
+
+    whole = fit_stats(lake, "t", mpp=0.5, slide_ids=names, part_map=until(99))
+    parts, first = list(made), kept_files(lake)
+    shutil.rmtree(lake.store.path("stats"))
+    made.clear()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit_stats(lake, "t", mpp=0.5, slide_ids=names, part_map=until(2))
+    assert read_stats(lake, "t", mpp=0.5, slide_ids=names) is None
+    assert len([path for path in kept_files(lake) if "partial" in path]) == 2
+    kept = next(path for path in kept_files(lake) if path.endswith("-4.safetensors"))
+    assert fit_stats(lake, "t", mpp=0.5, slide_ids=names, part_map=until(99)).n == whole.n
+    assert made == parts  # none twice, none left out
+    assert kept_files(lake) == first
+    # One that is not whole is no checkpoint.
+    shutil.rmtree(lake.store.path("stats"))
+    with pytest.raises(KeyboardInterrupt):
+        fit_stats(lake, "t", mpp=0.5, slide_ids=names, part_map=until(4))
+    lake.write_bytes(kept, b"half")
+    made.clear()
+    fit_stats(lake, "t", mpp=0.5, slide_ids=names, part_map=until(99))
+    assert (made, kept_files(lake)) == (parts, first)
+
+
+@given(count=st.integers(2, 5000), share=st.floats(0.01, 1.0))
+def test_a_sample_is_spread_evenly(count: int, share: float) -> None:
+    sample = max(1, min(int(count * share), count - 1))
+    rows = sampled_rows(count, sample)
+    assert len(rows) == sample
+    assert (np.diff(rows) > 0).all()
+    assert 0 <= rows[0] <= rows[-1] < count
+    runs = sample // RUN_TILES
+    if runs > 1 and count > 4 * sample:
+        gaps = np.diff(rows[::RUN_TILES][:runs])
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_statistics_of_a_sample_say_so_and_stand_in_for_those_of_all(
+    small: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, names = wide_lake(small)
+    monkeypatch.setattr("featurestore.stats.fitting.PART_TILES", 40)
+    x = rows_of(lake, names)
+    for tiles in (64, 32):
+        moments = fit_stats(lake, "t", mpp=0.5, slide_ids=names, tiles=tiles)
+        drawn = x[sampled_rows(len(x), tiles)]
+        np.testing.assert_allclose(moments.mean, drawn.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(moments.covariance, np.cov(drawn.T, ddof=0), rtol=1e-9)
+        card = read_card(lake, "t", mpp=0.5, slide_ids=names, tiles=tiles)
+        assert card is not None
+        assert (card["sample"], card["n"]) == (tiles, tiles)
+    largest = read_card(lake, "t", mpp=0.5, slide_ids=names)
+    assert largest is not None
+    assert largest["sample"] == 64
+    assert read_card(lake, "t", mpp=0.5, slide_ids=names, tiles=48) is None
+    assert read_card(lake, "t", mpp=0.5, slide_ids=names[1:]) is None
+    rotated = read_phi_s(lake, "t", mpp=0.5, slide_ids=names)
+    assert rotated is not None
+    np.testing.assert_allclose(rotated(x[sampled_rows(len(x), 64)]).var(0), 1, rtol=1e-9)
+    fit_stats(lake, "t", mpp=0.5, slide_ids=names, tiles=10**9)  # all there are
+    of_all = read_card(lake, "t", mpp=0.5, slide_ids=names, tiles=32)
+    assert of_all is not None
+    assert ("sample" in of_all, of_all["n"]) == (False, len(x))

@@ -129,7 +129,7 @@ def test_native_settings_are_what_most_slides_store(tmp_path: Path, slide: Path)
         settings(encoded, [str(slide)], {}, tile_px="native")
     png = tmp_path / "a.tif"
     Image.new("RGB", (300, 300), "red").save(png)
-    with pytest.raises(InputError, match="none of the first 1 slides has tiles at"):
+    with pytest.raises(InputError, match="none of the first 1 slide has tiles at"):
         native_tiles(resolve([str(png)]), {0.5: 1}, mpp_override=0.5)
 
 

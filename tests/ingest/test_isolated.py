@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.child_process import DiedError, Isolated
+from cluster import DiedError, Isolated
 from tests.conftest import ROOT
 
 
@@ -43,7 +43,7 @@ def test_what_dies_once_is_tried_again(isolated: Isolated, tmp_path: Path) -> No
 
 def test_process_ends_with_a_killed_owner() -> None:
     code = (
-        "from ingest.child_process import Isolated\n"
+        "from cluster import Isolated\n"
         "other = Isolated('tests.worlds.isolated_work:work')\n"
         "print(other.call('a', limit_s=60).split()[-1], flush=True)\n"
         "other.call('hang', limit_s=600)\n"

@@ -1,6 +1,7 @@
 """Pictures, strip TIFFs, other codecs and several images in a file: read, or truly refused."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ingest.readers.slide_reader import ReadOptions
 from ingest.remote.local_copy import local_slide
 from ingest.select.ingest_plan import plan_ingest
 from ingest.select.sources import fingerprint, resolve
+from ingest.tissue.own_segmenter import read_segmenter
 from tests.worlds.planted_levels import Pixels, real_pixels
 
 HALF = ReadOptions(mpp=0.5)
@@ -201,7 +203,7 @@ def test_section_nearly_as_large_is_an_image_and_no_level(tmp_path: Path, pixels
         for image in (pixels, second, second[::2, ::2]):
             tiff.write(image, compression="zlib", metadata=None, **TILED)
     with open_slide(str(path)) as slide:
-        assert slide.notes[0].startswith("it holds 1 other images (#2: 630 x 540 px)")
+        assert slide.notes[0].startswith("it holds 1 other image (#2: 630 x 540 px)")
     with open_slide(str(path), image=2) as slide:
         assert np.array_equal(slide.region(0, 0, 0, 630, 540), second)
 
@@ -211,6 +213,22 @@ def test_pictures_of_a_folder_are_taken_when_they_are_named(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"no slides found in .*\.tiff.* are taken; name .*png"):
         resolve([str(tmp_path)])
     assert [source.slide_id for source in resolve([str(tmp_path / "*.png")])] == ["a"]
+
+
+WRITES_ITS_PROCESS = """
+import os
+from pathlib import Path
+import numpy as np
+from ingest.tissue.own_segmenter import Segmenter
+
+SEGMENTER = Segmenter(name="all", mpp=16.0)
+
+def build():
+    def segment(overview):
+        Path(PLACE).write_text(str(os.getpid()))
+        return np.ones(overview.shape[:2], bool)
+    return segment
+"""
 
 
 def test_plan_looks_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -226,10 +244,13 @@ def test_plan_looks_in_a_process_of_its_own(tmp_path: Path) -> None:
         size, mark = fingerprint(str(tmp_path / name))
         row = {"slide_id": name, "uri": str(tmp_path / name), "bytes": size, "fingerprint": mark}
         rows.append(row)
+    (tmp_path / "own.py").write_text(f"PLACE = {str(tmp_path / 'pid')!r}\n{WRITES_ITS_PROCESS}")
+    rows[0]["tissue_by"] = read_segmenter(str(tmp_path / "own.py"))
     plan = plan_ingest(rows, LakeConfig(tile_px=256, mpps=(0.5,)), cores=1)
     assert [row["slide"] for row in plan.failed] == ["text.svs", "noise.tiff"]
     assert (plan.slides, plan.sampled) == (3, 3)
     assert plan.tiles["0.5"] > 20
+    assert int((tmp_path / "pid").read_text()) != os.getpid()
 
 
 def test_one_pixel_is_read(tmp_path: Path, pixels: Pixels) -> None:

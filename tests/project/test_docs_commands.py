@@ -311,6 +311,7 @@ def test_names_of_columns_are_cards_of_the_demo_or_made_before() -> None:
 PARSED_ONLY = {
     "demo": "takes a minute; tests/cli/test_options_ray.py runs it",
     "submit": "needs a cluster; tests/cluster/test_cluster_ray.py sends jobs to one",
+    "jobs": "needs a cluster; tests/cluster/test_cluster_ray.py sends jobs to one",
     "build": "cuts slides by Ray; tests/ingest/test_lake_building.py and tests/cli run it",
     "ingest": "cuts slides by Ray; tests/ingest and tests/cli run it",
     "extract": "runs networks by Ray; tests/ingest/teachers and tests/cli run it",

@@ -16,13 +16,11 @@ TINY = {
 }
 
 
-def main() -> None:
-    """LAKE NAME WORKERS: checkpoints come as often as they can."""
-    lake, name, workers = sys.argv[1:]
+def train(lake: str, name: str, workers: int) -> None:
+    """Train the student, with checkpoints as often as they can be."""
     recipe = make_recipe("agglomerate", TEACHERS, **TINY, mpps=(0.5,))
-    together = WorkerSettings(workers=int(workers))
-    distill(lake, recipe, name=name, workers=together, checkpoint_s=0.5)
+    distill(lake, recipe, name=name, workers=WorkerSettings(workers=workers), checkpoint_s=0.5)
 
 
 if __name__ == "__main__":
-    main()
+    train(sys.argv[1], sys.argv[2], int(sys.argv[3]))

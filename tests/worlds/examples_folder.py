@@ -60,8 +60,8 @@ def make_folder(folder: Path) -> None:
 def without_ray() -> Iterator[None]:
     """Do in this process what ingest, extract and studies do on Ray."""
     with (
-        mock.patch.object(ray_ingest, "_outcomes", _cut_all),
-        mock.patch.object(ray_ingest, "ray_session", _no_session),
+        mock.patch.object(ray_ingest, "local_workers", _one_worker),
+        mock.patch.object(ray_ingest, "cut_here", _cut_all),
         mock.patch.object(ray_extract, "WorkerPool", _PoolHere),
         mock.patch.object(ray_extract, "ray_session", _no_session),
         mock.patch.object(ray_extract, "node_shapes", machine_shapes),
@@ -76,8 +76,12 @@ def _no_session(*_: object, **__: object) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def _one_worker(*_: object, **__: object) -> int:
+    return 1
+
+
 def _cut_all(
-    store: Store, config: LakeConfig, todo: Sequence[dict[str, Any]], slide_timeout_s: float
+    store: Store, config: LakeConfig, todo: Sequence[dict[str, Any]], *_: object, workers: int
 ) -> Iterator[SlideCut | dict[str, Any]]:
     for row in todo:
         yield cut_or_reason(store, config, row)

@@ -241,11 +241,6 @@ class NodeCluster:
         places = (line.split()[3].rpartition(":") for line in lines)
         return {int(port): address for address, _, port in places}
 
-    def put(self, number: int, path: str, text: str) -> None:
-        """Write a file on a node."""
-        code = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
-        self.on(number, "python", "-S", "-c", code, path, text)
-
     def laptop(
         self, *words: object, environ: Mapping[str, str] | None = None, code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from ingest.teachers.ray_extract import extract
 
 MPPS = (0.5, 2.0)
 TEACHER, STUDENT = "slow-moments", "tiny"
-SLIDES = 6
+SLIDES = 12
 TINY = {"architecture": "test_efficientnet", "input_px": 32, "batch_tiles": 16, "epochs": 6}
 #: The folds, models and times of both studies.
 MODELS, SEEDS, FOLDS = ("linear", "knn"), 2, 2
@@ -74,7 +74,7 @@ class UserFiles:
 def make_files(folder: Path) -> UserFiles:
     """Write the files of a user into a folder."""
     table = make_cohort(
-        folder / "cohort", patients=SLIDES + 1, slides=SLIDES + 1, width_px=1536, height_px=1024,
+        folder / "cohort", patients=SLIDES + 1, slides=SLIDES + 1, width_px=1024, height_px=768,
         workers=1,
     )  # fmt: skip
     files = UserFiles(

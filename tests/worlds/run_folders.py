@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from downstream.measures.class_measures import Measure, classification_measures, measure_of
+from downstream.measures.comparisons import TEST
 from downstream.measures.intervals import interval
 from downstream.measures.number_measures import multilabel_measures, regression_measures
 from downstream.survival.survival_weighted import concordance
@@ -176,6 +177,11 @@ def _result(
             "margin": 0.05,
             "p_worse": 0.81,
             "not_inferior": False,
+            "test": TEST,
+            "parts": FOLDS,
+            "left_out": 0,
+            "why": "",
+            "fitted_models": {"estimate": -0.1, "low": -0.15, "high": 0.01, "p_value": 0.02},
         }
         for arm in arms[1:]
     ]

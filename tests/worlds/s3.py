@@ -46,10 +46,11 @@ class Faults:
     """The faults that the proxy makes, and the requests that it received.
 
     Settings: `rates`, the share of the requests per kind of trouble (`slow_down` (503) and
-    `internal` (500) are answered before S3 saw the request; `refused` closes the connection before,
-    `lost` after S3 did what was asked; `cut` ends the answer in its middle; `delayed` waits
-    `delay_s`); `only`, a pattern of "METHOD target" that trouble keeps to; `denied`, one that is
-    answered with 403; `terse`, to leave out of a 412 which condition failed, as MinIO does; `seed`.
+    `internal` (500) are answered before S3 saw the request; `refused` closes the connection before
+    and `reset` resets it, `lost` closes it after S3 did what was asked; `cut` ends the answer in
+    its middle; `delayed` waits `delay_s`); `only`, a pattern of "METHOD target" that trouble keeps
+    to; `denied`, one that is answered with 403, or with status and body of `denial`; `terse`, to
+    leave out of a 412 which condition failed, as MinIO does; `seed`.
     """
 
     url: str
@@ -98,11 +99,15 @@ class Bucket:
         name: its name.
         server: the S3 server's URL, without trouble.
         faults: of the proxy; the environment leads there only in the fixture `faulty`.
+        key: id of the owner's access key.
+        secret: the owner's secret key.
     """
 
     name: str
     server: str
     faults: Faults
+    key: str = KEY
+    secret: str = SECRET
 
     @property
     def uri(self) -> str:
@@ -116,8 +121,8 @@ class Bucket:
             "s3",
             "us-east-1",
             endpoint_url=self.server,
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
         )
 
     def objects(self) -> dict[str, bytes]:
@@ -130,32 +135,67 @@ class Bucket:
             }
 
 
-@pytest.fixture(scope="session")
-def s3_urls() -> Iterator[tuple[str, str]]:
-    """The URLs of an S3 server and of the proxy before it, which all tests of the run share."""
+@contextlib.contextmanager
+def served(*words: str | Path) -> Iterator[str]:
+    """Start a server in a process that ends with its stdin; yield the first line that it prints."""
     with subprocess.Popen(
-        [sys.executable, "-P", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            moto, proxy = process.stdout.readline().split()
-            yield f"http://127.0.0.1:{moto}", f"http://127.0.0.1:{proxy}"
+            yield process.stdout.readline()
         finally:
             process.stdin.close()
 
 
-def new_bucket(urls: tuple[str, str], environment: pytest.MonkeyPatch) -> Bucket:
-    """A new bucket; the environment leads to it and to nothing else."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+@contextlib.contextmanager
+def proxied(url: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the URLs of a server, moto where none is given, and of a proxy before it."""
+    with served(SERVER, *filter(None, [url])) as line:
+        server, proxy = line.split()
+        yield url or f"http://127.0.0.1:{server}", f"http://127.0.0.1:{proxy}"
+
+
+@pytest.fixture(scope="session")
+def s3_urls() -> Iterator[tuple[str, str]]:
+    """The URLs of an S3 server and of the proxy before it, which all tests of the run share."""
+    with proxied() as urls:
+        yield urls
+
+
+def clear_clouds(environment: pytest.MonkeyPatch) -> None:
+    """Take everything that leads to a cloud, or has a key of one, out of the environment."""
+    clouds = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+    for name in [name for name in os.environ if name.startswith(clouds)]:
         environment.delenv(name)
-    environment.setenv("AWS_ACCESS_KEY_ID", KEY)
-    environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+def new_bucket(
+    urls: tuple[str, str], environment: pytest.MonkeyPatch, key: str = KEY, secret: str = SECRET
+) -> Bucket:
+    """A new bucket; the environment leads to it and to nothing else."""
+    clear_clouds(environment)
+    return add_bucket(urls, environment, key, secret)
+
+
+def add_bucket(
+    urls: tuple[str, str], environment: pytest.MonkeyPatch, key: str, secret: str
+) -> Bucket:
+    """A new bucket, to which the environment leads."""
+    environment.setenv("AWS_ACCESS_KEY_ID", key)
+    environment.setenv("AWS_SECRET_ACCESS_KEY", secret)
     environment.setenv("AWS_ENDPOINT_URL", urls[0])
     environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
     environment.setenv("AWS_CONFIG_FILE", os.devnull)
     environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    made = Bucket(name=f"bucket-{secrets.token_hex(4)}", server=urls[0], faults=Faults(url=urls[1]))
+    made = Bucket(
+        name=f"bucket-{secrets.token_hex(4)}",
+        server=urls[0],
+        faults=Faults(url=urls[1]),
+        key=key,
+        secret=secret,
+    )
     with contextlib.closing(made.client) as client:
         client.create_bucket(Bucket=made.name)
     return made

@@ -3,7 +3,8 @@
 It must be another process than the tests': some calls of Lance keep the interpreter's lock while
 they wait for an answer, so a server in a thread beside them could never give it. Run as
 `python tests/worlds/s3_server.py [HOST]`; it prints the ports of both, and ends when its stdin is
-closed.
+closed. With the URL of another server in place of the host it is the proxy of that one, and starts
+no moto.
 """
 
 import contextlib
@@ -11,15 +12,20 @@ import http.client
 import json
 import random
 import re
+import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date", "content-length"}
-KINDS = ("slow_down", "internal", "refused", "lost", "cut", "delayed")
+KINDS = ("slow_down", "internal", "refused", "reset", "lost", "cut", "delayed")
+#: With this SO_LINGER the end of a connection is a reset.
+NO_LINGER = struct.pack("ii", 1, 0)
 ERRORS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "internal": (500, "InternalError", "We encountered an internal error. Please try again."),
@@ -30,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "rates": {},
     "only": "",
     "denied": "",
+    "denial": None,
     "terse": False,
     "delay_s": 0.05,
     "seed": 0,
@@ -124,8 +131,12 @@ class Handler(BaseHTTPRequestHandler):
         if kind in ERRORS:
             status, code, message = ERRORS[kind]
             text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            if kind == "denied" and self.trouble.settings["denial"]:
+                status, text = self.trouble.settings["denial"]
             self._answer(status, {"Content-Type": "application/xml"}, text.encode())
-        elif kind == "refused":
+        elif kind in {"refused", "reset"}:
+            if kind == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.close_connection = True
         else:
             self._forward(body, kind)
@@ -151,39 +162,57 @@ class Handler(BaseHTTPRequestHandler):
         self.note[4] = len(body)
         self.wfile.write(body)
 
+    def upstream_answer(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the answer of the server behind the proxy."""
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        return self.ask_upstream(self.command, self.path, headers, body)
+
+    def ask_upstream(
+        self, method: str, target: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send a request to the server behind the proxy."""
+        with contextlib.closing(http.client.HTTPConnection(*self.upstream, timeout=60)) as server:
+            server.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                server.putheader(name, value)
+            server.endheaders(body)
+            reply = server.getresponse()
+            return reply.status, dict(reply.getheaders()), reply.read()
+
     def _forward(self, body: bytes, kind: str) -> None:
-        with contextlib.closing(http.client.HTTPConnection(*self.upstream, timeout=60)) as s3:
-            s3.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() != "expect":
-                    s3.putheader(name, value)
-            s3.endheaders(body)
-            reply = s3.getresponse()
-            data = reply.read()
-        if self.trouble.settings["terse"] and reply.status == http.HTTPStatus.PRECONDITION_FAILED:
+        status, headers, data = self.upstream_answer(body)
+        if self.trouble.settings["terse"] and status == http.HTTPStatus.PRECONDITION_FAILED:
             data = re.sub(rb"<Condition>.*?</Condition>", b"", data)
         self.close_connection |= kind in {"lost", "cut"}
         if kind == "lost" or (kind == "cut" and len(data) < 2):
             return
-        headers = {k: v for k, v in reply.getheaders() if k.lower() not in HOP_BY_HOP}
-        length = reply.getheader("Content-Length", "0") if self.command == "HEAD" else ""
-        whole = length or str(len(data))
-        self._answer(
-            reply.status, headers, data[: len(data) // 2] if kind == "cut" else data, whole
-        )
+        lengths = [value for name, value in headers.items() if name.lower() == "content-length"]
+        whole = lengths[0] if self.command == "HEAD" and lengths else str(len(data))
+        headers = {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}
+        self._answer(status, headers, data[: len(data) // 2] if kind == "cut" else data, whole)
 
 
-def main() -> None:
+def started(server: Any) -> int:  # noqa: ANN401 - of http.server, or of werkzeug
+    """Serve in a thread; return the port."""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port: int = server.server_port
+    return port
+
+
+def proxy_of(host: str, port: int, handler: type[Handler] = Handler) -> Server:
+    """Return a proxy before a server, at the address of the server."""
+    handler.upstream, handler.trouble = (host, port), Trouble()
+    return Server((host, 0), handler)
+
+
+def main(place: str = "127.0.0.1") -> None:
     """Serve until stdin is closed."""
-    host = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
-    moto = moto_server(host)
-    Handler.upstream, Handler.trouble = (host, moto.server_port), Trouble()
-    proxy = Server((host, 0), Handler)
-    for server in (moto, proxy):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(moto.server_port, proxy.server_port, flush=True)
+    url = urlsplit(place) if "://" in place else None
+    host = place if url is None else url.hostname or "127.0.0.1"
+    port = (url.port if url else None) or started(moto_server(host))
+    print(port, started(proxy_of(host, port)), flush=True)
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -141,12 +141,12 @@ def km_png(
     title: str = "",
     xlabel: str = "time",
 ) -> bytes:
-    """Draw Kaplan-Meier curves of two risk groups, with bands, numbers at risk and log-rank p.
+    """Draw Kaplan-Meier curves of two risk groups, with bands and numbers at risk.
 
     Args:
         time_P: times to the event or to the end of follow-up.
         event_P: true where the event was seen.
-        high_P: true for the high risk group. An empty group is left out, and then also p.
+        high_P: true for the high risk group. An empty group is left out.
         title: title above the axes.
         xlabel: label of the time axis, with the unit.
 
@@ -159,24 +159,10 @@ def km_png(
         _km_curve(axes, time_P[group_P], event_P[group_P], name=name, colour=COLOURS[number])
         at_risk = [int((time_P[group_P] >= tick).sum()) for tick in ticks]
         _at_risk(axes, ticks, at_risk, name=name, row=number)
-    p = logrank_p(time_P, event_P, high_P)
-    text = "" if p is None else "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}"
     axes.set(xlabel=plain(xlabel), ylabel="survival", title=plain(title), ylim=(0, 1.03))
     axes.set(xticks=ticks)
-    axes.legend(title=text, loc="best", frameon=False)
+    axes.legend(loc="best", frameon=False)
     return to_png(figure)
-
-
-def logrank_p(
-    time_P: NDArray[np.float64], event_P: NDArray[np.bool_], high_P: NDArray[np.bool_]
-) -> float | None:
-    """Return the log-rank p value of two risk groups; None with one group only or no event."""
-    from sksurv.compare import compare_survival
-    from sksurv.util import Surv
-
-    if high_P.all() or not high_P.any() or not event_P.any():
-        return None
-    return float(compare_survival(Surv.from_arrays(event_P, time_P), high_P)[1])
 
 
 def _km_curve(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from downstream.report.plots.plots_report import forest_png
-from downstream.report.run_tables import chance, shown_name
+from downstream.report.run_tables import chance, comparison_rows, shown_name
 from downstream.report.views.picture_sections import Picture, Section
 from downstream.report.views.views_classes import (
     class_section,
@@ -46,7 +46,7 @@ def forest(run: "Run") -> Picture | None:
 
 def differences(run: "Run") -> Picture | None:
     """Return a forest plot of differences from the reference, or None without comparisons."""
-    rows = run.result.get("comparisons", [])
+    rows = [row for row in comparison_rows(run) if row["low"] is not None]
     if not rows:
         return None
     others = {row["other"] for row in rows}
@@ -62,7 +62,7 @@ def differences(run: "Run") -> Picture | None:
     name = shown_name(rows[0]["measure"])
     drawn = forest_png(
         lines,
-        xlabel=f"how much better in {name}, 95 % interval over patients",
+        xlabel=f"how much better in {name}, 95 % interval with the luck of training",
         chance=0.0,
         margin=None if margin is None else -margin,
     )
@@ -71,7 +71,7 @@ def differences(run: "Run") -> Picture | None:
         src=data_uri(drawn, "image/png"),
         alt=f"Differences in {name} with intervals",
         text=(
-            f"Differences from {' or '.join(sorted(others))} on the same patients: right of the "
+            f"Differences from {' or '.join(sorted(others))} on the same test parts: right of the "
             f"dashed line is better{dotted}."
         ),
         width=540,

@@ -5,13 +5,14 @@ Shape letters: S rows of predictions, P patients, C classes.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from downstream.measures.abstention import risk_coverage
 from downstream.measures.class_measures import UndefinedMetricError, auroc
+from downstream.measures.conformal import guarantee_warnings
 from downstream.measures.intervals import interval
 from downstream.report.plots.plots_bands import CurveScores
 from downstream.report.plots.plots_classes import (
@@ -236,7 +237,22 @@ def _abstention(run: "Run") -> Section:
         "the least possible one, where all errors are the least sure. All test predictions count."
         + target_text,
     )
+    for arm, promise in run.result.get("guarantees", {}).items():
+        section.notes.append(_guarantee_text(arm, promise))
+        section.notes.extend(f"{sentence}." for sentence in guarantee_warnings(arm, promise))
     return section
+
+
+def _guarantee_text(arm: str, promise: Mapping[str, Any]) -> str:
+    """Return what conformal sets and deferral of an arm did, in a sentence."""
+    sets, deferral, level = promise["sets"], promise["deferral"], promise["level"]
+    wrong = "" if deferral["wrong"] is None else f", {deferral['wrong']:.0%} of them wrongly"
+    return (
+        f"{arm}: conformal sets of {level:.0%} hold the class of {sets['coverage']:.0%} of the "
+        f"patients with {sets['size']:.2f} classes each, {sets['single']:.0%} are a single class. "
+        f"Deferral that allows {1 - level:.0%} wrong among the answered: {deferral['told']:.0%} "
+        f"answered{wrong}."
+    )
 
 
 def label_sections(run: "Run") -> list[Section]:

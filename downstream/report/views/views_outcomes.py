@@ -76,8 +76,9 @@ def km_section(run: "Run", arms: list[str]) -> Section:
             partial(km_png, time, event, high, title=arm, xlabel=_time_name(run)),
             f"Kaplan-Meier curves of {arm}",
             f"{arm}: high risk is above the median risk of the fold's TRAINING patients; {_ONE}, "
-            f"{rows.height:,} patients. Bands are 95 %, ticks are patients whose follow-up ends; "
-            "the log-rank p is of this one split into groups.",
+            f"{rows.height:,} patients. Bands are 95 %, ticks are patients whose follow-up ends. "
+            "The groups are drawn, not tested: the patients of a fold helped to make all other "
+            "folds' cuts.",
             width=500,
         )
     return section

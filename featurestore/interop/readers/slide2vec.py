@@ -31,6 +31,7 @@ from featurestore.interop.foreign_slide import (
     SlideTiles,
 )
 from featurestore.interop.teacher_names import name_teachers
+from featurestore.messages import counted
 
 LOOKS_FOR = "tiles/<slide>.coordinates.npz and tile_embeddings/<slide>.pt"
 SUFFIXES = (".npz", ".pt")
@@ -177,7 +178,7 @@ def _coordinates(source: SlideFiles, tiling: dict[str, Any]) -> Int64Array:
         raise InteropError(msg)
     xy = coordinates(np.stack([arrays["x"], arrays["y"]], axis=1), source.coords)
     if count not in (None, len(xy)):
-        msg = f"{source.coords} has {len(xy)} tiles, its metadata say {count}"
+        msg = f"{source.coords} has {counted(len(xy), 'tile')}, its metadata say {count}"
         raise InteropError(msg)
     return xy
 

@@ -17,6 +17,7 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from cluster import counted
 from ingest.errors import SlideError
 from ingest.readers.tiff.tiff_images import JPEG, WEBP, image_pages
 from ingest.readers.tiff.tile_grids import TileGrid
@@ -124,7 +125,10 @@ def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
         compression=kind[0],
     )
     if len(level.offsets) != level.rows * level.columns:
-        msg = f"it lists {len(level.offsets)} tiles for a grid of {level.rows} x {level.columns}"
+        msg = (
+            f"it lists {counted(len(level.offsets), 'tile')} for a grid of {level.rows} x "
+            f"{level.columns}"
+        )
         raise NotNativeError(msg)
     return level
 
@@ -132,10 +136,11 @@ def _level(page: Any) -> JpegLevel:  # noqa: ANN401 - a tifffile page, untyped
 def compared_tiles(level: JpegLevel) -> list[int]:
     """Return the numbers of the tiles that are compared with openslide's before a level is trusted.
 
-    The tiles with most bytes have most to get wrong; the last one has the edges.
+    The tiles with most bytes have most to get wrong; the last one has the edges. Each is named
+    once: of a small level they are the same.
     """
     heavy = np.argsort(level.sizes)[-HEAVY:].tolist()
-    return [0, *heavy, len(level.sizes) - 1]
+    return list(dict.fromkeys([0, *heavy, len(level.sizes) - 1]))
 
 
 def _from_webp(webp: bytes) -> RgbArray:

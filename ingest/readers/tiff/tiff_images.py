@@ -5,6 +5,8 @@ from typing import Any
 
 import tifffile
 
+from cluster import counted
+
 ASPECT_APART = 0.02
 SCALE_APART = 0.02
 REDUCED_BIT = 1  # of the tag NewSubfileType
@@ -123,7 +125,7 @@ def other_images(images: list[TiffImage], chosen: TiffImage) -> list[str]:
         return []
     more = ", ..." if others[4:] else ""
     note = (
-        f"it holds {len(others)} other images ({', '.join(others[:4])}{more}); image "
+        f"it holds {counted(len(others), 'other image')} ({', '.join(others[:4])}{more}); image "
         f"#{chosen.number} was taken, and a slide given as FILE#{others[0][1:].partition(':')[0]} "
         "is another"
     )

@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.worlds.distill_once import train
 from tests.worlds.kills import kill, started, wait_for_work
 
 NAME, WORKERS = "tiny", 2
@@ -21,11 +19,6 @@ NAME, WORKERS = "tiny", 2
 
 def command(lake: Path, workers: int) -> list[str]:
     return ["-m", "tests.worlds.distill_once", str(lake), NAME, str(workers)]
-
-
-def run(lake: Path, workers: int) -> None:
-    line = [sys.executable, *command(lake, workers)]
-    subprocess.run(line, cwd=ROOT, check=True, capture_output=True, timeout=400)
 
 
 def kill_distill(lake: Path, workers: int, after_s: float, target: str) -> bool:
@@ -68,10 +61,10 @@ def check(killed: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with the student of an undisturbed run of two workers."""
+    """A lake with the student of an undisturbed run of two workers, on the Ray that is up."""
     lake = tmp_path_factory.mktemp("whole") / "lake"
     shutil.copytree(filled, lake)
-    run(lake, WORKERS)
+    train(str(lake), NAME, WORKERS)
     return lake
 
 
@@ -81,12 +74,15 @@ def whole(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_it_ends_in_the_same_student(
     filled: Path, whole: Path, tmp_path: Path, target: str
 ) -> None:
-    """A worker's death is mended by the run itself; all others by the next run."""
+    """A worker's death is mended by the run itself; all others by the next run.
+
+    The runs that are killed have a Ray of their own, which dies with a group.
+    """
     killed = tmp_path / "killed"
     shutil.copytree(filled, killed)
     seed = random.randrange(1000)
     hit = kill_distill(killed, WORKERS, random.Random(seed).uniform(0, 2), target)
     if target == "group":
         assert hit, seed
-        run(killed, WORKERS)
+        train(str(killed), NAME, WORKERS)
     check(killed, whole)

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -55,10 +56,10 @@ def cohort(lake: Lake, label: list[int], **changes: object) -> Study:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def finish(lake: Lake, made: Study) -> dict[str, dict[str, float]]:
+def finish(lake: Lake, made: Study) -> dict[str, dict[str, Any]]:
     for cell in made.cells():
         fit_and_store(lake, cell)
-    metrics: dict[str, dict[str, float]] = collect(lake, made, COHORT)["metrics"]
+    metrics: dict[str, dict[str, Any]] = collect(lake, made, COHORT)["metrics"]
     return metrics
 
 
@@ -73,7 +74,8 @@ def test_planted_tiles_are_found_and_attention_beats_the_mean(lake: Lake) -> Non
     )
     metrics = finish(lake, made)
     assert metrics["good / abmil"]["estimate"] > 0.85
-    assert metrics["good / abmil"]["low"] > metrics["good / linear"]["estimate"]
+    pooled = {arm: found["measures"]["auroc"] for arm, found in metrics.items()}
+    assert pooled["good / abmil"]["low"] > pooled["good / linear"]["estimate"]
     areas = []
     for cell in made.cells()[:5]:
         tiles = pl.read_parquet(io.BytesIO(lake.read_bytes(cell.attention_path)))
@@ -93,7 +95,7 @@ def test_without_a_signal_intervals_cover_chance_about_as_often_as_they_claim(
     covered, estimates = 0, []
     for seed in range(RUNS):
         label = np.random.default_rng(seed).permutation(np.arange(PEOPLE) % 2).tolist()
-        settings = MilSettings(hidden=16, epochs=8, learning_rate=1e-3)
+        settings = MilSettings(hidden=16, epochs=4, learning_rate=2e-3)
         made = cohort(
             lake, label, features=("noise",), reference="noise", seed=seed, settings=settings
         )

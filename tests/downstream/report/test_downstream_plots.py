@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
-from sksurv.compare import compare_survival
 from sksurv.nonparametric import kaplan_meier_estimator
-from sksurv.util import Surv
 
 from downstream.measures.abstention import risk_coverage
 from downstream.measures.class_measures import UndefinedMetricError
@@ -32,7 +30,6 @@ from downstream.report.plots.plots_classes import (
 )
 from downstream.report.plots.plots_outcomes import (
     km_png,
-    logrank_p,
     scatter_png,
     survival_calibration_png,
     survival_groups,
@@ -163,16 +160,6 @@ def test_km_png(high_share: float, event_share: float) -> None:
     event = np.arange(30) < 30 * event_share
     high = rng.permutation(np.arange(30) < 30 * high_share)
     assert min(size(km_png(time, event, high, title="risk", xlabel="months"))) > 400
-
-
-def test_logrank_p() -> None:
-    time = np.arange(1.0, 21.0)
-    event = np.ones(20, dtype=bool)
-    high = time <= 10
-    expected = compare_survival(Surv.from_arrays(event, time), high)[1]
-    assert logrank_p(time, event, high) == expected < 0.001
-    assert logrank_p(time, event, np.zeros(20, dtype=bool)) is None
-    assert logrank_p(time, ~event, high) is None
 
 
 def test_predicted_survival_is_held_against_kaplan_meier() -> None:

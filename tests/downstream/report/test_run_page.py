@@ -57,8 +57,8 @@ def test_a_page_of_two_classes(lake: Lake) -> None:
         "Which of two classes: tumour, of 32 patients with 33 slides",
         "3 folds over patients, repeated 2 times with other folds, 2 trainings",
         "ECE lower is better",
-        "noise / mean good / abmil AUROC -0.100 -0.200 to +0.015 0.031 0.062 not shown",
-        "not shown: it may be 0.05 worse or more 0.810",
+        "noise / mean -0.100 -0.200 to +0.015 0.031 0.062 3 -0.100 -0.150 to +0.010, p 0.020 not",
+        "not shown: it may be 0.05 worse or more p of being worse 0.810",
         "By good / abmil, the first arm whose models weigh tiles.",
         "Labelled, but not used: 2 p98, p99.",
         "Every slide that is ready has a label.",
@@ -157,7 +157,7 @@ def test_one_class_only(lake: Lake) -> None:
     run = write_run(lake, run="mil-one", rows=rows, attention=ARMS[:1])
     words = page_of(lake, run).words
     assert "The main measure is undefined for all arms." in words
-    assert "AUROC of good / abmil: all patients are of one class." in words
+    assert "AUROC, pooled of good / abmil: all patients are of one class." in words
     assert "not drawn, a ROC curve needs patients of both classes, all 24 are of one" in words
     assert "yes, most weighed No patient is in it." in words
 

@@ -14,19 +14,16 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sksurv import metrics as sk
-from sksurv.compare import compare_survival
 from sksurv.nonparametric import CensoringDistributionEstimator, SurvivalFunctionEstimator
 from sksurv.util import Surv
 
-from downstream.measures.class_measures import UndefinedMetricError
+from downstream.measures.intervals import compare
 from downstream.survival import survival_weighted as survival_weighted
 from downstream.survival.risks import SurvivalError, fold_ranks
 from downstream.survival.survival_rows import SurvivalPredictions, follow_up, predictions_of
 from downstream.survival.survival_scores import (
     SCORES,
     Question,
-    compare_predictions,
-    km_groups,
     questions,
     score_predictions,
 )
@@ -314,7 +311,7 @@ def test_a_run_has_intervals_and_directions() -> None:
 def test_what_is_undefined_is_left_out_with_its_reason() -> None:
     rows, training = run(5, folds=2)
     bare = score_predictions(replace(rows, curve=None), training, TIMES, seed=0, resamples=1000)
-    assert list(bare.intervals) == ["harrell_c", "harrell_c_folds", "uno_c", "auc_t"]
+    assert list(bare.intervals) == ["harrell_c_folds", "harrell_c", "uno_c", "auc_t"]
     assert bare.left_out == {"integrated_brier": "the model gives risks and no curves"}
     assert bare.observed_expected is None
     early = replace(rows, time=np.where(rows.fold == 1, np.minimum(rows.time, 4.5), rows.time))
@@ -352,57 +349,17 @@ def test_two_thousand_resamples_of_five_hundred_patients_take_seconds() -> None:
 def test_arms_on_the_same_patients() -> None:
     good, training = run(8, patients=80, folds=2, skill=0.9)
     poor, _ = run(8, patients=80, folds=2, skill=0.1)
-    for name in ("harrell_c", "integrated_brier"):
-        comparison = compare_predictions(good, poor, training, TIMES, seed=0, measure=name)
+    arms = [question_arrays(part, training) for part in (good, poor)]
+    for name in ("harrell_c_folds", "integrated_brier"):
+        one, other = (part[name] for part in arms)
+        comparison = compare(
+            one.measure, one.truth, one.prediction, other.prediction, seed=0, patients=good.patient
+        )
         # above 0 is better, also where lower is better
         assert comparison.difference.low > 0
         assert comparison.p_value < 0.05
-    scores = [score_predictions(part, training, TIMES, seed=0, resamples=1000).intervals
-              for part in (good, poor)]  # fmt: skip
-    gap = scores[0]["harrell_c"].estimate - scores[1]["harrell_c"].estimate
-    comparison = compare_predictions(good, poor, training, TIMES, seed=0, margin=0.1)
-    assert comparison.difference.estimate == pytest.approx(gap)
-    assert comparison.not_inferior is True
-    with pytest.raises(SurvivalError, match="80 and 80 rows of other patients"):
-        compare_predictions(good, replace(poor, fold=1 - poor.fold), training, TIMES, seed=0)
-    with pytest.raises(UndefinedMetricError, match="no curves"):
-        compare_predictions(
-            good, replace(poor, curve=None), training, TIMES, seed=0, measure="integrated_brier"
-        )
-
-
-def test_groups_are_scikit_survivals_log_rank() -> None:
-    rows, _ = run(9, patients=60, folds=3)
-    groups = km_groups(rows)
-    assert groups.patient == tuple(sorted(rows.patient))
-    assert groups.high.tolist() == rows.high.tolist()
-    expected = compare_survival(Surv.from_arrays(rows.event, rows.time), rows.high)[1]
-    assert groups.p_value == pytest.approx(expected, abs=1e-12)
-    assert groups.p_value == pytest.approx(log_rank(rows.time, rows.event, rows.high), abs=1e-9)
-    assert km_groups(replace(rows, high=rows.high & False)).p_value is None
-
-
-def log_rank(time: Floats, event: Flags, high: Flags) -> float:
-    """Return the log-rank statistic: observed minus expected events, hypergeometric variance."""
-    from scipy.stats import chi2
-
-    gap = variance = 0.0
-    for t in np.unique(time[event]):
-        n, n1 = (time >= t).sum(), ((time >= t) & high).sum()
-        d, d1 = ((time == t) & event).sum(), ((time == t) & event & high).sum()
-        gap += d1 - d * n1 / n
-        variance += d * (n1 / n) * (1 - n1 / n) * (n - d) / (n - 1) if n > 1 else 0.0
-    return float(chi2.sf(gap**2 / variance, 1))
-
-
-def test_a_patient_with_several_predictions_is_in_one_group() -> None:
-    rows, _ = run(10, repeats=3)
-    high = np.zeros((3, 40), bool)
-    high[:2, :10], high[0, 10:20] = True, True  # two of three say so, then one of three
-    groups = km_groups(replace(rows, high=high.reshape(-1)))
-    assert groups.high.tolist() == [True] * 10 + [False] * 30
-    even = drawn(replace(rows, high=high.reshape(-1)), np.flatnonzero(rows.repeat != 1))
-    assert not km_groups(even).high.any()
+        gap = value(one) - value(other)
+        assert abs(comparison.difference.estimate) == pytest.approx(abs(gap))
 
 
 def test_a_table_of_predictions() -> None:

@@ -115,7 +115,7 @@ def test_every_tile_has_a_cell_of_its_own_and_the_grid_is_the_coarsest(
 @pytest.mark.parametrize(
     ("xy", "message"),
     [
-        ([(0, 0), (512, 0), (0, 0)], r"1 places \(x, y\) have several tiles: \(0, 0\)"),
+        ([(0, 0), (512, 0), (0, 0)], r"several tiles lie at 1 place \(x, y\): \(0, 0\)"),
         ([(-1, 0)], r"a tile is at \(-1, 0\), outside of any slide"),
         ([(2**31, 0)], "outside of any slide"),
         ([(0, 0), (1, 0), (40_000, 0)], "more than 16384 cells along the slide"),

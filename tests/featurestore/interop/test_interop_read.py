@@ -142,7 +142,7 @@ def test_trident_one_bad_file_stops_no_other(tmp_path: Path) -> None:
     assert sorted(slides) == ["a", "b", "c", "d", "e"]
     assert list(slides["a"].features) == ["uni"]
     assert all(not slides[name].features for name in "bcde")
-    assert "features of 1 tiles are NaN or infinite, first row 3" in reasons["b"]
+    assert "features of 1 tile are NaN or infinite, first row 3" in reasons["b"]
     assert "20 features for 21 coordinates" in reasons["c"]
     assert "can't be read as HDF5, perhaps it is cut short" in reasons["d"]
     assert (

@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from downstream.cohorts.cohort import Cohort
-from downstream.splits.folds import Split, leave_site_out, nested_folds, with_validation
+from downstream.splits.folds import Split, nested_folds, with_validation
+from downstream.splits.site_folds import leave_site_out
 from downstream.splits.split import LeakageError, SplitError
 from downstream.splits.split_files import read_splits
 from downstream.splits.split_tables import FoldTable, to_table

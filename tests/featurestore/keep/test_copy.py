@@ -194,7 +194,7 @@ def test_nothing_is_copied_over_something_else(rich: Lake, tmp_path: Path) -> No
 def test_damaged_lake_is_not_copied_in_silence(rich: Lake, tmp_path: Path) -> None:
     row = rich.tiles_of(mpp=0.5, slide_ids=["b"]).row(0, named=True)
     Path(rich.store.path(row["shard"])).unlink()
-    with pytest.raises(DamageError, match=rf"1 files that version .*{row['shard']}.*verify"):
+    with pytest.raises(DamageError, match=rf"1 file is missing .*{row['shard']}.*verify"):
         copy_lake(rich.uri, tmp_path / "copy")
     assert not (tmp_path / "copy" / "lake.json").exists()
 

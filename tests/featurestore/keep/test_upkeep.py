@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import slidelake
@@ -26,6 +28,9 @@ from featurestore.storage.lock import writer_lease
 from featurestore.tables.lance_tables import open_table
 from tests.conftest import REAL_SLIDE, ROOT, TEACHERS
 from tests.worlds.small_lake import add_slides, contents
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +125,13 @@ def test_jobs_take_the_option(lake_copy: Path) -> None:
         done = CliRunner().invoke(slidelake.app, [*line, "--auto-vacuum", "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout.splitlines()[-1])["freed"] is None
+
+
+@pytest.mark.parametrize("command", ["ingest", "extract", "build"])
+def test_an_automatic_vacuum_is_off_unless_it_is_asked_for(command: str) -> None:
+    commands = cast("TyperGroup", typer.main.get_command(slidelake.app)).commands
+    (option,) = [one for one in commands[command].params if one.name == "auto_vacuum"]
+    assert option.default is False
 
 
 MEASURE = """

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,10 +26,12 @@ from featurestore import (
     vacuum,
     verify,
 )
+from featurestore.commits.lance_commit import Committer
 from featurestore.errors import AccessError, NewerFormatError
 from featurestore.keep import lance_restore
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.repairing import plan_repair
+from featurestore.keep.verify.compact_rows import GrowingColumns
 from featurestore.keep.verify.damage import TABLE, TABLE_INDEX, Damage
 from featurestore.keep.verify.file_checks import FILE_CHECKS
 from featurestore.keep.verify.lance_checked_rows import checked_catalog, checked_slides
@@ -188,8 +192,17 @@ def test_restore_makes_a_new_version_and_deletes_nothing(lake: Lake) -> None:
 
 
 def test_restore_refuses_a_version_that_is_not_whole_and_waits_for_no_job(lake: Lake) -> None:
-    with pytest.raises(LakeError, match=r"no version 99 .*; it has \d+ versions from 1 to"):
+    with pytest.raises(LakeError, match=r"no version 99 .*; it has .*, and `slidelake") as caught:
         restore(lake.uri, 99)
+    told: set[int] = set()
+    text = str(caught.value).partition("it has")[2]
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?[ ,]", text):
+        told.update(range(int(first), int(last or first) + 1))
+    manifests = {int(entry["version"]) for entry in lake.table(CATALOG).versions()}
+    assert told < manifests  # some are an index's alone
+    for version in manifests - told:
+        with pytest.raises(LakeError, match="is an index's alone; choose the one before it"):
+            restore(lake.uri, version)
     with writer_lease(lake.store, "extract"), pytest.raises(LakeError, match="in use by"):
         restore(lake.uri, lake.version)
     newest_data(lake, CATALOG).unlink()
@@ -323,6 +336,18 @@ def test_an_error_of_the_machine_is_never_damage(
 
     monkeypatch.setattr(type(lake.store), "read_range", refuse)
     with pytest.raises((AccessError, MemoryError)):
+        check_lake(lake.uri)
+
+
+@pytest.mark.parametrize("place", ["lance_checked_rows.row_crc32", "lance_verify.column_crc32"])
+def test_too_little_memory_is_never_damage(
+    lake: Lake, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(f"featurestore.keep.verify.{place}", refuse)
+    with pytest.raises(MemoryError):
         check_lake(lake.uri)
 
 
@@ -482,6 +507,42 @@ def test_commands_name_the_table_and_the_way_back(lake: Lake, slidelake: Slidela
     assert "is equal to version" in slidelake(*way.split()[1:]).stdout
 
 
+ENDS_ITSELF = """
+import os, pathlib
+
+rename = pathlib.Path.replace
+
+def replace(self, target):
+    moved = rename(self, target)
+    if moved.name == "reading" and moved.read_text() == "slides.lance":
+        os.kill(os.getpid(), SIGNAL)
+    return moved
+
+pathlib.Path.replace = replace
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+def test_a_file_that_ends_its_reader_is_damage_and_a_kill_from_outside_is_not(
+    lake: Lake,
+    slidelake: Slidelake,
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reader gets the signal just as it begins to read a table."""
+    (tmp_path / "sitecustomize.py").write_text(ENDS_ITSELF.replace("SIGNAL", str(int(number))))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if number == signal.SIGKILL:
+        text = slidelake("verify", lake.uri, code=2).stderr
+        assert "was ended by SIGKILL while it read slides.lance" in text
+        assert "no damage" in text
+        return
+    (damage,) = json.loads(slidelake("verify", lake.uri, "--json", code=1).stdout)["damage"]
+    assert (damage["part"], damage["path"]) == (TABLE, SLIDES)
+    assert "nothing was changed" in slidelake("repair", lake.uri, code=1).stdout
+
+
 @pytest.mark.slow
 def test_options_of_repair(lake: Lake, slidelake: Slidelake) -> None:
     flip(data_files(open_lake(lake.uri), 0.5, "t")[0], 2)
@@ -519,13 +580,30 @@ def test_verify_keeps_numbers_alone_and_reads_rows_again_by_position(lake: Lake)
     assert sorted(row["slide_id"] for row in slides.again(np.arange(slides.count))) == sorted(names)
 
 
+def test_batches_are_not_held_by_what_is_kept_of_them() -> None:
+    """A view of a batch's numbers would keep the pictures beside them."""
+    batch = np.arange(1_000_000)
+    kept = GrowingColumns()
+    kept.add({"slide": batch[:10]})
+    (part,) = kept._parts["slide"]
+    assert not np.shares_memory(part, batch)
+
+
 def test_a_repair_makes_some_slides_pending_at_a_time(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["featurestore.keep.repairing"], "SLIDES_AT_ONCE", 1)
+    sizes, reopen = list[int](), Committer.reopen
+
+    def counting(self: Committer, rows: list[dict[str, Any]]) -> None:
+        sizes.append(len(rows))
+        reopen(self, rows)
+
+    monkeypatch.setattr(Committer, "reopen", counting)
     for path in lake.tiles_of(mpp=0.5)["shard"].to_list()[:2]:
         Path(lake.store.path(path)).unlink()
     done = repair(lake, verify(lake))
     states = dict(lake.refreshed().slides().select("slide_id", "state").collect().iter_rows())
     assert done.slides == ["a", "b"]
+    assert sizes == [1, 1]
     assert states == {"a": "pending", "b": "pending", "c": "ready"}

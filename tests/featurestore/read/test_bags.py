@@ -61,8 +61,17 @@ def test_bag_refuses_what_is_not_there(tmp_path: Path) -> None:
         lake.bag("b", ["packed", "late"], mpp=0.5)
     with pytest.raises(LakeError, match=r"'empty' has no tiles at mpp 0\.5: it has no tissue"):
         lake.bag("empty", "packed", mpp=0.5)
-    with pytest.raises(LakeError, match=r"slide 'x' is not in .* at mpp 0\.5"):
+    with pytest.raises(LakeError, match=r"slide 'x' is not in .* at mpp 0\.5$"):
         lake.bag("x", "packed", mpp=0.5)
+    for read in (
+        lambda: lake.bag("emtpy", "packed", mpp=0.5),
+        lambda: lake.pictures("emtpy"),
+        lambda: lake.stream("packed", mpp=0.5, slide_ids=["emtpy"]),
+    ):
+        with pytest.raises(LakeError, match=r"emtpy.*; did you mean 'empty'\?"):
+            read()
+    with pytest.raises(LakeError, match=r"'paked' at mpp 0\.5 in .*; did you mean 'packed'\?"):
+        lake.bag("a", "paked", mpp=0.5)
     with pytest.raises(LakeError, match="name at least one, each once"):
         lake.bag("a", [], mpp=0.5)
 

@@ -105,8 +105,8 @@ def test_grids_that_do_not_nest_are_refused(make_lake: Callable[..., Lake]) -> N
             lake.pairs("s", coarse=coarse, fine=fine, teachers="t")
     with pytest.raises(LakeError, match=r"no tiles at mpp 4\.0"):
         lake.pairs("s", coarse=4.0, fine=0.5, teachers="t")
-    with pytest.raises(LakeError, match=r"slide 'x' is not in .* at mpp 1\.0"):
-        lake.pairs("x", coarse=1.0, fine=0.5, teachers="t")
+    with pytest.raises(LakeError, match=r"slide 'ss' is not in .* at mpp 1\.0; did you mean 's'\?"):
+        lake.pairs("ss", coarse=1.0, fine=0.5, teachers="t")
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -130,7 +130,7 @@ def test_slides_without_features_or_pixels_are_named_before_training(tmp_path: P
     lake = lake.refreshed()
     with pytest.raises(LakeError, match=r"2 of 4 slides have no features of 'late'.*: c, bare"):
         lake.stream(["packed", "late"], mpp=0.5)
-    with pytest.raises(LakeError, match="1 slides have features but no pixels: bare"):
+    with pytest.raises(LakeError, match="1 slide has features but no pixels: bare"):
         lake.stream("packed", mpp=0.5, pixels="jpeg")
     with pytest.raises(LakeError, match="there are: plain, packed, late"):
         lake.stream("uni2", mpp=0.5)

@@ -7,7 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import fsspec.config
@@ -15,9 +19,10 @@ import lance
 import pyarrow as pa
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
 
 from featurestore import LakeError, LakeMissingError, Store
-from featurestore.storage.bucket_clients import lance_options
+from featurestore.storage.bucket_clients import ATTEMPTS, lance_options
 from featurestore.storage.bucket_errors import explain
 from tests.worlds.s3 import KEY, SECRET, Bucket, Request
 
@@ -121,11 +126,8 @@ def test_what_another_process_writes_is_seen_at_once(store: Store) -> None:
 
 def _another_process(store: Store) -> Callable[[str, bytes], None]:
     """Return a writer that shares nothing with `store`, not even fsspec's cache of file systems."""
-    if store.is_local:
-        fs = fsspec.filesystem("file", skip_instance_cache=True, auto_mkdir=True)
-    else:
-        url = os.environ["AWS_ENDPOINT_URL"]
-        fs = fsspec.filesystem("s3", skip_instance_cache=True, endpoint_url=url)
+    options = {"auto_mkdir": True} if store.is_local else store.fs.storage_options
+    fs = type(store.fs)(skip_instance_cache=True, **options)
     return lambda rel, content: fs.pipe_file(store.path(rel), content)
 
 
@@ -200,6 +202,7 @@ def test_lance_and_fsspec_mean_the_same_place(
         ("s3a://b/lake", "write s3://b/lake"),
         ("gcs://b/lake", "write gs://b/lake"),
         ("abfss://b/lake", "write az://b/lake"),
+        ("az://b/[x]/lake", "first folder with [ or ]"),
         ("hdfs://b/lake", "use one of these or a local folder"),
         ("memory://lake", "use one of these or a local folder"),
         ("s3://", "write s3://bucket/folder"),
@@ -314,18 +317,38 @@ def test_trouble_of_the_bucket_is_not_taken_for_damage_of_a_table(
     assert asked() is None
 
 
+class AzureCode(str, Enum):  # noqa: UP042 - a StrEnum is another text
+    """An error code as Azure's client has it."""
+
+    NO_CONTAINER = "ContainerNotFound"
+    NOT_ALLOWED = "AuthorizationPermissionMismatch"
+
+
 def test_errors_of_other_clouds_are_known_by_their_names() -> None:
     """Named as gcsfs and adlfs raise them; neither cloud nor package is needed."""
 
-    def error(name: str, **fields: object) -> Exception:
-        kind: type[Exception] = type(name, (Exception,), fields)
-        return kind("with a secret in it")
+    def error(name: str, text: str = "with a secret in it", **fields: object) -> Exception:
+        kind: type[Exception] = type(name, (Exception,), {"__module__": "gcsfs.retry", **fields})
+        return kind(text)
 
     for uri, raised, says in [
         ("gs://b/l", error("HttpError", code=401), "credentials are not valid (401)"),
         ("gs://b/l", error("DefaultCredentialsError"), "no usable credentials"),
+        ("gs://b/l", error("HttpError", "Anonymous caller, secret", code=401), "no usable cred"),
+        ("gs://b/l", OSError("Forbidden: /b/o\na secret"), "access is denied (Forbidden)"),
+        ("gs://b/l", error("RefreshError", "in a reasonable timeframe"), "set the clock"),
+        ("az://b/l", error("HttpResponseError", error_code=AzureCode.NO_CONTAINER), "no container"),
+        (
+            "az://b/l",
+            error("HttpResponseError", error_code=AzureCode.NOT_ALLOWED, status_code=403),
+            "denied (AuthorizationPermissionMismatch)",
+        ),
         ("az://b/l", error("HttpResponseError", error_code="AuthorizationFailure"), "denied"),
-        ("az://b/l", error("ResourceNotFoundError", error_code="ContainerNotFound"), "no bucket"),
+        (
+            "az://b/l",
+            error("ResourceNotFoundError", error_code="ContainerNotFound"),
+            "no container",
+        ),
         ("az://b/l", error("ServiceRequestError"), "Azure Blob Storage can't be reached"),
     ]:
         explanation = explain(raised, uri)
@@ -333,6 +356,25 @@ def test_errors_of_other_clouds_are_known_by_their_names() -> None:
         assert says in str(explanation)
         assert "secret" not in str(explanation)
     assert explain(ZeroDivisionError(), "s3://b/l") is None
+
+
+@pytest.mark.parametrize(("hours", "side"), [(-2, "ahead of"), (3, "behind")])
+def test_a_clock_that_is_off_is_named(hours: int, side: str) -> None:
+    """As refusals of botocore and of Azure's client tell the time at the server."""
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
+    botocore_error = ClientError(
+        {
+            "Error": {"Code": "403", "Message": "Forbidden"},
+            "ResponseMetadata": {"HTTPHeaders": {"date": date}, "HTTPStatusCode": 403},
+        },
+        "HeadObject",
+    )
+    azure_error = type("HttpResponseError", (Exception,), {"status_code": 403})()
+    azure_error.response = type("Response", (), {"headers": {"date": date}})()
+    for error in (botocore_error, azure_error):
+        explanation = str(explain(error, "s3://b/l"))
+        assert f"clock is {abs(hours) * 60} minutes {side} the server's" in explanation
+        assert "set the clock" in explanation
 
 
 # ---------------------------------------------------------------------- requests that fail
@@ -509,6 +551,60 @@ def test_settings_of_other_clouds_reach_lance(
     assert _asked_by_lance(faulty, "az://container/lake").target.endswith("sv=1&sig=abc")
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon", "endpoint_url": endpoint})
     assert _asked_by_lance(faulty, "gs://bucket/lake").target.startswith("/bucket?")
+
+
+@pytest.mark.parametrize(
+    ("setting", "endpoint"),
+    [
+        ("AccountName=acc;EndpointSuffix=core.chinacloudapi.cn", "acc.blob.core.chinacloudapi.cn"),
+        ("AccountName=acc;AccountKey=c2VjcmV0; BlobEndpoint=https://a.b/acc/", "a.b/acc"),
+        ("AccountName=acc", None),
+    ],
+)
+def test_other_clouds_of_azure_are_the_same_for_both_clients(
+    setting: str, endpoint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", setting)
+    assert lance_options("az").get("endpoint") == (endpoint and f"https://{endpoint}")
+    monkeypatch.setitem(fsspec.config.conf, "az", {"account_host": "acc.blob.lab"})
+    assert lance_options("az")["endpoint"] == "https://acc.blob.lab"
+
+
+def test_azure_is_tried_as_often_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AccountName=acc;AccountKey=c2VjcmV0;BlobEndpoint=http://a/acc",
+    )
+    policy = Store("az://container/lake").fs.service_client._config.retry_policy
+    context, plain = SimpleNamespace(options={}), SimpleNamespace(body=None)
+    request = SimpleNamespace(context=context, http_request=plain)
+    tries = policy.configure_retries(request)
+    assert {tries[kind] for kind in ("total", "connect", "read", "status")} == {ATTEMPTS - 1}
+    assert policy.get_backoff_time({"count": 0}) <= 1.0
+
+
+def test_an_emulator_of_google_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:4443")
+    options = lance_options("gs")
+    assert options["google_base_url"] == "http://127.0.0.1:4443"
+    assert (options["allow_http"], options["google_storage_token"]) == ("true", "anonymous")
+    store = Store("gs://bucket/lake")
+    assert store.fs.storage_options["token"] == "anon"
+    assert store.fs.storage_options["endpoint_url"] == "http://127.0.0.1:4443"
+
+
+def test_settings_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(LakeError, match="set AZURE_STORAGE_ACCOUNT_NAME and a key"):
+        Store("az://container/lake")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"nonsense {SECRET}")
+    with pytest.raises(LakeError, match="settings of az:// are not valid") as caught:
+        Store("az://container/lake")
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    with pytest.raises(LakeError, match=r"/nowhere/key\.json, which does not exist"):
+        Store("gs://bucket/lake")
 
 
 def _asked_by_lance(faulty: Bucket, uri: str) -> Request:

@@ -137,7 +137,7 @@ def test_sql_sees_annotations_and_tables_of_users(made: Path, lake: Lake, tmp_pa
         (REGIONS, "t", {"mpp": 0.5}, "two|none|rows|'t_mark'"),
         (pl.DataFrame({"tile_id": [5, 5], "a": [1, 2]}), "r", {}, "gives tile_id 5 twice"),
         (pl.DataFrame({"tile_id": [2.5e18], "a": [1]}), "r", {}, "spreadsheet keeps 15 digits"),
-        (pl.DataFrame({"slide_id": ["q"], "a": [1]}), "r", {}, "none of the 1 slides .* names q"),
+        (pl.DataFrame({"slide_id": ["q"], "a": [1]}), "r", {}, "none of the 1 slide .* names q"),
         (pl.DataFrame({"slide_id": ["a", None], "a": [1, 2]}), "r", {}, "row 2 .* no slide_id"),
         (pl.DataFrame({"slide_id": ["a"]}), "r", {}, "no other column"),
         (pl.DataFrame({"b": ["a"]}), "r", {}, "an annotation needs tile_id"),
@@ -146,7 +146,7 @@ def test_sql_sees_annotations_and_tables_of_users(made: Path, lake: Lake, tmp_pa
             pl.DataFrame({"slide_id": ["a", "a"], "x": [1, 2], "y": [1, 1], "m": ["T", "S"]}),
             "r",
             {"mpp": 0.5},
-            "1 tiles have places that say different things",
+            "1 tile has places that say different things",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -9,6 +10,7 @@ import slidelake
 from distill.errors import DistillError
 from distill.evaluate.tile_labels import read_labels
 from featurestore import Lake, LakeConfig, create_lake
+from featurestore.annotations import set_patients
 from tests.worlds.small_lake import add_slides
 
 NEAR = "differ by case only"
@@ -62,3 +64,38 @@ def test_labels_of_evaluate_refuse_near_ids(lake_of: Lake, tmp_path: Path) -> No
         with pytest.raises(DistillError, match=NEAR):
             read_labels(str(path), lake_of)
         assert read_labels(str(path), lake_of, distinct_ids=True)[0].height == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "pair"),
+    [
+        ("slide_id,grade\nA,1\nb,2\n", "slides: 'A' and 'a' of the lake"),
+        ("slide_id,x,y,grade\nA,0,0,1\nb,0,0,2\n", "slides: 'A' and 'a' of the lake"),
+        ("patient_id,age\np1,60\nP2,70\n", "patients: 'p1' and 'P1' of the lake"),
+    ],
+)
+def test_annotate_refuses_ids_near_those_of_the_lake(tmp_path: Path, table: str, pair: str) -> None:
+    lake = create_lake(tmp_path / "lake", LakeConfig(tile_px=256, mpps=(0.5,)))
+    lake = add_slides(lake, {"a": 4, "b": 4})
+    set_patients(lake, pl.DataFrame({"slide_id": ["a", "b"], "patient_id": ["P1", "P2"]}))
+    path = tmp_path / "t.csv"
+    path.write_text(table)
+    words = ["annotate", lake.uri, str(path), "--name", "mine", "--json"]
+    code, text = outcome(*words)
+    assert code != 0
+    assert f"{pair} {NEAR}" in text
+    assert lake.refreshed().annotations() == {}
+    assert outcome(*words, "--distinct-ids")[0] == 0
+    assert list(lake.refreshed().annotations()) == ["mine"]
+
+
+def test_patients_near_those_of_other_slides_are_refused(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "lake", LakeConfig(tile_px=256, mpps=(0.5,)))
+    lake = add_slides(lake, {"a": 4, "b": 4})
+    set_patients(lake, pl.DataFrame({"slide_id": ["a"], "patient_id": ["P1"]}))
+    path = tmp_path / "t.csv"
+    path.write_text("slide_id,patient_id\nb,p1\n")
+    words = ["annotate", lake.uri, str(path), "--name", "patients", "--json"]
+    assert f"patients: 'p1' and 'P1' of the lake {NEAR}" in outcome(*words)[1]
+    path.write_text("slide_id,patient_id\na,p1\nb,p1\n")  # both slides are of p1 then
+    assert outcome(*words, "--replace")[0] == 0

@@ -94,7 +94,7 @@ def test_facts_of_a_manifest_are_updated_in_one_commit_and_nothing_is_cut(
     second = manifest(tmp_path / "n.csv", "uri,slide_id,patient_id,site,age\nFILE,a,P2,B,61\n")
     todo = run(lake, second)
     assert (todo.cut, list(todo.facts)) == ([], ["a"])
-    assert todo.notes("updated") == ["1 slides: facts updated (age, patient_id, site)"]
+    assert todo.notes("updated") == ["1 slide: facts updated (age, patient_id, site)"]
     after = row(lake)
     assert after["patient_id"] == "P2"
     assert json.loads(after["extra"]) == {"site": "B", "stain": "HE", "age": 61}
@@ -269,12 +269,12 @@ def test_dry_run_says_what_would_change(lake: Lake, slide: Path, tmp_path: Path)
     plan = dry_run(lake.uri, [str(slide)], CONFIG, options, cores=1)
     assert plan.notes == ["a would be cut again: mpp 0.499, now 0.25"]
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
-    assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
+    assert plan.notes == ["1 slide: facts would be updated (patient_id)"]
     # A patient's name that is mended is not next to that of another patient.
     run(lake, tmp_path / "m.csv")
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},p1\n")
     plan = dry_run(lake.uri, [str(tmp_path / "m.csv")], CONFIG, {}, cores=1)
-    assert plan.notes == ["1 slides: facts would be updated (patient_id)"]
+    assert plan.notes == ["1 slide: facts would be updated (patient_id)"]
 
 
 def test_slides_of_an_earlier_slidelake_are_left_unless_replaced(
@@ -329,7 +329,7 @@ def test_ingest_itself_does_what_is_changed(slide: Path, tmp_path: Path) -> None
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P3\n")
     result = ingested()
     assert (result.new, result.facts) == (0, 1)
-    assert result.notes == ["1 slides: facts updated (patient_id)"]
+    assert result.notes == ["1 slide: facts updated (patient_id)"]
     (tmp_path / "m.csv").write_text(f"uri,patient_id,mpp\n{slide},P3,7\n")
     assert "give that --tissue FILE.py again" in ingested().failed[0]["reason"]
     failed = ingested(tissue=EXAMPLE)
@@ -390,7 +390,7 @@ def test_linked_folders_are_followed_once_and_files_of_macos_left_out(tmp_path: 
     notes: list[str] = []
     sources = resolve([str(tmp_path / "study")], note=notes.append)
     assert [source.slide_id for source in sources] == ["a", "b"]
-    assert notes == ["2 files that macOS makes are left out: ._a.svs, ..."]
+    assert notes == ["2 files of macOS left out: ._a.svs, ..."]
     named = find_named_slides([f"{tmp_path}/study/*"], {})
     assert [one["slide_id"] for one in named.rows] == ["a", "b"]
     assert named.stopped == []  # a.svs is reached by the link back, too
@@ -406,4 +406,4 @@ def test_masks_that_match_no_slide_are_told(slide: Path, tmp_path: Path) -> None
         find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
     box_mask(tmp_path / "masks" / "a.geojson", 0, 0, 9, 9)
     named = find_named_slides([str(slide)], {"masks": str(tmp_path / "masks")})
-    assert named.notes == ["1 masks match no slide: A"]
+    assert named.notes == ["1 mask matches no slide: A"]

@@ -39,7 +39,8 @@ def test_folder_is_one_slide_a_series(folder: Path) -> None:
     sources = resolve([str(folder)], note=notes.append)
     assert [source.slide_id for source in sources] == ["a-2", "b"]
     (note,) = notes
-    assert note.startswith("5 DICOM files hold 2 slides, each in the file of its largest level; 3")
+    assert note.startswith("5 DICOM files hold 2 slides, each in the file of its largest level; ")
+    assert note.endswith("left out: 3 files of other levels, labels and macros")
     one_by_one = resolve([str(path) for path in sorted(folder.iterdir())])
     assert one_by_one == sources == resolve([f"{folder}/*.dcm"])
 
@@ -91,6 +92,6 @@ def test_pictures_of_a_hamamatsu_index_are_no_slides(tmp_path: Path) -> None:
     notes: list[str] = []
     sources = resolve([f"{tmp_path}/*"], note=notes.append)
     assert [source.slide_id for source in sources] == ["a", "other"]
-    assert notes == ["3 pictures are parts of Hamamatsu slides (.vms, .vmu), and no slides"]
+    assert notes == ["3 pictures belong to Hamamatsu slides (.vms, .vmu): no slides"]
     assert [source.slide_id for source in resolve([str(tmp_path)])] == ["a"]
     assert named_files("no index") == set()

@@ -122,6 +122,20 @@ def test_pixels_that_are_not_square_need_a_word(tmp_path: Path, pixels: Pixels) 
         assert slide.notes == []
 
 
+@pytest.mark.parametrize(("ratio", "refused"), [(1.019, False), (1.021, True)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_may_be_two_percent_from_square(
+    ratio: float, *, turned: bool, refused: bool
+) -> None:
+    x, y = (0.5 * ratio, 0.5) if turned else (0.5, 0.5 * ratio)
+    stated = [StatedMpp(x=x, y=y, source="file", place="its tags")]
+    if refused:
+        with pytest.raises(SlideError, match="must be square within 2%"):
+            choose_mpp("a.svs", stated, None)
+    else:
+        assert choose_mpp("a.svs", stated, None) == (stated[0], [])
+
+
 def test_objective_that_contradicts_the_mpp_is_said(tmp_path: Path, pixels: Pixels) -> None:
     def described(power: int) -> list[str]:
         text = f"Aperio Image Library v12.0.15\r\n|AppMag = {power}|MPP = 0.5000".encode()

@@ -70,9 +70,9 @@ def check(killed: Path, whole: Path) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("ray_up")
 def test_an_extract_killed_again_and_again_ends_the_same(copies: tuple[Path, Path]) -> None:
-    """Three kills: the first soon after a column is written, the others anywhere."""
+    """Two kills: the first soon after a column is written, the other anywhere."""
     seed = random.randrange(1000)
     chance = random.Random(seed)
-    killed = [kill_extract(copies[0], chance.uniform(0.0, most)) for most in (0.5, 3.0, 4.0)]
+    killed = [kill_extract(copies[0], chance.uniform(0.0, most)) for most in (0.5, 4.0)]
     assert any(killed), seed
     check(*copies)

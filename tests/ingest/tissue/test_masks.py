@@ -312,7 +312,7 @@ def test_masks_of_no_slide_are_named_and_masks_of_none_refused(tmp_path: Path) -
     masks = open_masks(str(tmp_path))
     assert masks.notes({"slide-1", "slide-2"}) == [
         "2 masks match no slide: slide_2, x; is slide_2 meant for slide-2?",
-        "1 slides have no mask; their tissue is looked for",
+        "1 slide has no mask; tissue is looked for there",
     ]
     assert open_masks(str(tmp_path)).notes({"slide-1", "slide_2", "x"}) == []
     with pytest.raises(InputError, match=r"masks are called slide-1, slide_2, x, slides b, c; nam"):

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
 TRIES = 2
+STOPPED = "was stopped"
 
 
 class DiedError(Exception):
@@ -28,10 +29,22 @@ class Isolated:
 
     Args:
         function: place of the function, as `package.module:name`; arguments and result are pickled.
+        environ: further variables of the process.
+        tries: number of processes that may die of one call.
+        is_quiet: whether what it prints is dropped.
     """
 
-    def __init__(self, function: str) -> None:
-        self._function = function
+    def __init__(
+        self,
+        function: str,
+        *,
+        environ: Mapping[str, str] | None = None,
+        tries: int = TRIES,
+        is_quiet: bool = False,
+    ) -> None:
+        self._function, self._environ = function, dict(environ or {})
+        self._tries, self._is_quiet = tries, is_quiet
+        self._is_stopped = False
         self._process: subprocess.Popen[bytes] | None = None
         self._to: Connection | None = None
         self._back: Connection | None = None
@@ -48,14 +61,20 @@ class Isolated:
         """
         return pickle.loads(self.call_pickled(pickle.dumps(args), limit_s=limit_s))
 
-    def call_pickled(self, args: bytes, *, limit_s: float) -> bytes:
+    def call_pickled(self, args: bytes, *, limit_s: float | None) -> bytes:
         """Return the pickled result for pickled arguments, which needs no import here.
+
+        Args:
+            args: the arguments, pickled.
+            limit_s: seconds that one try may take; None for any.
 
         Raises:
             DiedError: the process died, or took longer, each time.
         """
         why = ""
-        for _ in range(TRIES):
+        for _ in range(self._tries):
+            if self._is_stopped:
+                raise DiedError(STOPPED)
             to, back = self._started()
             try:
                 to.send_bytes(args)
@@ -65,7 +84,7 @@ class Isolated:
             except (EOFError, OSError):
                 why = f"died of {self._cause()}"
             self.close()
-        msg = f"{why}, {TRIES} times"
+        msg = f"{why}, {self._tries} times"
         raise DiedError(msg)
 
     def _started(self) -> tuple[Connection, Connection]:
@@ -74,12 +93,20 @@ class Isolated:
         self.close()
         (read, to), (back, write) = os.pipe(), os.pipe()
         command = [sys.executable, "-m", __name__, self._function, str(read), str(write)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path = os.pathsep.join(filter(None, sys.path))
+        printed = subprocess.DEVNULL if self._is_quiet else None
         self._process = subprocess.Popen(
-            command, pass_fds=(read, write), env=environment, stdin=subprocess.DEVNULL
+            command,
+            pass_fds=(read, write),
+            env={**os.environ, "PYTHONPATH": path, **self._environ},
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
         )
         os.close(read)
         os.close(write)
+        if self._is_stopped:  # by another thread, meanwhile
+            self._process.kill()
         self._to, self._back = Connection(to, readable=False), Connection(back, writable=False)
         return self._to, self._back
 
@@ -88,6 +115,12 @@ class Isolated:
             return "an unknown cause"
         code = self._process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def stop(self) -> None:
+        """Kill the process from another thread; the call in the owner's thread then ends."""
+        self._is_stopped = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process, whatever it does."""

@@ -1,0 +1,128 @@
+"""`slidelake predict`: the models of a run on the slides of a lake."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.progress_text import counted
+from commands.options.completion import complete_run
+from commands.options.dataclass_options import command
+from commands.options.printing import print_answer
+from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
+
+if TYPE_CHECKING:
+    from downstream.kept.predict_patients import PatientPredictions
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `slidelake predict`.
+
+    Attributes:
+        run: Name of a finished run of `mil` or `survival`.
+        run_lake: Lake that holds the run, where it is another one.
+        arm: Arm of the run; the first if not given.
+        labels: Table of labels, with the columns of the run: then measures are told, too.
+        out: Write the predictions: .csv or .parquet.
+        at: Version of the lake, or a snapshot.
+    """
+
+    lake: LakeArg
+    run: Annotated[str, typer.Option(metavar="RUN", autocompletion=complete_run)]
+    run_lake: Annotated[str | None, typer.Option(metavar="LAKE")] = None
+    arm: str | None = None
+    labels: Annotated[str | None, typer.Option(metavar="FILE")] = None
+    out: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    at: str | None = None
+    quiet: QuietOpt = False
+    json: JsonOpt = False
+
+
+@command(app, "predict")
+def predict_command(options: PredictOptions) -> None:
+    """Apply the models that a run has trained to all patients of a lake, of this or another one.
+
+    Models of all folds are averaged; a patient of the run itself is predicted only by models that
+    were not trained on them.
+
+    Example: slidelake predict other-lake --run mil-0123456789ab --run-lake my-lake --out new.csv
+    """
+    from downstream.kept.predict_patients import predict_patients
+
+    found = predict_patients(
+        options.lake, options.run, run_lake=options.run_lake, arm=options.arm, version=options.at
+    )
+    if options.out is not None:
+        _write(found, options.out)
+    measures = _measures(found, options) if options.labels else {}
+    answer = {
+        "run": found.run,
+        "arm": found.arm,
+        "task": found.task,
+        "patients": found.rows.to_dicts(),
+        "measures": measures,
+        "lost": list(found.lost),
+    }
+    print_answer(answer, as_json=options.json, text="\n".join(_lines(found, measures, options)))
+
+
+def _write(found: "PatientPredictions", out: Path) -> None:
+    """Write the predictions as Parquet, or as CSV with the slides of a patient in one cell."""
+    import polars as pl
+
+    if out.suffix == ".parquet":
+        found.rows.write_parquet(out)
+    else:
+        found.rows.with_columns(pl.col("slide_ids").list.join(" ")).write_csv(out)
+
+
+def _measures(found: "PatientPredictions", options: PredictOptions) -> dict[str, Any]:
+    """Return the measures on labelled patients, seen and unseen apart."""
+    from downstream.kept.measured import measured_predictions
+    from downstream.report.finished_run import read_run
+    from downstream.run.saved_specs import saved_settings
+    from featurestore import open_lake
+
+    lake = open_lake(options.lake, version=options.at)
+    home = lake if options.run_lake is None else open_lake(options.run_lake)
+    run = read_run(home, options.run)
+    columns = run.result["config"]["columns"]
+    return measured_predictions(
+        lake,
+        found,
+        str(options.labels),
+        columns,
+        classes=run.classes,
+        event_means=saved_settings(home, options.run)["labels"].get("event_means", "auto"),
+    )
+
+
+def _lines(
+    found: "PatientPredictions", measures: dict[str, Any], options: PredictOptions
+) -> list[str]:
+    """Return what is printed: counts, measures, where the rows are."""
+    unseen = found.rows.filter(~found.rows["seen"]).height
+    patients = counted(found.rows.height, "patient")
+    lines = [f"{patients} predicted by {found.arm} of {found.run}, {unseen} new to the run"]
+    for group, part in measures.items():
+        lines += [
+            f"{group} ({counted(part['patients'], 'patient')}): {name} "
+            + (
+                one["undefined"]
+                if "undefined" in one
+                else f"{one['estimate']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+            )
+            for name, one in part["measures"].items()
+        ]
+    if options.out is None and not measures:
+        shown = found.rows.drop("slide_ids").head(10)
+        lines += [str(row) for row in shown.to_dicts()]
+        if found.rows.height > 10:
+            lines.append(f"and {found.rows.height - 10} more; --out FILE writes all of them")
+    if found.lost:
+        lines.append(f"{len(found.lost)} not predicted: {', '.join(found.lost[:5])}")
+    return [*lines, f"-> {options.out}"] if options.out else lines

@@ -1,0 +1,1 @@
+"""Fitted models that a run keeps, and their use on other slides."""

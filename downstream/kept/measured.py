@@ -1,0 +1,140 @@
+"""Measures of a run's predictions on labelled patients, seen and unseen apart."""
+
+from functools import partial
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from downstream.cohorts.cohort import patient_table
+from downstream.cohorts.label_tables import load_labels
+from downstream.cohorts.outcomes import survival_labels
+from downstream.kept.kept_model import KeptModelError
+from downstream.measures.class_measures import (
+    Measure,
+    UndefinedMetricError,
+    classification_measures,
+    measure_of,
+)
+from downstream.measures.intervals import bca_or_percentile, interval
+from downstream.measures.number_measures import regression_measures
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from downstream.cohorts.outcomes import EventMeans
+    from downstream.kept.predict_patients import PatientPredictions
+    from featurestore import Lake
+
+_NOT_HERE = ("multilabel",)
+
+
+def measured_predictions(
+    lake: "Lake",
+    found: "PatientPredictions",
+    labels: str | PathLike[str],
+    columns: "Sequence[str]",
+    *,
+    classes: "Sequence[str]",
+    event_means: "EventMeans" = "auto",
+    ids: "Mapping[str, Any] | None" = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the measures of predictions with intervals, for patients the run has seen and others.
+
+    Predictions of seen patients are of models that were not trained on them: another estimate of
+    what the run measured. Those of unseen patients are an external validation.
+
+    Args:
+        lake: the lake of the patients.
+        found: predictions of one arm.
+        labels: table of labels, as for a study.
+        columns: label columns of the run: the target, or time and event.
+        classes: classes of the run, in its order.
+        event_means: what 1 means in the column of events, see `survival_labels`.
+        ids: options of `load_labels`.
+
+    Returns:
+        `seen` and `unseen`, each with `patients` and `measures` by name (`estimate`, `low`, `high`,
+        or `undefined` with the reason); a group without labelled patients is left out.
+
+    Raises:
+        KeptModelError: A label that is no class of the run, or a task without measures here.
+    """
+    from featurestore.annotations import labels_of
+
+    if found.task in _NOT_HERE:
+        msg = f"predictions of a {found.task} run are not measured; compare them with the labels"
+        raise KeptModelError(msg)
+    table = load_labels(labels_of(lake, fspath(labels)), **dict(ids or {}))
+    numbers = columns[:1] if found.task in {"survival", "regression"} else ()
+    cohort = patient_table(lake.slides(), table, columns, numbers=numbers)
+    rows = found.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
+    groups = {"seen": rows.filter("seen"), "unseen": rows.filter(~pl.col("seen"))}
+    return {
+        name: {
+            "patients": group.height,
+            "measures": _measures(found.task, group, columns, classes, event_means),
+        }
+        for name, group in groups.items()
+        if group.height
+    }
+
+
+def _measures(
+    task: str,
+    rows: pl.DataFrame,
+    columns: "Sequence[str]",
+    classes: "Sequence[str]",
+    event_means: "EventMeans",
+) -> dict[str, dict[str, Any]]:
+    """Return the measures of one group of patients by name."""
+    measures: dict[str, dict[str, Any]] = {}
+    for measure, truth, prediction in _questions(task, rows, columns, classes, event_means):
+        try:
+            estimate = bca_or_percentile(partial(interval, measure, truth, prediction, seed=0))
+            measures[measure.name] = {
+                "estimate": estimate.estimate,
+                "low": estimate.low,
+                "high": estimate.high,
+            }
+        except UndefinedMetricError as error:
+            measures[measure.name] = {"undefined": str(error)}
+    return measures
+
+
+def _questions(
+    task: str,
+    rows: pl.DataFrame,
+    columns: "Sequence[str]",
+    classes: "Sequence[str]",
+    event_means: "EventMeans",
+) -> list[tuple[Measure, tuple[Any, ...], Any]]:
+    """Return each measure with its truth and predictions."""
+    if task == "regression":
+        truth, prediction = rows[columns[0]].cast(pl.Float64).to_numpy(), rows["score"].to_numpy()
+        return [(measure, (truth,), prediction) for measure in regression_measures()]
+    if task == "survival":
+        from downstream.survival.survival_weighted import concordance
+
+        times, events = survival_labels(rows, *columns, event_means=event_means)
+        together = np.zeros(rows.height, dtype=np.int64)
+        truth_S = (events, times, together, events.astype(np.float64))
+        return [(measure_of("harrell_c", concordance), truth_S, rows["score"].to_numpy())]
+    names = [str(label) for label in rows[columns[0]]]
+    strangers = sorted(set(names) - set(classes))
+    if strangers:
+        msg = (
+            f"column {columns[0]!r} has {', '.join(strangers[:5])}; the run's classes are "
+            f"{', '.join(classes)}"
+        )
+        raise KeptModelError(msg)
+    label = np.array([classes.index(name) for name in names], dtype=np.int64)
+    probabilities = rows.select(f"p_{name}" for name in classes).to_numpy()
+    if task == "multiclass":
+        return [(m, (label,), probabilities) for m in classification_measures("multiclass")]
+    decided = (rows["predicted"] == classes[1]).to_numpy().astype(np.float64)
+    return [
+        (m, (label,), decided if m.of_decisions else probabilities[:, 1])
+        for m in classification_measures("binary")
+    ]

@@ -1,0 +1,275 @@
+"""A run's models on the slides of a lake: one row per patient.
+
+Models of all folds, repetitions and seeds are averaged. A patient of the run itself is predicted
+only by models that were not trained on them.
+
+Shape letters: P patients, C classes, M models.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from cluster import counted, progress
+from downstream.cohorts.cohort_errors import listing
+from downstream.kept.kept_model import KeptModelError
+from downstream.kept.run_models import RunModel, models_of_run
+from downstream.report.finished_run import RunError, read_run
+from downstream.run.feature_bags import read_patient, slides_with_tiles, teachers_of
+from downstream.survival.risks import pool
+
+if TYPE_CHECKING:
+    from downstream.report.finished_run import Run
+    from downstream.run.feature_bags import PatientBag
+    from featurestore import Lake
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientPredictions:
+    """Predictions of one arm of a run for patients of a lake.
+
+    Attributes:
+        rows: a row per patient: `patient_id`, `slide_ids`, `seen` (whether the run has the patient:
+            then only the models that were not trained on them predict), `models` (their number);
+            of classes `predicted`, `answered` (None where the run could not choose), `score` (of
+            class 1 of two, else of the predicted class), `low` and `high` (least and greatest over
+            models), `p_CLASS`; of labels `p_LABEL`; of a number or survival `score`, `low`, `high`
+            (a risk: HIGHER = WORSE).
+        task: task of the run.
+        arm: name of the arm.
+        run: name of the run.
+        lost: patients or slides that are not predicted, with the reason.
+    """
+
+    rows: pl.DataFrame
+    task: str
+    arm: str
+    run: str
+    lost: tuple[str, ...] = ()
+
+
+class LakePatients:
+    """Bags and pooled features of a lake's patients, one in memory at a time.
+
+    Args:
+        lake: the lake that holds the features.
+        slides_of: slides of each patient.
+        features: name of the feature set.
+        mpps: microns per pixel of the tiles.
+    """
+
+    def __init__(
+        self,
+        lake: "Lake",
+        slides_of: Mapping[str, Sequence[str]],
+        features: str,
+        mpps: Sequence[float],
+    ) -> None:
+        self._lake, self._slides_of = lake, slides_of
+        self._features, self._mpps = features, mpps
+        self._last: tuple[str, PatientBag] | None = None
+
+    def bag(self, patient_id: str) -> "PatientBag":
+        """Return the bag of a patient: all tiles of all slides."""
+        if self._last is None or self._last[0] != patient_id:
+            slides = self._slides_of[patient_id]
+            self._last = (
+                patient_id,
+                read_patient(self._lake, slides, self._features, self._mpps),
+            )
+        return self._last[1]
+
+    def pooled(self, ids: Sequence[str]) -> Floats:
+        """Return one vector per patient [P, D]."""
+        vectors = []
+        for one in ids:
+            bag = self.bag(one)
+            vectors.append(pool([bag.features[bag.slide == n] for n in np.unique(bag.slide)]))
+        return np.stack(vectors)
+
+
+def predict_patients(
+    lake_uri: str,
+    run: str,
+    *,
+    run_lake: str | None = None,
+    arm: str | None = None,
+    version: int | str | None = None,
+) -> PatientPredictions:
+    """Apply the models that a run keeps to all patients of a lake.
+
+    Args:
+        lake_uri: the lake whose slides are predicted.
+        run: name of a finished run of `run_mil` or `run_survival`.
+        run_lake: the lake that holds the run; None if it is the same.
+        arm: arm of the run; the first if None.
+        version: version of the lake, or a snapshot; the newest if None.
+
+    Returns:
+        A row per patient with ready slides that have the features. Slides without a patient are
+        patients of their own.
+
+    Raises:
+        RunError: There is no such run, or no such arm.
+        KeptModelError: The run keeps no models, or the lake's columns are of another encoder,
+            mpp or tile size.
+
+    Examples:
+        >>> quick = sl.MilSettings(epochs=1)
+        >>> report = sl.run_mil("my-lake", "labels.csv", "grade", ["student"], mpps=[0.5],
+        ...                     plan=sl.Plan(folds=2), settings=quick)
+        >>> found = sl.predict_patients("my-lake", report["run"])
+        >>> found.rows["seen"].all(), found.task
+        (True, 'binary')
+    """
+    from featurestore import open_lake
+
+    lake = open_lake(lake_uri, version=version)
+    home = lake if run_lake is None else open_lake(run_lake)
+    finished = read_run(home, run)
+    name = _arm(finished, arm)
+    models = models_of_run(home, finished, name)
+    features = finished.result["arms"][name]["features"]
+    _check_columns(lake, home, finished, features)
+    slides_of, lost = _slides_of(lake, finished, features)
+    if not slides_of:
+        msg = f"no ready slide of {lake.uri} has features of {features!r}: {listing(lost)}"
+        raise KeptModelError(msg)
+    in_run = {patient for model in models for patient in (*model.trained_on, *model.split.test)}
+    rows = []
+    with progress("predict", total=len(slides_of), unit="patients") as bar:
+        for patient, slides in slides_of.items():
+            reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"])
+            fresh = [model for model in models if patient not in model.trained_on]
+            if fresh:
+                rows.append(
+                    {
+                        "patient_id": patient,
+                        "slide_ids": list(slides),
+                        "seen": patient in in_run,
+                        **_row(finished, fresh, reader, patient),
+                    }
+                )
+            else:
+                lost.append(f"{patient}: every model was trained on this patient")
+            bar.advance(1)
+    return PatientPredictions(
+        rows=pl.DataFrame(rows, infer_schema_length=None),
+        task=finished.task,
+        arm=name,
+        run=run,
+        lost=tuple(lost),
+    )
+
+
+def _arm(run: "Run", arm: str | None) -> str:
+    """Return the arm's name; the first if none is given.
+
+    Raises:
+        RunError: The run has no such arm, or is no study of patients.
+    """
+    if run.unit != "patient":
+        msg = f"{run.name} is a probe of tiles; predict applies runs of mil and survival"
+        raise RunError(msg)
+    if arm is not None and arm not in run.arms:
+        msg = f"run {run.name} has no arm {arm!r}; it has {', '.join(run.arms)}"
+        raise RunError(msg)
+    return arm or run.arms[0]
+
+
+def _check_columns(lake: "Lake", home: "Lake", run: "Run", features: str) -> None:
+    """Refuse columns that are not what the models were trained on.
+
+    Raises:
+        KeptModelError: Names the column and what differs.
+    """
+    known, mpps = run.result.get("columns", {}), run.result["config"]["mpps"]
+    if lake.config.tile_px != home.config.tile_px:
+        msg = (
+            f"tiles of {lake.uri} have {lake.config.tile_px} px, those of the run "
+            f"{home.config.tile_px} px; its models fit tiles of the same size"
+        )
+        raise KeptModelError(msg)
+    for teacher in teachers_of(features):
+        for mpp in mpps:
+            lake.check_teacher(teacher, mpp=mpp)
+            here, there = lake.identity(teacher, mpp=mpp), known.get(f"{teacher}@{mpp}")
+            if there is None or here == there:
+                continue
+            apart = sorted(key for key in {*here, *there} if here.get(key) != there.get(key))
+            msg = (
+                f"column {teacher!r} at {mpp} mpp of {lake.uri} is not what the run has seen: "
+                f"{', '.join(f'{k} is {here.get(k)!r}, was {there.get(k)!r}' for k in apart[:3])}; "
+                "extract the run's encoder here"
+            )
+            raise KeptModelError(msg)
+
+
+def _slides_of(lake: "Lake", run: "Run", features: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the slides of each patient that have all features, and what is left out."""
+    slides = lake.slides().filter(pl.col("state") == "ready").collect()
+    usable = set(slides["slide_id"])
+    for mpp in run.result["config"]["mpps"]:
+        usable &= slides_with_tiles(lake, mpp=mpp)
+        for teacher in teachers_of(features):
+            usable &= set(lake.features_of(teacher, mpp=mpp)["slide_id"])
+    slides_of: dict[str, list[str]] = defaultdict(list)
+    lost = []
+    for slide, patient in slides.select("slide_id", "patient_id").sort("slide_id").iter_rows():
+        if slide in usable:
+            slides_of[patient if patient is not None else slide].append(slide)
+        else:
+            lost.append(f"{slide}: no tiles, or no features of {features}")
+    pending = lake.slides().filter(pl.col("state") == "pending").collect().height
+    if pending:
+        lost.append(f"{counted(pending, 'slide')} pending")
+    return dict(sorted(slides_of.items())), lost
+
+
+def _row(
+    run: "Run", models: Sequence[RunModel], reader: LakePatients, patient: str
+) -> dict[str, Any]:
+    """Return the columns of one patient's prediction."""
+    outcomes = [one.apply(reader, [patient]).outcome[0] for one in models]
+    if run.task in {"regression", "survival"}:
+        scores = np.array(outcomes, dtype=np.float64)
+        return {"models": len(models), **_limits(scores)}
+    outcome_MC = np.stack(outcomes)
+    mean_C = outcome_MC.mean(axis=0)
+    shares = {f"p_{name}": float(p) for name, p in zip(run.classes, mean_C, strict=True)}
+    if run.task == "multilabel":
+        return {"models": len(models), **shares}
+    likeliest = int(mean_C.argmax())
+    shown = 1 if run.task == "binary" else likeliest
+    if run.task == "binary":
+        # folds have thresholds of their own: scores are moved so that each fold's is at one half
+        moved = [
+            p[1] - (0.5 if one.threshold is None else one.threshold) + 0.5
+            for p, one in zip(outcome_MC, models, strict=True)
+        ]
+        likeliest = int(np.mean(moved) >= 0.5)
+    levels = [one.answers_from for one in models if one.answers_from is not None]
+    answered = bool(mean_C.max() >= np.median(levels)) if levels else None
+    return {
+        "models": len(models),
+        "predicted": run.classes[likeliest],
+        "answered": answered,
+        **_limits(outcome_MC[:, shown]),
+        **shares,
+    }
+
+
+def _limits(scores_M: Floats) -> dict[str, float]:
+    """Return the mean over models, and the least and the greatest."""
+    return {
+        "score": float(scores_M.mean()),
+        "low": float(scores_M.min()),
+        "high": float(scores_M.max()),
+    }

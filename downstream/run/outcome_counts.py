@@ -1,0 +1,78 @@
+"""Who is in a study: patients of each class, events and follow-up, and who is never tested."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downstream.cohorts.cohort_errors import listing
+from downstream.run.study import outcomes
+
+if TYPE_CHECKING:
+    from downstream.run.study import Study
+
+#: Texts that tables write where a value is missing, and that no reader takes for empty.
+_MISSING = re.compile(
+    r"\W*(unknown|not (available|provided|reported|known|applicable|evaluated|done)|missing|none|"
+    r"pending|discrepancy|unspecified|indeterminate|cannot be assessed|nan?|null|tbd|[-.?/_]+)\W*",
+    re.IGNORECASE,
+)
+
+
+def outcome_counts(study: "Study") -> dict[str, Any]:
+    """Return the outcomes of a study's patients in numbers, as JSON.
+
+    Returns:
+        `tested`, the number of patients with a test prediction; for classes and labels `patients`
+        by name; for survival `events` and `median_follow_up` (by the reverse Kaplan-Meier curve, in
+        the unit of the times; None where fewer than half are followed up that long); for a number
+        its `least`, `median` and `most`.
+    """
+    values_PK = outcomes(study.patients)
+    tested = {"tested": len({patient for split in study.splits for patient in split.test})}
+    if study.task == "survival":
+        times_P, events_P = values_PK[:, 0], values_PK[:, 1] == 1
+        followed = median_follow_up(times_P, events_P)
+        return {**tested, "events": int(events_P.sum()), "median_follow_up": followed}
+    if study.task == "regression":
+        least, median, most = np.quantile(values_PK[:, 0], [0, 0.5, 1]).tolist()
+        return {**tested, "least": least, "median": median, "most": most}
+    if study.task == "multilabel":
+        counts = values_PK.sum(axis=0)
+    else:
+        counts = np.bincount(values_PK[:, 0].astype(np.int64), minlength=len(study.classes))
+    return {**tested, "patients": dict(zip(study.classes, map(int, counts), strict=True))}
+
+
+def median_follow_up(times_P: np.ndarray[Any, Any], events_P: np.ndarray[Any, Any]) -> float | None:
+    """Return the median follow-up by the reverse Kaplan-Meier curve, None if it is not reached.
+
+    Source: Schemper and Smith 1996, "A note on quantifying follow-up in studies of failure time".
+    """
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    if events_P.all():
+        return None
+    at, followed = kaplan_meier_estimator(~events_P, times_P)
+    reached = at[followed <= 0.5]
+    return float(reached[0]) if len(reached) else None
+
+
+def outcome_notes(study: "Study") -> tuple[str, ...]:
+    """Return sentences on patients who are never tested and on classes that mean "missing"."""
+    notes = []
+    tested = {patient for split in study.splits for patient in split.test}
+    untested = sorted({patient.patient_id for patient in study.patients} - tested)
+    if untested:
+        notes.append(
+            f"{len(untested)} of {len(study.patients)} patients are in no test part and are not "
+            f"measured: {listing(untested)}"
+        )
+    if study.task in {"binary", "multiclass"}:
+        notes += [
+            f"class {name!r} reads like a missing label, and is a class here; empty these cells to "
+            "leave the patients out"
+            for name in study.classes
+            if _MISSING.fullmatch(name)
+        ]
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""Tests of lakes on a real S3 server and on emulators of other clouds."""
