@@ -9,9 +9,6 @@ from ingest.teachers.find_teacher import Teacher
 from ingest.teachers.work.unit_queue import UnitQueue
 from ingest.teachers.work.units import Outcome
 
-#: Tiles up to which an extract on one machine's CPUs starts no Ray: that takes 10-20 s.
-HERE_TILES = 5000
-
 
 def outcomes_here(
     store: Store, teachers: Sequence[Teacher], tasks: UnitQueue, *, threads: int

@@ -47,7 +47,7 @@ from featurestore.tables import PENDING, READY, parts_in
 from ingest.estimate.extract_record import keep_rates
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.column_maker import ColumnMaker, MadeColumn
-from ingest.teachers.extract_here import HERE_TILES, outcomes_here
+from ingest.teachers.extract_here import outcomes_here
 from ingest.teachers.extract_plan import choose_tiles, plan, sized_for
 from ingest.teachers.find_teacher import Teacher, find_teachers
 from ingest.teachers.ray_workers import WorkerPool
@@ -56,6 +56,8 @@ from ingest.teachers.work.units import Outcome, Unit, tiles_between
 
 COMMIT_FRAGMENTS = 16
 COMMIT_S = 15.0
+#: Tiles up to which an extract on one machine's CPUs starts no Ray: that takes 10-20 s.
+HERE_TILES = 5000
 
 
 @dataclass(kw_only=True, repr=False)
@@ -232,12 +234,12 @@ def _run_encoders(
             teachers,
             tasks,
             outcomes,
-            _Runner(outcomes.workers, in_process=in_process, grows=grows),
+            _Runner(workers=outcomes.workers, in_process=in_process, grows=grows),
         )
         keep_rates(lake.store, outcomes.teachers, outcomes.workers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Runner:
     """The workers of an extract: threads of this process, or actors of a Ray."""
 
