@@ -49,7 +49,7 @@ from ingest.cut_here import cut_here
 from ingest.cut_waves import waves
 from ingest.errors import SlideError
 from ingest.isolated_cut import cut_apart
-from ingest.pages.contact_sheet import write_contact_sheet
+from ingest.pages.contact_sheet import NAME, write_contact_sheet
 from ingest.remote.remote_files import is_local
 from ingest.scores.fill_scores import keep_scores, unknown_scores
 from ingest.select.known_files import known_files_at
@@ -204,11 +204,20 @@ def ingest_named_slides(
     ingest_result.scores = keep_scores(lake_uri).tiles
     if todo.cut and (note := unknown_scores(lake.refreshed())):
         ingest_result.notes.append(note)
-    ingest_result.sheet = write_contact_sheet(lake.refreshed())
+    is_changed = todo.cut or todo.failed or todo.updates or ingest_result.scores
+    ingest_result.sheet = _contact_sheet(lake.refreshed(), anew=bool(is_changed))
     if auto_vacuum:
         ingest_result.freed = free_old_versions(lake)
     ingest_result.seconds = round(time.perf_counter() - start, 3)
     return ingest_result
+
+
+def _contact_sheet(lake: Lake, *, anew: bool) -> str:
+    """Write the page of all slides, where something is new or it is not there; return its URI.
+
+    It reads the tiles of up to 400 slides, from a bucket by a request or two each.
+    """
+    return write_contact_sheet(lake) if anew or not lake.exists(NAME) else lake.store.url(NAME)
 
 
 def _run(

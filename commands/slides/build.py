@@ -78,7 +78,6 @@ def build_command(options: BuildCommandOptions) -> None:
     every slide with its tissue and tiles, and the columns of features.
     """
     from distill import build_lake
-    from ingest.ray_ingest import COMMIT_SLIDES
 
     choices = ingest_choices(options.reading, options.selection)
     config = lake_config(options.lake, options.slides, options.grid, choices)
@@ -91,7 +90,7 @@ def build_command(options: BuildCommandOptions) -> None:
         "engine": options.run.engine,
         "where": options.run.where,
         "share": options.run.share,
-        "commit_slides": COMMIT_SLIDES,
+        "commit_slides": None,
         "slide_timeout_s": 60 * options.selection.slide_timeout,
         "address": options.address,
         "workers": options.workers.settings(),
