@@ -112,13 +112,13 @@ def lake_versions(catalog: lance.LanceDataset, *, newest: int | None = None) -> 
         catalog: the catalog.
         newest: so many of them, the newest ones; None for all. Each one costs a read.
     """
-    found: list[int] = []
+    versions: list[int] = []
     for version in reversed(table_versions(catalog)):
-        if newest is not None and len(found) >= newest:
+        if newest is not None and len(versions) >= newest:
             break
         if is_lake_version(catalog, version):
-            found.append(version)
-    return found[::-1]
+            versions.append(version)
+    return versions[::-1]
 
 
 def is_lake_version(catalog: lance.LanceDataset, version: int) -> bool:

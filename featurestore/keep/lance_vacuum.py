@@ -244,16 +244,18 @@ def _remove_from_bucket(
     store: Store, rel: str, table: lance.LanceDataset, options: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - Lance's statistics, untyped
     """Remove the files that Lance would remove, a thousand by a request; it takes one for each."""
-    found = table.explain_cleanup_old_versions(**options, include_files=True, max_files=MOST_FILES)
-    if found.candidate_files_truncated:
+    explanation = table.explain_cleanup_old_versions(
+        **options, include_files=True, max_files=MOST_FILES
+    )
+    if explanation.candidate_files_truncated:
         return table.cleanup_old_versions(**options)
-    names = [file.path.rpartition(f"{rel}/")[2] for file in found.candidate_files]
+    names = [file.path.rpartition(f"{rel}/")[2] for file in explanation.candidate_files]
     if not all(name.startswith(LANCE_FOLDERS) for name in names):
         return table.cleanup_old_versions(**options)
     # The manifests last, as Lance does: by them the next vacuum goes on if this one is killed.
     names.sort(key=lambda name: name.startswith("_versions/"))
     store.remove([f"{rel}/{name}" for name in names])
-    return found.stats
+    return explanation.stats
 
 
 def named_shards(lake: Lake, catalog_versions: set[int]) -> set[str]:

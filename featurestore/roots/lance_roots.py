@@ -40,7 +40,7 @@ def manifest_path(store: Store, rel: str, version: int) -> str:
 
 
 def table_files(
-    store: Store, rel: str, table: lance.LanceDataset, known: Collection[str] = ()
+    store: Store, rel: str, table: lance.LanceDataset, read_paths: Collection[str] = ()
 ) -> Iterator[str]:
     """Yield the paths of the files by which a version of a table is read, its manifest first.
 
@@ -48,12 +48,12 @@ def table_files(
         store: the lake's files.
         rel: path of the table.
         table: the table, open at the version.
-        known: paths that were read through before: what follows from them is not asked of the
+        read_paths: paths that were read through before: what follows from them is not asked of the
             store. All manifests of a table are named in one way, and the files of an index, in a
             folder of its own, never change.
     """
     folder, length = f"{rel}/_versions/", len(_long_manifest(rel, 1))
-    if any(path.startswith(folder) and len(path) == length for path in known):
+    if any(path.startswith(folder) and len(path) == length for path in read_paths):
         yield _long_manifest(rel, table.version)
     else:
         yield manifest_path(store, rel, table.version)
@@ -66,7 +66,7 @@ def table_files(
             kind = KIND_OF_DELETIONS[gone["file_type"]]
             name = f"{metadata.id}-{gone['read_version']}-{gone['id']}.{kind}"
             yield f"{rel}/_deletions/{name}"
-    yield from index_files(store, rel, table, known)
+    yield from index_files(store, rel, table, read_paths)
 
 
 def _long_manifest(rel: str, version: int) -> str:
@@ -94,12 +94,12 @@ def record_roots(
     last_roots = None if new else last or readable_roots(store)
     before = last_roots or Roots(tables={})
     recorded = {**before.older, **before.files}
-    known = {*recorded, *before.unchecked}
+    read_paths = {*recorded, *before.unchecked}
     if new:  # its manifests are named in the way of today
-        known = {_long_manifest(rel, 1) for rel in lake_tables(config)}
+        read_paths = {_long_manifest(rel, 1) for rel in lake_tables(config)}
     tables = {rel: open_table(store, rel) for rel in lake_tables(config)}
     paths = [
-        path for rel, table in tables.items() for path in table_files(store, rel, table, known)
+        path for rel, table in tables.items() for path in table_files(store, rel, table, read_paths)
     ]
     doubtful = set(before.unchecked)
     if last_roots is None and not new:
@@ -200,11 +200,11 @@ def check_versions(
 
 
 def index_files(
-    store: Store, rel: str, table: lance.LanceDataset, known: Collection[str] = ()
+    store: Store, rel: str, table: lance.LanceDataset, read_paths: Collection[str] = ()
 ) -> Iterator[str]:
-    """Yield the files of a version's indexes that are there; `known` as in `table_files`."""
+    """Yield the files of a version's indexes that are there; `read_paths` as in `table_files`."""
     for folder in _index_folders(rel, table):
-        files = sorted(path for path in known if path.startswith(f"{folder}/"))
+        files = sorted(path for path in read_paths if path.startswith(f"{folder}/"))
         yield from files or (f"{folder}/{name}" for name in store.names(folder))
 
 

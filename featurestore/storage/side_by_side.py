@@ -36,13 +36,13 @@ def side_by_side(
     """
     waiting = list(items)
     if store.is_local or len(waiting) < 2 or getattr(_inside, "pool", False):
-        return [work(item) for item in waiting]
+        return [work(one) for one in waiting]
     return list(_pool(os.getpid()).map(functools.partial(_marked, work), waiting))
 
 
-def _marked(work: Callable[[Item], Outcome], item: Item) -> Outcome:
+def _marked(work: Callable[[Item], Outcome], argument: Item) -> Outcome:
     _inside.pool = True
-    return work(item)
+    return work(argument)
 
 
 @functools.lru_cache(maxsize=1)

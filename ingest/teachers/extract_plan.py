@@ -88,7 +88,7 @@ def plan(
     tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
     for mpp in mpps:
         schema = open_table(lake.store, features_table(mpp)).schema
-        wanted: list[pa.Field] = []
+        new_fields: list[pa.Field] = []
         for teacher in teachers:
             usual: Precision = teacher.card.precision if device == "cuda" else "float32"
             faster = (
@@ -104,8 +104,8 @@ def plan(
                     precision or kept.get("precision") or usual,
                     engine or (kept.get("engine", "torch") if kept else faster),
                 )
-                wanted.append(teacher_field(name, output.dim, identity | choice.identity()))
-        fields = {field.name: field for field in lake.committer.add_teachers(mpp, wanted)}
+                new_fields.append(teacher_field(name, output.dim, identity | choice.identity()))
+        fields = {field.name: field for field in lake.committer.add_teachers(mpp, new_fields)}
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
 
