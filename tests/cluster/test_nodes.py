@@ -7,6 +7,8 @@ what the same calls make on one machine. See `tests/worlds/node_cluster.py` for 
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from safetensors.torch import load_file
 
 from cluster import NodeShape
 from featurestore import Lake, open_lake, verify
+from tests.conftest import ROOT
+from tests.worlds.kills import command_of, descendants
 from tests.worlds.node_cluster import (
     Command,
     Node,
@@ -59,6 +63,8 @@ LARGE = Node(number=3, cpus=2, environ=SLOW)
 WORKERS = (*SMALL, LARGE)
 BUCKET = "lab"
 LAKE = f"s3://{BUCKET}/lake"
+#: Titles of the processes that run encoders, and of those that train cells.
+EXTRACTS, CELLS = rb"ray::.*(Map|Unit)Worker", rb"ray::_call"
 #: Ray's own words on what is lost, none of which is for a user.
 RAYS_WORDS = re.compile(
     r"Traceback|\.cc:\d|object store|core_worker|max_restarts|\(raylet\)|RayActorError|Stack trace"
@@ -108,21 +114,27 @@ def cluster(files: UserFiles, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def lose_a_node(cluster: NodeCluster, title: bytes, *, after_s: float = 0.0) -> int:
-    """Kill the first worker node on which a process with this title runs; return its number."""
-    hit: list[int] = []
+    """Kill the first worker node on which a process with such a title runs; return its number."""
+    number = node_at_work(cluster, title)
+    time.sleep(after_s)
+    cluster.kill(number)
+    return number
+
+
+def node_at_work(cluster: NodeCluster, title: bytes) -> int:
+    """Return the number of the first worker node with a process whose title matches a pattern."""
+    numbers: list[int] = []
 
     def runs_somewhere() -> bool:
-        hit[:] = [
+        numbers[:] = [
             number
             for number in cluster.running
-            if number and any(title in line for line in cluster.processes(number))
+            if number and any(re.search(title, line) for line in cluster.processes(number))
         ]
-        return bool(hit)
+        return bool(numbers)
 
     wait_until(runs_somewhere, f"a process {title!r}", every_s=0.05, log=cluster.logs)
-    time.sleep(after_s)
-    cluster.kill(hit[0])
-    return hit[0]
+    return numbers[0]
 
 
 def start_again(cluster: NodeCluster, number: int) -> None:
@@ -135,6 +147,25 @@ def is_in_plain_words(command: Command) -> bool:
     words = RAYS_WORDS.search(command.text)
     assert words is None, command.text[max(0, words.start() - 300) : words.end() + 1000]
     return True
+
+
+def test_nothing_is_left_of_a_cluster_whose_test_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\n"
+        "from tests.worlds.node_cluster import NodeCluster\n"
+        "cluster = NodeCluster(pathlib.Path(sys.argv[1]))\n"
+        "print(cluster.s3, flush=True); time.sleep(600)\n"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline().startswith("http://10.77.0.1:")
+        pids = descendants(maker.pid)
+        assert any(b"s3_server" in command_of(pid) for pid in pids)
+        maker.kill()
+    wait_until(
+        lambda: not any(command_of(pid) for pid in pids), "the end of its processes", patience_s=10
+    )
 
 
 # ------------------------------------------------------------------------- the stages, in order
@@ -162,7 +193,7 @@ def extracted(cluster: NodeCluster, ingested: Command, files: UserFiles) -> Comm
     cluster.become(HEAD, *WORKERS)
     words = ("--teacher", files.encoder.name, "--workers", 2, "--json")
     extract = cluster.submitting("extract", LAKE, *words)
-    lost = lose_a_node(cluster, b"MapWorker", after_s=4.0)
+    lost = lose_a_node(cluster, EXTRACTS, after_s=4.0)
     extract.finish()
     start_again(cluster, lost)
     return extract
@@ -206,7 +237,7 @@ def studies(
         name: cluster.submitting(name, LAKE, *words)
         for name, words in study_words(files.labels.name).items()
     }
-    start_again(cluster, lose_a_node(cluster, b"ray::_call", after_s=1.0))
+    start_again(cluster, lose_a_node(cluster, CELLS, after_s=1.0))
     for command in commands.values():
         command.finish()
     return commands
@@ -332,22 +363,33 @@ def test_a_node_answers_nobody_without_the_token(cluster: NodeCluster) -> None:
         assert {path for paths in open_to_all.values() for path in paths} <= PROBES, open_to_all
 
 
-def test_a_private_ray_is_reached_from_no_other_machine(cluster: NodeCluster) -> None:
+@pytest.mark.parametrize("metrics_port", ["", "9123"])
+def test_a_private_ray_is_reached_from_no_other_machine(
+    cluster: NodeCluster, metrics_port: str
+) -> None:
+    """And from its own, without the token, only by the metrics port that a user opens."""
     if 1 not in cluster.running:
         cluster.start(SMALL[0])
     code = (
-        "import subprocess, sys\n"
+        "import json, subprocess, sys\n"
         "from cluster import ray_map, ray_session\n"
+        "from tests.worlds.knock import knock\n"
         "with ray_session(ray_data=False):\n"
         "    assert list(ray_map(abs, [-1])) == [(0, 1)]\n"
-        "    print(subprocess.run(['ss', '-Hltnp'], capture_output=True, text=True).stdout)\n"
+        "    lines = subprocess.run(['ss', '-Hltn'], capture_output=True, text=True).stdout\n"
+        "    places = [line.split()[3].rpartition(':')[::2] for line in lines.splitlines()]\n"
+        "    own = [place for place in places if place[1] not in sys.argv[1:]]\n"
+        "    answers = {port: knock('127.0.0.1', int(port))['open'] for _, port in own}\n"
+        "    print(json.dumps([{port: place for place, port in own}, answers]))\n"
     )
-    before = set(cluster.listening(1))
-    done = cluster.on(1, "python", "-c", code, environ={"RAY_ADDRESS": "local"})
-    sockets = [line.split() for line in done.stdout.splitlines() if line]
-    places = {words[3] for words in sockets if int(words[3].rpartition(":")[2]) not in before}
-    assert len(places) > 3
-    assert all(place.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:")) for place in places), places
+    others = [str(port) for port in cluster.listening(1)]
+    environ = {"RAY_ADDRESS": "local", "SLIDELAKE_METRICS_PORT": metrics_port}
+    done = cluster.on(1, "python", "-c", code, *others, environ=environ)
+    addresses, answers = json.loads(done.stdout.splitlines()[-1])
+    assert len(addresses) > 3
+    assert set(addresses.values()) <= {"127.0.0.1", "[::ffff:127.0.0.1]"}
+    is_open = {port for port, paths in answers.items() if set(paths) - PROBES}
+    assert is_open == ({metrics_port} if metrics_port else set()), answers
 
 
 def test_a_demand_that_no_node_holds_ends_at_once_and_names_the_nodes(
@@ -374,14 +416,12 @@ def test_a_lost_head_is_told_and_the_same_command_goes_on(
     encoder.write_text(files.encoder.read_text().replace(TEACHER, f"{TEACHER}-again"))
     words = ("extract", LAKE, "--teacher", encoder.name, "--workers", 2, "--mpp", 0.5, "--json")
     extract = cluster.submitting(*words)
-    wait_until(
-        lambda: any(b"MapWorker" in line for n in (1, 2, 3) for line in cluster.processes(n)),
-        "a worker of the extract",
-    )
+    node_at_work(cluster, EXTRACTS)
     cluster.kill(0)
     assert extract.finish(code=None) == 4
-    assert "lost sight of" in extract.stderr[-1]
-    assert "goes on unless the head was lost" in extract.stderr[-1]
+    (line,) = [line for line in extract.stderr if line.startswith("slidelake: ")]
+    assert "lost sight of" in line
+    assert "goes on unless the head was lost" in line
     assert is_in_plain_words(extract)
     assert cluster.laptop("slidelake", "verify", LAKE).returncode == 0
     cluster.become(HEAD, *WORKERS)
