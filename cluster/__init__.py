@@ -20,7 +20,7 @@ from cluster.progress import (
     progress_of_stages,
     quiet_progress,
 )
-from cluster.ray_faults import noted_nodes
+from cluster.ray_faults import GOES_ON, lost_part, noted_nodes
 from cluster.ray_placement import (
     Device,
     NodeShape,
@@ -43,6 +43,7 @@ from cluster.ray_submit import submit
 from cluster.ray_tasks import ray_map
 
 __all__ = [
+    "GOES_ON",
     "ClusterError",
     "ClusterLostError",
     "Device",
@@ -60,6 +61,7 @@ __all__ = [
     "joins_cluster",
     "load_extensions",
     "loaded_extensions",
+    "lost_part",
     "machine_shapes",
     "node_shapes",
     "noted_nodes",
