@@ -24,7 +24,7 @@ from cluster.progress import (
     quiet_progress,
 )
 from cluster.progress_text import counted
-from cluster.ray_faults import noted_nodes
+from cluster.ray_faults import GOES_ON, lost_part, noted_nodes
 from cluster.ray_placement import (
     Device,
     NodeShape,
@@ -52,6 +52,7 @@ from cluster.watch.reasons import reason_class
 from cluster.watch.secret_texts import without_secrets
 
 __all__ = [
+    "GOES_ON",
     "ChildPool",
     "ClusterError",
     "ClusterLostError",
@@ -78,6 +79,7 @@ __all__ = [
     "loaded_extensions",
     "local_map",
     "local_workers",
+    "lost_part",
     "machine_shapes",
     "node_shapes",
     "noted_nodes",

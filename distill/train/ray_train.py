@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from cluster import (
+    GOES_ON,
     ClusterError,
     ClusterLostError,
     JobWatch,
@@ -24,6 +25,7 @@ from cluster import (
     announced,
     load_extensions,
     loaded_extensions,
+    lost_part,
     node_shapes,
     noted_nodes,
     place,
@@ -31,7 +33,6 @@ from cluster import (
     progress,
     ray_session,
 )
-from cluster.ray_faults import GOES_ON, lost_part
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
