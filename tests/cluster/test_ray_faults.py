@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -58,9 +59,18 @@ def node(number: int, cpus: float = 1.0) -> dict[str, Any]:
     ],
 )
 def test_exit_codes_tell_wrong_usage_from_what_failed_beneath(
-    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert slidelake._explain(error) == code
+    def broken(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("slidelake.app", broken)
+    with pytest.raises(SystemExit) as ended:
+        slidelake.main()
+    assert ended.value.code == code
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -124,13 +134,13 @@ def test_gloo_is_told_the_interface_of_the_nodes_address(monkeypatch: pytest.Mon
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setattr("distill.train.ray_gloo.get_node_ip_address", lambda: "127.0.0.1")
     loopback = interface_of("127.0.0.1")
-    assert loopback in dict(map(reversed, socket.if_nameindex()))  # type: ignore[arg-type]
+    assert loopback in {name for _, name in socket.if_nameindex()}
     assert interface_of("192.0.2.1") is None  # an address for documentation: nobody has it
     name_interface()
-    assert slidelake.os.environ["GLOO_SOCKET_IFNAME"] == loopback
+    assert os.environ["GLOO_SOCKET_IFNAME"] == loopback
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     name_interface()
-    assert slidelake.os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
 
 
 # ----------------------------------------------------------------------- nodes come and go
