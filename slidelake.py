@@ -21,7 +21,7 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
-    from cluster import ClusterError, ExtensionError, WorkerSettings, extend
+    from cluster import ClusterError, ClusterLostError, ExtensionError, WorkerSettings, extend
     from distill import DistillError, Recipe
     from distill.recipes.recipe_table import make_recipe
     from distill.students.feature_students import build_lake, extract
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         AccessError,
         Annotation,
         Bag,
+        BucketDownError,
         BucketError,
         DamageError,
         FormatError,
@@ -99,10 +100,12 @@ PUBLIC = {
     "Bag": "featurestore",
     "BagError": "downstream",
     "Bags": "featurestore.read.torch_bags",
+    "BucketDownError": "featurestore",
     "BucketError": "featurestore",
     "BuildResult": "ingest",
     "Card": "ingest.teachers.cards.card",
     "ClusterError": "cluster",
+    "ClusterLostError": "cluster",
     "CohortError": "downstream",
     "DamageError": "featurestore",
     "DiskFullError": "featurestore.storage",
@@ -174,10 +177,12 @@ __all__ = [
     "Bag",
     "BagError",
     "Bags",
+    "BucketDownError",
     "BucketError",
     "BuildResult",
     "Card",
     "ClusterError",
+    "ClusterLostError",
     "CohortError",
     "DamageError",
     "DiskFullError",
@@ -367,6 +372,15 @@ def options(
             "recipes or formats, here and in all workers. Repeatable.",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Give the metrics of the Ray that the command starts at this port of 127.0.0.1, "
+            "for Prometheus; without it no port is open.",
+        ),
+    ] = None,
     version: Annotated[
         bool,
         typer.Option(
@@ -377,6 +391,8 @@ def options(
     """Whole-slide images in once, every teacher run once, everything after that reads a lake."""
     if debug:
         os.environ["SLIDELAKE_DEBUG"] = "1"
+    if metrics_port:
+        os.environ["SLIDELAKE_METRICS_PORT"] = str(metrics_port)
     if extensions:
         from cluster import extend
 
@@ -385,6 +401,10 @@ def options(
 
 #: Exit code of a command that was stopped by Ctrl-C, as shells have it.
 INTERRUPTED = 130
+WRONG_USAGE, OUR_FAULT = 2, 3
+#: Exit codes of errors of ours that are no wrong usage: damage, and what failed beneath a command
+#: (cluster, bucket, disk), after which the same command goes on.
+EXIT_CODES = {"DamageError": 1, "ClusterLostError": 4, "BucketDownError": 4, "DiskFullError": 4}
 
 
 def main() -> None:
@@ -405,7 +425,7 @@ def main() -> None:
 
 
 def _explain(error: BaseException) -> int:
-    """Print an error, and return the exit code: 2 wrong usage, 1 damage, 3 our own fault."""
+    """Print an error, and return the exit code: see `EXIT_CODES`; 3 is for all that is not ours."""
     if isinstance(error, TyperException):
         if not error.format_message():  # the help was printed, as there was no command
             return error.exit_code
@@ -425,8 +445,8 @@ def _explain(error: BaseException) -> int:
         text = f"{type(error).__name__}: {text} (slidelake --debug shows where)"
     typer.echo(f"slidelake: {text}", err=True)
     if not ours:
-        return 3
-    return 1 if type(error).__name__ == "DamageError" else 2
+        return OUR_FAULT
+    return EXIT_CODES.get(type(error).__name__, WRONG_USAGE)
 
 
 if __name__ == "__main__":

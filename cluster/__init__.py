@@ -4,7 +4,7 @@ This package imports none of the others. Importing it does not import ray, so th
 needs none starts at once; each function that needs ray imports it when called.
 """
 
-from cluster.errors import ClusterError, ExtensionError
+from cluster.errors import ClusterError, ClusterLostError, ExtensionError
 from cluster.extensions import (
     Extension,
     extend,
@@ -12,7 +12,15 @@ from cluster.extensions import (
     load_extensions,
     loaded_extensions,
 )
-from cluster.progress import Progress, is_quiet, progress, progress_of_stages, quiet_progress
+from cluster.progress import (
+    Progress,
+    is_quiet,
+    print_note,
+    progress,
+    progress_of_stages,
+    quiet_progress,
+)
+from cluster.ray_faults import noted_nodes
 from cluster.ray_placement import (
     Device,
     NodeShape,
@@ -36,6 +44,7 @@ from cluster.ray_tasks import ray_map
 
 __all__ = [
     "ClusterError",
+    "ClusterLostError",
     "Device",
     "Extension",
     "ExtensionError",
@@ -53,7 +62,9 @@ __all__ = [
     "loaded_extensions",
     "machine_shapes",
     "node_shapes",
+    "noted_nodes",
     "place",
+    "print_note",
     "progress",
     "progress_of_stages",
     "quiet_progress",

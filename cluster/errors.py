@@ -14,6 +14,15 @@ class ClusterError(RuntimeError):
     """
 
 
+class ClusterLostError(ClusterError):
+    """Raised when a part of the cluster was lost while it was in use; the same call goes on.
+
+    Examples:
+        >>> issubclass(sl.ClusterLostError, sl.ClusterError)  # try again once it is back
+        True
+    """
+
+
 class ExtensionError(ValueError):
     """Raised for a user's file of own readers, scores or models that can't be run.
 

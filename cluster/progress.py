@@ -161,6 +161,22 @@ def is_quiet() -> bool:
     return os.environ.get(VARIABLE) == "none"
 
 
+def print_note(title: str, text: str) -> None:
+    """Print one line of text about a command on stderr, while it shows no progress of its own.
+
+    Args:
+        title: name of the command.
+        text: the line.
+    """
+    name = os.environ.get(VARIABLE) or "auto"
+    if name == "none":
+        return
+    is_json = name == "json" or (name == "auto" and not sys.stderr.isatty())
+    start = Snapshot(title=title, unit="", done=0, initial=0, total=None)
+    line = _json_note(start, text) if is_json else _plain_note(start, text)
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(
     title: str,

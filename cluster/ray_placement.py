@@ -235,11 +235,14 @@ def machine_shapes() -> list[NodeShape]:
     return [NodeShape(cpus=float(os.cpu_count() or 1), gpus=float(gpus), count=1)]
 
 
-def node_shapes() -> list[NodeShape]:
+def node_shapes(*, to_come: bool = True) -> list[NodeShape]:
     """Return the sizes of the nodes of the cluster that Ray is connected to, largest first.
 
     Nodes that are up are counted, and those that an autoscaler may add, by SLIDELAKE_NODES, so that
     a cluster that grows from nothing has its final size here.
+
+    Args:
+        to_come: whether nodes that may be added are counted.
 
     Raises:
         ClusterError: SLIDELAKE_NODES can't be read.
@@ -251,7 +254,7 @@ def node_shapes() -> list[NodeShape]:
         if node["Alive"]:
             size = (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
             counts[size] = counts.get(size, 0) + 1
-    for size, most in _groups():
+    for size, most in _groups() if to_come else ():
         counts[size] = max(counts.get(size, 0), most)
     shapes = [NodeShape(cpus=c, gpus=g, count=n) for (c, g), n in counts.items() if c and n]
     return sorted(shapes, key=lambda shape: (shape.gpus, shape.cpus), reverse=True)

@@ -1,9 +1,10 @@
 """A Ray session: the running cluster, the cluster at an address, or a small private cluster.
 
 Starting the private cluster takes 6-7 s on 2 cores with Ray 2.60 (importing `ray` 0.9 s and
-`ray.data` 1.8 s included), stopping it 1.5 s. It has no dashboard and keeps token authentication,
-which Ray has on by default for a local start, because its gRPC ports listen on every interface of
-the machine whatever address the node is given.
+`ray.data` 1.8 s included), stopping it 1.5 s. It has no dashboard, listens on 127.0.0.1 alone, and
+keeps token authentication, which Ray has on by default for a local start: other users of the
+machine reach 127.0.0.1, too. Ray's metrics port answers without the token, so there is none but
+where SLIDELAKE_METRICS_PORT (`slidelake --metrics-port`) asks for it.
 """
 
 import logging
@@ -18,12 +19,26 @@ from pathlib import Path
 
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
+from cluster.ray_faults import (
+    lost_cluster_errors,
+    quiet_listener,
+    quiet_loggers,
+    start_variables,
+    watched_head,
+    without_log_level_line,
+)
 from cluster.ray_placement import NODES
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory, shm_free_bytes
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LOCAL = "local"
+_LOOPBACK = "127.0.0.1"
 _REACH_S = 10.0
+#: Variable with the port on 127.0.0.1 at which a Ray that is started here gives its metrics.
+METRICS_PORT = "SLIDELAKE_METRICS_PORT"
+#: Ray's dashboard and autoscaler give their own metrics, without the token, at fixed ports that
+#: nothing but these variables keeps closed: no server comes up at a port that is none.
+CLOSED_PORTS = {"DASHBOARD_METRIC_PORT": "-1", "AUTOSCALER_METRIC_PORT": "-1"}
 #: The stack that holds a Ray up beyond its own block, inside a block of `shared_ray_session`.
 _SHARED: ContextVar[ExitStack | None] = ContextVar("_SHARED", default=None)
 
@@ -72,16 +87,17 @@ def ray_session(
             back either way.
 
     Raises:
-        ClusterError: the cluster cannot be reached or refuses the token, `num_cpus` is set for
-            a running cluster, or there is no place for Ray's sockets.
+        ClusterError: the cluster cannot be reached or refuses the token, `num_cpus` or a metrics
+            port is set for a running cluster, or there is no place for Ray's sockets.
+        ClusterLostError: a part of the cluster that the block needs was lost.
     """
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    with ExitStack() as own:
+    with lost_cluster_errors(), ExitStack() as own:
+        if ray.is_initialized():
+            yield
+            return
+        target = address or os.environ.get("RAY_ADDRESS") or _LOCAL
         stack = _SHARED.get() or own
         if target == _LOCAL:
             stack.enter_context(_started_here(num_cpus, worker_logs=worker_logs))
@@ -103,11 +119,14 @@ def joins_cluster(address: str | None) -> bool:
 def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
     import ray
 
+    port = _metrics_port()
     with ExitStack() as stack:
         directory = stack.enter_context(scratch_directory())
-        stack.enter_context(patched_environ(_local_environ(), keep="RAY_AUTH_MODE"))
+        variables = {**_local_environ(has_metrics=port is not None), **start_variables()}
+        stack.enter_context(patched_environ(variables, keep="RAY_AUTH_MODE"))
+        _enter_quiet(stack, worker_logs=worker_logs)
         stack.callback(ray.shutdown)
-        with _without_notices(), _clear_timeout():
+        with _without_notices(), _clear_timeout(), _on_loopback(), without_log_level_line():
             ray.init(
                 address=_LOCAL,
                 num_cpus=_own_cores() if num_cpus is None else num_cpus,
@@ -117,10 +136,57 @@ def _started_here(num_cpus: int | None, *, worker_logs: bool) -> Iterator[None]:
                 ),
                 log_to_driver=worker_logs,
                 logging_level=logging.WARNING,
-                _node_ip_address=_loopback_node_ip(),
+                _metrics_export_port=port,
                 _temp_dir=str(directory),
             )
         yield
+
+
+def _enter_quiet(stack: ExitStack, *, worker_logs: bool) -> None:
+    """Keep Ray's own words about what it lost and mends out of the log while the stack is open."""
+    stack.enter_context(quiet_loggers())
+    if not worker_logs:
+        stack.enter_context(quiet_listener())
+
+
+def _metrics_port() -> int | None:
+    """Return the port of SLIDELAKE_METRICS_PORT; None where it is not set.
+
+    Raises:
+        ClusterError: it is no port, or is taken. Ray's node would not come up.
+    """
+    text = os.environ.get(METRICS_PORT, "")
+    if not text:
+        return None
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        msg = f"metrics port {text!r} given; give a number from 1 to 65535 (or {METRICS_PORT})"
+        raise ClusterError(msg)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, int(text)))
+        except OSError as err:
+            msg = f"metrics port {text}: {err.strerror}; give another --metrics-port"
+            raise ClusterError(msg) from err
+    return int(text)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Start a Ray inside the block at 127.0.0.1, where all its servers then listen.
+
+    Ray gives its node the machine's outer address, and its servers then listen on all interfaces.
+    Where it supports no clusters (macOS) it takes 127.0.0.1; what says so is a constant, which was
+    read from the environment when `ray` was imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _own_cores() -> int | None:
@@ -146,14 +212,25 @@ def _connected_session(address: str, num_cpus: int | None, *, worker_logs: bool)
             "started here takes it; leave num_cpus out, or use address='local'"
         )
         raise ClusterError(msg)
+    if port := os.environ.get(METRICS_PORT):
+        msg = (
+            f"metrics port {port} was given for the running Ray at {address}, whose nodes have "
+            f"theirs from their start (cluster/README.md); leave --metrics-port and {METRICS_PORT} "
+            "out"
+        )
+        raise ClusterError(msg)
     _check_reachable(address)
     with ExitStack() as stack:
-        stack.enter_context(patched_environ({}, keep="RAY_AUTH_MODE"))
+        stack.enter_context(patched_environ(start_variables(), keep="RAY_AUTH_MODE"))
+        _enter_quiet(stack, worker_logs=worker_logs)
         stack.callback(ray.shutdown)
         try:
-            ray.init(address=address, log_to_driver=worker_logs, logging_level=logging.WARNING)
+            with without_log_level_line():
+                ray.init(address=address, log_to_driver=worker_logs, logging_level=logging.WARNING)
         except (AuthenticationError, ConnectionError) as err:
             raise ClusterError(_refused_message(address, err)) from err
+        if not address.startswith("ray://"):
+            stack.enter_context(watched_head(ray.get_runtime_context().gcs_address))
         yield
 
 
@@ -195,7 +272,7 @@ def _refused_message(address: str, err: Exception) -> str:
     )
 
 
-def _local_environ() -> dict[str, str | None]:
+def _local_environ(*, has_metrics: bool) -> dict[str, str | None]:
     """Return the environment of a Ray that is started here, and so of all its workers.
 
     The checkout goes on PYTHONPATH because workers import our packages by name, also when the
@@ -204,26 +281,15 @@ def _local_environ() -> dict[str, str | None]:
     """
     path = os.environ.get("PYTHONPATH")
     python_path = f"{_CHECKOUT}{os.pathsep}{path}" if path else str(_CHECKOUT)
-    # A private Ray does not grow, whatever cluster the variable is set for.
-    return {"PYTHONPATH": python_path, "RAY_USAGE_STATS_ENABLED": "0", NODES: None}
-
-
-def _loopback_node_ip() -> str | None:
-    """Return a loopback address for the node, so that the network cannot reach its HTTP agents.
-
-    On Linux Ray replaces 127.0.0.1 by the machine's outer address, but takes any other loopback
-    address as it is. A local Ray then also survives a change of network. None is Ray's own choice,
-    which on macOS is 127.0.0.1.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    candidate = "127.0.0.2"
-    with socket.socket() as probe:
-        try:
-            probe.bind((candidate, 0))
-        except OSError:
-            return None
-    return candidate
+    return {
+        "PYTHONPATH": python_path,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # as in `_on_loopback`, for the processes that are started
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_enable_metrics_collection": "1" if has_metrics else "0",
+        **CLOSED_PORTS,
+        NODES: None,  # a private Ray does not grow, whatever cluster the variable is set for
+    }
 
 
 @contextmanager

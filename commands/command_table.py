@@ -4,7 +4,7 @@ import typer
 
 from commands.edits import annotate, drop, rename
 from commands.files import export_files, import_files
-from commands.installation import demo, licences, submit
+from commands.installation import demo, jobs, licences, submit
 from commands.lakes import (
     compact,
     copy_files,
@@ -23,7 +23,7 @@ from commands.studies import attention, mil, probe, report, runs, search, surviv
 
 #: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
-    None: (demo.app, submit.app),
+    None: (demo.app, submit.app, jobs.app),
     "Slides, tiles, features": (build.app, ingest.app, extract.app, score.app, teachers.app),
     "Students": (stats.app, distill.app, evaluate.app, export_student.app),
     "Downstream tasks": (

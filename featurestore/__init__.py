@@ -17,6 +17,7 @@ from featurestore.config import FORMAT, LakeConfig
 from featurestore.edits.drop_and_rename import drop, rename
 from featurestore.errors import (
     AccessError,
+    BucketDownError,
     BucketError,
     DamageError,
     FormatError,
@@ -57,6 +58,7 @@ __all__ = [
     "AccessError",
     "Annotation",
     "Bag",
+    "BucketDownError",
     "BucketError",
     "ColumnFile",
     "ColumnWriter",

@@ -51,6 +51,15 @@ class BucketError(AccessError):
     """
 
 
+class BucketDownError(BucketError):
+    """Raised when a bucket can't be reached or fails at every attempt; try again later.
+
+    Examples:
+        >>> issubclass(sl.BucketDownError, sl.BucketError)  # no fault of keys or names
+        True
+    """
+
+
 class FormatError(LakeError):
     """Raised for a lake of a format that this version does not read.
 

@@ -14,8 +14,17 @@ import pyarrow as pa
 import simplejpeg
 
 from cluster import Extension, load_extensions
-from featurestore import GridCut, LakeConfig, ShardWriter, SlideCut, Store, tile_ids, tiles_table
-from featurestore.storage import DiskFullError, disk_full_error
+from featurestore import (
+    BucketError,
+    GridCut,
+    LakeConfig,
+    ShardWriter,
+    SlideCut,
+    Store,
+    tile_ids,
+    tiles_table,
+)
+from featurestore.storage import DiskFullError, disk_full_error, missing_keys_error
 from featurestore.tables import shard_path
 from ingest.errors import SlideError
 from ingest.grid import Grid, plan_grids
@@ -242,19 +251,27 @@ def png_bytes(gray: npt.NDArray[np.uint8]) -> bytes:
 def cut_or_reason(
     store: Store, config: LakeConfig, row: Row, extensions: Sequence[Extension] = ()
 ) -> SlideCut | Row:
-    """Return the cut slide, or its row with the reason why it could not be cut."""
+    """Return the cut slide, or its row with the reason why it could not be cut.
+
+    `disk_full` and `no_keys` of the row say whether the reason is this machine's: the slide has not
+    failed then.
+    """
     try:
         load_extensions(extensions)
         return cut_slide(store, config, row)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one slide is its reason
-        full = disk_full_error(error, store.uri)
-        return {**failure(row, full or error), "disk_full": full is not None}
+        fault = disk_full_error(error, store.uri) or missing_keys_error(error)
+        return {
+            **failure(row, fault or error),
+            "disk_full": isinstance(fault, DiskFullError),
+            "no_keys": isinstance(fault, BucketError),
+        }
 
 
 def failure(row: Row, error: BaseException) -> Row:
     """Return a slide's row with the reason why it could not be cut, as one line."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    expected: Sequence[type[BaseException]] = (SlideError, DiskFullError)
+    expected: Sequence[type[BaseException]] = (SlideError, DiskFullError, BucketError)
     if not isinstance(error, tuple(expected)):
         reason = f"{type(error).__name__}: {reason}"
     return {**row, **getattr(error, "facts", {}), "reason": reason}

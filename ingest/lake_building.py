@@ -34,7 +34,7 @@ from ingest.teachers.find_teacher import Teacher, find_card, find_teachers, sees
 from ingest.teachers.outputs import outputs_of
 from ingest.teachers.own_encoder import SUFFIX
 from ingest.teachers.ray_extract import ExtractResult, extract
-from ingest.teachers.weights.weights_files import find_weights
+from ingest.teachers.weights.weights_files import has_weights
 
 FEATURE_BYTES = 2  # float16
 
@@ -245,7 +245,7 @@ def plan_columns(
             continue
         card = find_card(store, name)
         note = ""
-        if card.name in CARDS and find_weights(card, folder) is None:
+        if card.name in CARDS and not has_weights(card, folder):
             note = (
                 f"{card.name}: its weights are not on this machine (--weights DIR names a folder)"
             )

@@ -13,8 +13,20 @@ from typing import Unpack
 
 import polars as pl
 
-from cluster import loaded_extensions, progress, ray_session, schedulable
+from cluster import (
+    Placement,
+    WorkerSettings,
+    announced,
+    loaded_extensions,
+    node_shapes,
+    noted_nodes,
+    place,
+    progress,
+    ray_session,
+    schedulable,
+)
 from featurestore import (
+    BucketError,
     Lake,
     LakeConfig,
     Shown,
@@ -166,8 +178,13 @@ def _run(
     kept: list[dict[str, str]] = []
     batch = _Batch(lake, commit_slides)
     work = float(sum(row["bytes"] or 0 for row in todo.cut))
-    with progress("ingest", total=len(left), unit="slides", work=work) as bar:
-        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s):
+    workers = _place(todo.cut)
+    with (
+        progress("ingest", total=len(left), unit="slides", work=work) as bar,
+        announced(workers),
+        noted_nodes(bar.note, workers),
+    ):
+        for outcome in _outcomes(lake.store, lake.config, todo.cut, slide_timeout_s, workers):
             if isinstance(outcome, SlideCut):
                 left.pop(outcome.row["slide_id"])
                 tiles = sum(grid.tiles.num_rows for grid in outcome.grids.values())
@@ -182,15 +199,38 @@ def _run(
                 batch.add(outcome)
             else:
                 left.pop(outcome["slide_id"])
-                if outcome.get("disk_full"):  # no fault of the slide: it stays to be cut
+                if fault := _fault_of_a_machine(outcome):
                     batch.flush()
-                    raise DiskFullError(outcome["reason"])
+                    raise fault
                 kept += _fail(lake, [outcome], todo.again)
                 bar.advance(1, work=outcome["bytes"] or 0)
                 bar.note(f"{outcome['slide_id']} failed: {outcome['reason']}")
         batch.flush()
     reason = "the worker died on it (a crash in a decoder, or out of memory)"
     return kept + _fail(lake, [{**row, "reason": reason} for row in left.values()], todo.again)
+
+
+def _fault_of_a_machine(outcome: Row) -> Exception | None:
+    """Return the error that is no fault of a slide, which stays to be cut; None if it is its own.
+
+    All slides that come to such a machine would fail, and fast.
+    """
+    if outcome.get("disk_full"):
+        return DiskFullError(outcome["reason"])
+    return BucketError(outcome["reason"]) if outcome.get("no_keys") else None
+
+
+def _place(todo: Sequence[Row]) -> Placement:
+    """Return the workers that cut slides: one for each core, two where slides have to travel.
+
+    Of these two, one fetches a slide while the other cuts.
+
+    Raises:
+        ClusterError: the cluster has no CPUs, and none are to come.
+    """
+    share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
+    settings = WorkerSettings(device="cpu", cpus_per_worker=share)
+    return place(settings, node_shapes(), most=len(todo))
 
 
 def _guess(row: Row) -> str:
@@ -236,7 +276,11 @@ class _Batch:
 
 
 def _outcomes(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+    store: Store,
+    config: LakeConfig,
+    todo: Sequence[Row],
+    slide_timeout_s: float,
+    workers: Placement,
 ) -> Iterator[SlideCut | Row]:
     import ray.data
 
@@ -244,13 +288,13 @@ def _outcomes(
     before = context.max_errored_blocks
     context.max_errored_blocks = -1  # a worker that dies takes its own slide with it, no other
     try:
-        yield from _cut_by_ray(store, config, todo, slide_timeout_s)
+        yield from _cut_by_ray(store, config, todo, slide_timeout_s, workers.cpus_per_worker)
     finally:  # a job after this one in the same process must not lose blocks in silence
         context.max_errored_blocks = before
 
 
 def _cut_by_ray(
-    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float
+    store: Store, config: LakeConfig, todo: Sequence[Row], slide_timeout_s: float, share: float
 ) -> Iterator[SlideCut | Row]:
     import ray.data
 
@@ -263,8 +307,6 @@ def _cut_by_ray(
         for number, row in enumerate(todo)
     ]
     slides = ray.data.from_items(task_rows, override_num_blocks=len(task_rows))
-    # Slides that have to travel come two to a core: one is fetched while the other is cut.
-    share = 1.0 if all(is_local(row["uri"]) for row in todo) else 0.5
     with schedulable(num_cpus=share):
         for outcome in slides.map(cut_apart, num_cpus=share).iter_rows():
             if outcome["died"]:

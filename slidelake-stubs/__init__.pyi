@@ -5,6 +5,7 @@ import pathlib
 import typer
 
 from cluster import ClusterError as ClusterError
+from cluster import ClusterLostError as ClusterLostError
 from cluster import ExtensionError as ExtensionError
 from cluster import WorkerSettings as WorkerSettings
 from cluster import extend as extend
@@ -37,6 +38,7 @@ from examples.sample_slide import sample_slide as sample_slide
 from featurestore import AccessError as AccessError
 from featurestore import Annotation as Annotation
 from featurestore import Bag as Bag
+from featurestore import BucketDownError as BucketDownError
 from featurestore import BucketError as BucketError
 from featurestore import DamageError as DamageError
 from featurestore import FormatError as FormatError
@@ -92,10 +94,12 @@ __all__ = [
     "Bag",
     "BagError",
     "Bags",
+    "BucketDownError",
     "BucketError",
     "BuildResult",
     "Card",
     "ClusterError",
+    "ClusterLostError",
     "CohortError",
     "DamageError",
     "DiskFullError",

@@ -55,6 +55,7 @@ CONFIG = LakeConfig(tile_px=256, mpps=(0.5, 2.0))
 #: Files of slow tests by the CPU seconds that they take, longest first, so that two processes end
 #: at about the same time; other files come after these.
 LONGEST = (
+    "test_nodes.py",
     "test_demo.py",
     "test_distill_kills.py",
     "test_extract_kills.py",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import DistinctIdsOpt, JsonOpt, LakeArg
 
@@ -31,7 +32,7 @@ class AnnotateOptions:
     """
 
     lake: LakeArg
-    table: Annotated[str | None, typer.Argument()] = None
+    table: Annotated[str | None, typer.Argument(), PathKind.FILES] = None
     name: str | None = None
     mpp: float | None = None
     replace: Annotated[bool, typer.Option("--replace")] = False

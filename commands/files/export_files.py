@@ -7,6 +7,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
@@ -27,7 +28,7 @@ class ExportOptions:
     """
 
     lake: LakeArg
-    out: Annotated[str, typer.Argument(metavar="OUT")]
+    out: Annotated[str, typer.Argument(metavar="OUT"), PathKind.OUTPUT]
     format: str
     teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
     mpp: float | None = None

@@ -7,6 +7,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
@@ -30,7 +31,7 @@ class ImportOptions:
     """
 
     lake: LakeArg
-    folder: Annotated[str, typer.Argument(metavar="DIR")]
+    folder: Annotated[str, typer.Argument(metavar="DIR"), PathKind.FILES]
     format: str
     mpp: float | None = None
     level0_mpp: float | None = None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, QuietOpt
 
@@ -23,7 +24,7 @@ class DemoOptions:
             everything runs, its figures mean nothing.
     """
 
-    folder: Annotated[str, typer.Argument(metavar="DIR")]
+    folder: Annotated[str, typer.Argument(metavar="DIR"), PathKind.LAKE]
     quick: Annotated[bool, typer.Option("--quick")] = False
     quiet: QuietOpt = False
     json: JsonOpt = False

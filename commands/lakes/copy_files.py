@@ -8,6 +8,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
 
@@ -23,7 +24,7 @@ class CopyOptions:
     """
 
     lake: LakeArg
-    dest: Annotated[str, typer.Argument(metavar="DEST")]
+    dest: Annotated[str, typer.Argument(metavar="DEST"), PathKind.LAKE]
     at: AtOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False

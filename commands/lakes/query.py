@@ -9,6 +9,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg
 
@@ -29,8 +30,10 @@ class QueryOptions:
     lake: LakeArg
     sql: Annotated[str, typer.Argument()]
     format: str | None = None
-    out: Path | None = None
-    tables: Annotated[tuple[str, ...], typer.Option("--table", metavar="NAME=FILE")] = ()
+    out: Annotated[Path | None, PathKind.OUTPUT] = None
+    tables: Annotated[
+        tuple[str, ...], typer.Option("--table", metavar="NAME=FILE"), PathKind.NAMED_FILE
+    ] = ()
     at: AtOpt = None
     json: JsonOpt = False
 

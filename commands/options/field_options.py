@@ -13,6 +13,7 @@ import typer
 from typer.models import OptionInfo
 
 from commands.options.field_docs import field_docs
+from commands.options.path_kind import PathKind
 from commands.options.set_fields import FieldPlace, field_at
 from commands.options.typer_types import annotated, typer_type
 
@@ -37,6 +38,7 @@ class FieldOption:
         least: least value of a number.
         complete: function that completes the value in a shell.
         value_type: type as which the value is read, where it is not the field's.
+        path_kind: kind of the path that it names, if it names one.
     """
 
     flag: str
@@ -51,6 +53,7 @@ class FieldOption:
     least: float | None = None
     complete: Callable[[typer.Context, str], list[str]] | None = None
     value_type: object = None
+    path_kind: PathKind | None = None
 
     @property
     def parameter_name(self) -> str:

@@ -5,8 +5,11 @@ from typing import Annotated
 import typer
 
 from commands.options.completion import complete_run, complete_teacher
+from commands.options.path_kind import PathKind
 
-LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URL of the lake.")]
+LakeArg = Annotated[
+    str, typer.Argument(metavar="LAKE", help="Folder or URL of the lake."), PathKind.LAKE
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
 QuietOpt = Annotated[
     bool,
@@ -21,14 +24,17 @@ TeachersOpt = Annotated[
         help="Name of a teacher; repeat for several.",
         autocompletion=complete_teacher,
     ),
+    PathKind.PYTHON,
 ]
 WeightsOpt = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR",
+        metavar="DIR|URL",
         help="Folder that is searched for weights first, with NAME.safetensors, NAME.pth or "
-        "folders NAME as on the hub; SLIDELAKE_WEIGHTS if not given.",
+        "folders NAME as on the hub; SLIDELAKE_WEIGHTS if not given. Of a bucket's folder, as "
+        "s3://lab/weights, each node fetches what it needs, once.",
     ),
+    PathKind.WEIGHTS,
 ]
 MppOpt = Annotated[float, typer.Option(help="Microns per pixel of the tiles.")]
 MppsOpt = Annotated[
@@ -65,6 +71,7 @@ SetOpt = Annotated[
         help="Set any field of the run's settings; repeat for several. An unknown field lists all.",
         rich_help_panel="Settings",
     ),
+    PathKind.SETTING,
 ]
 LikeOpt = Annotated[
     str | None,

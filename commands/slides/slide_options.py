@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.progress_text import counted
+from commands.options.path_kind import PathKind
 from commands.options.shared_options import DistinctIdsOpt
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ SlidesArg = Annotated[
         "uri; its paths are relative to it. FILE.tif#2 is the second image of a TIFF; a folder of "
         ".dcm is a slide a series.",
     ),
+    PathKind.SLIDES,
 ]
 
 
@@ -73,8 +75,8 @@ class ReadingOptions:
     mpp_override: float | None = None
     allow_anisotropic: bool | None = None
     icc: bool | None = None
-    masks: Annotated[str | None, typer.Option(metavar="DIR")] = None
-    tissue: Annotated[str | None, typer.Option(metavar="METHOD|FILE.py")] = None
+    masks: Annotated[str | None, typer.Option(metavar="DIR"), PathKind.FILES] = None
+    tissue: Annotated[str | None, typer.Option(metavar="METHOD|FILE.py"), PathKind.PYTHON] = None
     pen_veto: Annotated[bool | None, typer.Option("--pen-veto/--no-pen-veto")] = None
 
 

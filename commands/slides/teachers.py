@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, WeightsOpt
 
@@ -20,7 +21,7 @@ class TeachersOptions:
         lake: Lake with students to list too.
     """
 
-    lake: Annotated[str | None, typer.Argument(metavar="[LAKE]")] = None
+    lake: Annotated[str | None, typer.Argument(metavar="[LAKE]"), PathKind.LAKE] = None
     weights: WeightsOpt = None
     json: JsonOpt = False
 

@@ -7,6 +7,7 @@ import typer
 
 from cluster.progress_text import counted
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.saved_settings import saved_config
 from commands.options.set_fields import with_assignments
@@ -102,7 +103,7 @@ class DistillOptions:
     name: str = "student"
     mpps: MppsOpt = ()
     fields: RecipeOptions
-    slides: str | None = None
+    slides: Annotated[str | None, PathKind.FILES] = None
     distinct_ids: DistinctIdsOpt = False
     assignments: SetOpt = ()
     like: LikeOpt = None

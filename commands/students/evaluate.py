@@ -7,6 +7,7 @@ import typer
 
 from commands.options.completion import complete_student
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import (
     AtOpt,
@@ -30,7 +31,7 @@ class TileLabelOptions:
         label_column: The column of labels, if there are several.
     """
 
-    labels: str | None = None
+    labels: Annotated[str | None, PathKind.FILES] = None
     label_column: str | None = None
     distinct_ids: DistinctIdsOpt = False
 

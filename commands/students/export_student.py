@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
 
@@ -24,7 +25,7 @@ class ExportStudentOptions:
 
     lake: LakeArg
     name: Annotated[str, typer.Argument()]
-    out: Annotated[str, typer.Argument(metavar="OUT")]
+    out: Annotated[str, typer.Argument(metavar="OUT"), PathKind.OUTPUT]
     onnx: Annotated[bool, typer.Option("--onnx")] = False
     json: JsonOpt = False
 

@@ -7,6 +7,7 @@ import typer
 
 from commands.options.completion import complete_run
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
 
@@ -28,7 +29,7 @@ class AttentionOptions:
     run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=complete_run)]
     slide: Annotated[str, typer.Argument(metavar="SLIDE")]
     arm: str | None = None
-    out: Annotated[str, typer.Option(metavar="DIR")] = "attention"
+    out: Annotated[str, typer.Option(metavar="DIR"), PathKind.OUTPUT] = "attention"
     json: JsonOpt = False
 
 

@@ -7,6 +7,7 @@ import typer
 
 from commands.options.dataclass_options import command
 from commands.options.field_options import Changes, FieldOption, FieldOptions
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.set_fields import parse_assignment, with_values
 from commands.options.shared_options import JsonOpt, LakeArg, LikeOpt, SetOpt
@@ -31,6 +32,7 @@ PROBE_OPTIONS = (
         path="labels.table",
         required=True,
         text="Table of tiles: slide_id, tile_id or x and y (level 0), target.",
+        path_kind=PathKind.FILES,
     ),
     FieldOption(flag="--target", path="labels.target", required=True, text="Column of classes."),
     *FEATURE_OPTIONS,

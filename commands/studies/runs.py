@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg
 
@@ -21,7 +23,7 @@ class RunsOptions:
     """
 
     lake: LakeArg
-    out: Path | None = None
+    out: Annotated[Path | None, PathKind.OUTPUT] = None
     json: JsonOpt = False
 
 

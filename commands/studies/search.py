@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, MppOpt
 
@@ -40,7 +41,7 @@ class SearchCommandOptions:
     exact: Annotated[bool, typer.Option("--exact")] = False
     build_index: Annotated[bool, typer.Option("--build-index")] = False
     recall_tiles: Annotated[int | None, typer.Option(min=0)] = None
-    out: Path | None = None
+    out: Annotated[Path | None, PathKind.OUTPUT] = None
     at: AtOpt = None
     json: JsonOpt = False
 

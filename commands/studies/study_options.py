@@ -12,6 +12,7 @@ import typer
 
 from commands.options.completion import complete_teacher
 from commands.options.field_options import Changes, FieldOption
+from commands.options.path_kind import PathKind
 from commands.options.set_fields import parse_assignment, with_values
 from commands.options.shared_options import AddressOpt, JsonOpt, LakeArg, LikeOpt, QuietOpt, SetOpt
 from downstream.run.study_spec import FeatureOptions, LabelOptions, Resources, StudySpec
@@ -33,6 +34,7 @@ LABEL_OPTION = FieldOption(
     required=True,
     more="CSV, TSV, XLSX or Parquet; the tables of CLAM, STAMP and Patho-Bench as they are. Ids "
     "are text: 0012 is not 12.",
+    path_kind=PathKind.FILES,
 )
 FEATURE_OPTIONS = (
     FieldOption(
@@ -52,6 +54,7 @@ FOLD_OPTIONS = (
     FieldOption(
         flag="--splits",
         path="folds.file",
+        path_kind=PathKind.FILES,
         panel=SPLITS,
         metavar="FILE",
         text="Splits to use: CLAM's folder, Patho-Bench's k=all.tsv, STAMP's splits.json, or a "
@@ -78,7 +81,13 @@ ID_COLUMN_OPTIONS = (
     FieldOption(flag="--distinct-ids", path="labels.distinct_ids", panel=TABLES, single=True),
 )
 TABLE_OPTIONS = (
-    FieldOption(flag="--slide-table", path="labels.slide_table", panel=TABLES, metavar="FILE"),
+    FieldOption(
+        flag="--slide-table",
+        path="labels.slide_table",
+        panel=TABLES,
+        metavar="FILE",
+        path_kind=PathKind.FILES,
+    ),
     *ID_COLUMN_OPTIONS,
 )
 LAST_OPTIONS = (

@@ -9,23 +9,28 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import polars as pl
 
 from cluster import (
     ClusterError,
+    ClusterLostError,
     Placement,
     WorkerSettings,
     announced,
     load_extensions,
     loaded_extensions,
     node_shapes,
+    noted_nodes,
     place,
+    print_note,
     progress,
     ray_session,
 )
+from cluster.ray_faults import GOES_ON, lost_part
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
@@ -172,6 +177,8 @@ def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: flo
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from distill.train.ray_gloo import NodeTorchConfig
+
     each = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
     _remove_old_status(lake, run)
     # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.
@@ -183,6 +190,7 @@ def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: flo
                 "extensions": loaded_extensions(),
                 "settings": pickle.dumps(settings),
             },
+            torch_config=NodeTorchConfig(),
             scaling_config=ScalingConfig(
                 num_workers=placement.workers,
                 use_gpu=placement.device == "cuda",
@@ -195,7 +203,7 @@ def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: flo
                 failure_config=FailureConfig(max_failures=RETRIES),
             ),
         )
-        with _progress_shown(lake, run, note=str(placement)):
+        with _progress_shown(lake, run, note=str(placement)), _nodes_noted(placement):
             try:
                 trainer.fit()
             except TrainingFailedError as error:
@@ -212,14 +220,27 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _worker_error(error: Exception) -> Exception:
-    """Return a worker's error as a DistillError with the number of tries."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, DistillError | LakeError):
-                return DistillError(f"a worker failed {RETRIES + 1} times: {cause}")
-            cause = cause.__cause__
-    return DistillError(f"training failed {RETRIES + 1} times: {str(error).splitlines()[-1]}")
+    """Return the error that ended a training, with the number of tries where workers failed.
+
+    Ray tries again where a worker failed; an error of its controller ends a training at once.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values())
+    failures += [cause] if (cause := getattr(error, "controller_failure", None)) else []
+    tries = f"{RETRIES + 1} times" if hasattr(error, "worker_failures") else "once"
+    for failure in failures:
+        for one in _causes(failure):
+            if isinstance(one, DistillError | LakeError):
+                return DistillError(f"a worker failed {tries}: {one}")
+            if (fault := lost_part(one)) is not None:
+                return ClusterLostError(f"training failed {tries}: {fault}; {GOES_ON}")
+    return DistillError(f"training failed {tries}: {str(error).splitlines()[-1]}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _remove_old_status(lake: Lake, run: DistillRun) -> None:
@@ -243,6 +264,11 @@ def _slides_text(lake: Lake, tiles: Sequence[int]) -> str:
     numbers = {int(tile_parts(tile)[0]) for tile in tiles}
     names = lake.slides().filter(pl.col("slide").is_in(sorted(numbers))).collect()["slide_id"]
     return f"; slides {', '.join(sorted(names))}"
+
+
+def _nodes_noted(placement: Placement) -> AbstractContextManager[None]:
+    """Note lost nodes, and a lack of room for the workers, also before the first step."""
+    return noted_nodes(partial(print_note, "distill"), placement, together=True)
 
 
 @contextmanager

@@ -63,13 +63,23 @@ def on_ray(resources: "Resources") -> RunTasks:
         run: Callable[[Any], float], tasks: Sequence[Any], *, title: str, finished: int
     ) -> None:
         """Run the tasks on Ray, with a progress bar."""
-        from cluster import progress, ray_map, ray_session
+        from cluster import Placement, noted_nodes, progress, ray_map, ray_session
 
         session = ray_session(
             address=resources.address, num_cpus=resources.num_cpus, ray_data=False
         )
         total = finished + len(tasks)
-        with session, progress(title, total=total, initial=finished, unit="cells") as bar:
+        demand = Placement(
+            device="cuda" if resources.gpus_per_worker else "cpu",
+            workers=1,
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker,
+        )
+        with (
+            session,
+            progress(title, total=total, initial=finished, unit="cells") as bar,
+            noted_nodes(bar.note, demand),
+        ):
             finished_tasks = ray_map(
                 run,
                 tasks,

@@ -1,7 +1,7 @@
 """Files of a lake on disks and in buckets, and the locks that guard them."""
 
 from featurestore.storage import bucket_clients
-from featurestore.storage.bucket_errors import DENIED, causes, codes, explain
+from featurestore.storage.bucket_errors import DENIED, causes, codes, explain, missing_keys_error
 from featurestore.storage.full_disk import DiskFullError, disk_full_error
 from featurestore.storage.lock import writer_lease
 from featurestore.storage.read_errors import LakeUri, is_of_lance, meaning_of, reading
@@ -34,6 +34,7 @@ __all__ = [
     "is_of_lance",
     "json_bytes",
     "meaning_of",
+    "missing_keys_error",
     "read_named",
     "read_sealed",
     "reading",

@@ -6,12 +6,13 @@ clients' errors are known by their names, so that none of their packages has to 
 
 import functools
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from featurestore.errors import BucketError, LakeError, LakeMissingError
+from featurestore.errors import BucketDownError, BucketError, LakeError, LakeMissingError
 from featurestore.storage.bucket_clients import ATTEMPTS, endpoint
 from featurestore.storage.full_disk import disk_full_error
 
@@ -22,7 +23,7 @@ WRONG_KEYS |= {"AuthorizationHeaderMalformed", "AuthenticationFailed", "AzureSig
 WRONG_KEYS |= {"InvalidAuthenticationInfo", "RefreshError", "TokenRefreshRequired"}
 WRONG_CLOCK = {"RequestTimeTooSkewed", "RequestInTheFuture"}
 ANONYMOUS = {"NoCredentialsError", "DefaultCredentialsError"}
-NO_KEYS = {"PartialCredentialsError", "CredentialRetrievalError"}
+NO_KEYS = {*ANONYMOUS, "PartialCredentialsError", "CredentialRetrievalError"}
 NO_KEYS |= {"ProfileNotFound", "ClientAuthenticationError"}
 NO_KEYS |= {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError"}
 NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName"}
@@ -143,6 +144,16 @@ def no_bucket(error: BaseException) -> bool:
     return bool(codes(error) & NO_BUCKET)
 
 
+def missing_keys_error(error: BaseException) -> BucketError | None:
+    """Return an error that names this machine if it has no valid credentials, else None.
+
+    On a cluster it may be one node of many, on which whatever comes to it would fail.
+    """
+    if not codes(error) & (NO_KEYS | WRONG_KEYS - {"401"}):  # 401: of any web server
+        return None
+    return BucketError(f"on node {socket.gethostname()}: {' '.join(str(error).split())}")
+
+
 def explain(error: BaseException, uri: str) -> LakeError | None:
     """Return the error that explains an error of a bucket; None if it is not of the bucket."""
     if isinstance(error, LakeError):
@@ -157,8 +168,10 @@ def explain(error: BaseException, uri: str) -> LakeError | None:
         side = "ahead of" if ahead > 0 else "behind"
         text = f"this machine's clock is {abs(ahead)} minutes {side} the server's"
         return BucketError(f"{uri}: {text}, which refuses what is signed with that; set the clock")
-    if text := _advice(error_codes, protocol):
+    if text := _denied(error_codes):
         return BucketError(f"{uri}: {text}")
+    if text := _down(error_codes, protocol):
+        return BucketDownError(f"{uri}: {text}")
     return None
 
 
@@ -170,7 +183,8 @@ def missing_bucket_error(uri: str) -> LakeMissingError:
     return LakeMissingError(f"{uri}: {text} (at {_endpoint(protocol)})")
 
 
-def _advice(error_codes: set[str], protocol: str) -> str:
+def _denied(error_codes: set[str]) -> str:
+    """Return what to do about clock or credentials; empty if they are not at fault."""
     if first := _first_code(error_codes, WRONG_CLOCK):
         return f"this machine's clock differs too much from the server's ({first}); set the clock"
     if first := _first_code(error_codes, ANONYMOUS):
@@ -184,6 +198,11 @@ def _advice(error_codes: set[str], protocol: str) -> str:
             f"access is denied ({first}); the keys are wrong, or are not allowed to list the "
             "bucket and to get, put and delete what is under this prefix"
         )
+    return ""
+
+
+def _down(error_codes: set[str], protocol: str) -> str:
+    """Return why a bucket does not answer; empty if it does."""
     if first := _first_code(error_codes, BUSY):
         return (
             f"the bucket is too busy ({first}, after {ATTEMPTS} attempts by default); "

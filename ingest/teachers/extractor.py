@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore import ColumnFile, ColumnWriter, ShardReader, Store
+from featurestore import BucketError, ColumnFile, ColumnWriter, ShardReader, Store
 from featurestore.shards import check_shard
-from featurestore.storage import DiskFullError, disk_full_error
+from featurestore.storage import DiskFullError, disk_full_error, missing_keys_error
 from featurestore.tables import identity_of, keys_in
 from ingest.errors import SlideError
 from ingest.stain import stain_variant
@@ -89,6 +89,7 @@ class Outcome:
         wall_s: seconds of the whole run, without the time to build networks.
         tiles: number of tiles that the networks were run on.
         reason: why the unit failed.
+        no_keys: whether it failed because its machine has no keys of the bucket.
     """
 
     unit: Unit
@@ -97,6 +98,7 @@ class Outcome:
     wall_s: float = 0.0
     tiles: int = 0
     reason: str | None = None
+    no_keys: bool = False
 
 
 class Extractor:
@@ -115,8 +117,9 @@ class Extractor:
         try:
             self._fill(outcome, pickle.loads(task_row["teachers"]))
         except Exception as error:  # noqa: BLE001 - the other fragments go on
-            full = disk_full_error(error, self._store.uri)
-            outcome.reason = str(full) if full else f"{type(error).__name__}: {error}"
+            fault = disk_full_error(error, self._store.uri) or missing_keys_error(error)
+            outcome.reason = str(fault) if fault else f"{type(error).__name__}: {error}"
+            outcome.no_keys = isinstance(fault, BucketError)
             outcome.files = []
         return {"outcome": pickle.dumps(outcome)}
 

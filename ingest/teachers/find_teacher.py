@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from ingest.teachers.cards.card_table import CARDS
 from ingest.teachers.outputs import Output, card_name, outputs_of
 from ingest.teachers.own_encoder import SUFFIX, card_from_user_file, own_network
 from ingest.teachers.student_files import WEIGHTS, student_file, student_folder
-from ingest.teachers.weights.weights_files import fetch_weights, find_weights
+from ingest.teachers.weights.file_hash import sha256_of
+from ingest.teachers.weights.weights_files import fetch_weights, find_weights, has_weights
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from featurestore import Lake, Store
     from ingest.teachers.encoder import Encoder
 
-HASH_BYTES = 1 << 24
 # A student of features has this file in place of a card.
 FEATURE_CARD = "features.json"
 
@@ -44,7 +43,7 @@ class Teacher:
         sha256: SHA-256 of its weights; of its file and weights for a user's own encoder.
         source: text of the file of a user's own encoder.
         where: path of the user's file.
-        folder: folder in which weights are looked for first.
+        folder: folder, or URL in a bucket, in which weights are looked for first.
     """
 
     card: Card
@@ -89,7 +88,7 @@ def find_card(store: "Store", name: str) -> Card:
     students = store.names("students")
     close = difflib.get_close_matches(name, [*CARDS, *students])
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    available = [name for name in CARDS if find_weights(CARDS[name])]
+    available = [name for name in CARDS if has_weights(CARDS[name])]
     msg = (
         f"no teacher '{name}': {hint}usable now are "
         f"{', '.join([*available, *students]) or 'none'}; "
@@ -110,7 +109,8 @@ def find_teachers(
     """
     teachers: dict[str, Teacher] = {}
     # Workers may work in another folder than this process.
-    folder = None if folder is None else str(Path(folder).expanduser().absolute())
+    if folder is not None and "://" not in folder:
+        folder = str(Path(folder).expanduser().absolute())
     for name in names:
         teacher = _own(name) if name.endswith(SUFFIX) else _with_card(store, name, folder, teachers)
         earlier = teachers.get(teacher.card.name, replace(teacher, outputs=()))
@@ -151,22 +151,6 @@ def _own(path: str) -> Teacher:
     return Teacher(
         card=card, outputs=tuple(outputs), sha256=digest.hexdigest(), source=source, where=path
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file; a file that did not change is read once by a process."""
-    facts = path.stat()
-    return _sha256(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    """Return the SHA-256 of a file, read in pieces; size, time and inode tell states apart."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(HASH_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def load_encoder(
@@ -261,7 +245,7 @@ def list_teachers(
 
         lake_or_store = LakeStore(lake_or_store)
     store: Store | None = getattr(lake_or_store, "store", lake_or_store)
-    rows = [_card_row(card, here=find_weights(card, folder) is not None) for card in CARDS.values()]
+    rows = [_card_row(card, here=has_weights(card, folder)) for card in CARDS.values()]
     for name in store.names("students") if store else []:
         if store and sees_features(store, name):
             rows.append(_feature_student_row(store, name))

@@ -1,13 +1,16 @@
 """A user's own Python file: an encoder or a segmenter, run as it is.
 
 Only a file that the user names in the command is ever run; none comes out of a lake. Its text
-travels to the workers, which need no copy of it.
+travels to the workers, which need no copy of it. Its weights may lie in a bucket: a `WEIGHTS` that
+is a URL is fetched once on each node, and the file then finds the local path under that name.
 """
 
 import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from ingest.errors import TeacherError
 
 SUFFIX = ".py"
 
@@ -32,5 +35,14 @@ def run_file(source: str, where: str, error_type: type[Exception]) -> Any:  # no
             spec.loader.exec_module(module)
         except Exception as error:
             msg = f"{where} can't be run: {type(error).__name__}: {error}"
+            raise error_type(msg) from error
+    weights = getattr(module, "WEIGHTS", None)
+    if isinstance(weights, str) and "://" in weights:
+        from ingest.teachers.weights.node_cache import cached_file
+
+        try:
+            vars(module)["WEIGHTS"] = str(cached_file(weights))
+        except TeacherError as error:
+            msg = f"{where}: {error}"
             raise error_type(msg) from error
     return module

@@ -22,12 +22,22 @@ from cluster import (
     joins_cluster,
     machine_shapes,
     node_shapes,
+    noted_nodes,
     place,
     progress,
     ray_session,
     schedulable,
 )
-from featurestore import ColumnFile, Lake, Shown, Store, Vacuumed, free_old_versions, open_lake
+from featurestore import (
+    BucketError,
+    ColumnFile,
+    Lake,
+    Shown,
+    Store,
+    Vacuumed,
+    free_old_versions,
+    open_lake,
+)
 from featurestore.storage import writer_lease
 from featurestore.tables import PENDING, READY
 from ingest.teachers.cards.card import Engine, Precision
@@ -206,9 +216,15 @@ def _run(
     total = sum(unit.tiles * len(unit.fields) for unit in units)
     waiting: dict[float, list[ColumnFile]] = defaultdict(list)
     since = time.monotonic()
-    with progress("extract", total=total, unit="tile features") as bar:
+    with (
+        progress("extract", total=total, unit="tile features") as bar,
+        noted_nodes(bar.note, workers),
+    ):
         bar.note(str(workers))
         for outcome in _outcomes(lake.store, teachers, units, workers):
+            if outcome.no_keys:  # all units that come to this machine would fail, and fast
+                _commit(lake, waiting)
+                raise BucketError(outcome.reason)
             _count(outcome, outcomes)
             bar.advance(outcome.unit.tiles * len(outcome.unit.fields))
             if outcome.reason:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.errors import InputError, SlideError
-from ingest.teachers.find_teacher import sha256_of
 from ingest.teachers.own_file import run_file
+from ingest.teachers.weights.file_hash import sha256_of
 
 MPP_RANGE = (1.0, 64.0)
 

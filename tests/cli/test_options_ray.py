@@ -395,6 +395,9 @@ THERE = command_line(
     "mil {bags} --labels {labels} --target kras --features good --model linear --folds 2 "
     "--address {ray} --json"
 )
+METERED = command_line(
+    f"--metrics-port 9 mil {{bags}} --labels {{labels}} --target kras --features good {NOWHERE}"
+)
 SCRIPT = """
 import json, sys, slidelake
 for words in json.load(sys.stdin):
@@ -406,7 +409,7 @@ for words in json.load(sys.stdin):
 
 
 def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
-    lines = [line.words(places) for line in (*ELSEWHERE, THERE)]
+    lines = [line.words(places) for line in (*ELSEWHERE, THERE, METERED)]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
@@ -416,10 +419,11 @@ def test_each_command_goes_to_the_ray_that_is_named(places: Places) -> None:
         check=True,
         timeout=400,
     )
-    *refused, answer = done.stdout.strip().splitlines()
+    *refused, answer, metered = done.stdout.strip().splitlines()
     assert len(refused) == len(ELSEWHERE)
     assert all("no Ray answers at 127.0.0.1:1" in line for line in refused)
     assert json.loads(answer)["folds"] == 2
+    assert "metrics port 9 was given for the running Ray at 127.0.0.1:1" in metered
 
 
 # ---------------------------------------------------------------------- the whole way

@@ -15,8 +15,9 @@ import cluster
 from cluster import is_quiet, progress, progress_of_stages, quiet_progress
 from cluster.environment import patched_environ
 from cluster.errors import ClusterError
+from cluster.ray_jobs import JobRequest, _address_of
 from cluster.ray_session import _check_reachable, ray_session
-from cluster.ray_submit import _entrypoint, _resolve_address, submit
+from cluster.ray_submit import submit
 from cluster.ray_token import auth_headers, check_address
 from cluster.scratch import object_store_bytes, ram_bytes, scratch_directory
 
@@ -287,20 +288,20 @@ def test_ram_is_not_more_than_the_machine_has() -> None:
 
 def test_entrypoint_quotes_what_a_shell_would_change() -> None:
     args = ["query", "s3://bucket/a lake", "SELECT count(*) FROM tiles WHERE x > 'a'; $HOME"]
-    line = _entrypoint(("echo",), args)
+    line = JobRequest(words=("echo", *args), command="").entrypoint
     shown = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
     assert shown == " ".join(args) + "\n"
 
 
 def test_address_is_the_argument_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _resolve_address(None) == "http://127.0.0.1:8265"
+    assert _address_of(None) == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # where drivers go, not jobs
-    assert _resolve_address(None) == "http://127.0.0.1:8265"
+    assert _address_of(None) == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_ADDRESS", "https://ray.example/")
-    assert _resolve_address(None) == "https://ray.example"
+    assert _address_of(None) == "https://ray.example"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
-    assert _resolve_address(None) == "http://head:8265"
-    assert _resolve_address("localhost:9") == "http://localhost:9"
+    assert _address_of(None) == "http://head:8265"
+    assert _address_of("localhost:9") == "http://localhost:9"
 
 
 def test_token_is_looked_up_where_ray_looks(

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,8 +30,10 @@ from cluster import (
     shared_ray_session,
     submit,
 )
+from cluster.ray_jobs import JobServer, job_server
+from cluster.ray_submit import JobOptions
 from cluster.scratch import scratch_directory
-from featurestore import LakeConfig, create_lake
+from featurestore import LakeConfig, create_lake, open_lake
 from tests.worlds.command_lines import command_line
 
 CHECKOUT = Path(cluster.__file__).parent.parent
@@ -45,7 +49,31 @@ PORTS = (
     "metrics-export-port",
     "runtime-env-agent-port",
 )
-SUBMIT = command_line("submit --address {head} -- info {lake} --json")
+SUBMIT = command_line("submit --address {head} --wait -- info {lake} --json")
+SUBMIT_LATER = command_line(
+    "submit --address {head} --no-wait --id {id} --shared {lakes} --entrypoint-cpus 1 "
+    "--entrypoint-memory 0.1 -- query {lakes}/lake 'SELECT grade FROM mine ORDER BY grade' "
+    "--table mine={table} --out {folder}/grades.csv"
+)
+SUBMIT_SCORE = command_line(
+    "submit --address {head} --shared {lakes} -- --extend {laptop}/my_score.py score {lake} redness"
+)
+SUBMIT_ENCODER = command_line(
+    "submit --address {head} --shared {lakes} -- extract {lake} --teacher {laptop}/my_encoder.py "
+    "--mpp 2.0 --workers 1 --device cpu"
+)
+SCORE = """
+from ingest.scores.score_table import SCORES, Score
+SCORES["redness"] = Score(
+    measures="mean of the red channel, 0 to 255",
+    of_pixels=lambda tile_HWC: float(tile_HWC[..., 0].mean()),
+)
+"""
+JOBS = command_line("jobs --address {head} --json")
+JOB_LINES = command_line("jobs list --address {head}")
+JOB_LOGS = command_line("jobs logs {id} --address {head} --follow --to {folder}/back --json")
+JOB_LOGS_NOW = command_line("jobs logs {id} --address {head}")
+JOB_STOP = command_line("jobs stop {id} --address {head} --json")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -308,8 +336,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     log = tmp_path_factory.mktemp("head") / "log"
     env = {**os.environ, MARK: mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     env.pop("RAY_ADDRESS", None)
-    # A job runs the `python` that its head finds first.
+    # A job runs the `python` that its head finds first, and this checkout wherever it works.
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    env["PYTHONPATH"] = str(CHECKOUT)
     with scratch_directory() as temp_dir, log.open("wb") as out:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
         command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
@@ -387,7 +416,11 @@ class TestWithAHead:
         errors = capsys.readouterr().err
         assert exit_code == 130
         assert "goes on" in errors
-        assert f"ray job logs --address {head.address} --follow raysubmit_" in errors
+        assert re.search(
+            rf"slidelake jobs logs raysubmit_\w+ --follow --address {head.address}`, "
+            rf"stop it with `slidelake jobs stop raysubmit_\w+ --address {head.address}`",
+            errors,
+        )
         for _ in range(100):
             if done.exists():
                 return
@@ -402,6 +435,92 @@ class TestWithAHead:
         assert exit_code == 0
         assert len(lines) == 1
         assert lines[0].startswith("raysubmit_")
+
+    def test_files_travel_and_come_back_and_jobs_are_listed_followed_and_stopped(
+        self,
+        head: Head,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As from a laptop: the cluster is not this machine, but for a folder that both see."""
+        monkeypatch.setattr(JobServer, "is_this_machine", lambda _: False)
+        create_lake(tmp_path / "lakes" / "lake", LakeConfig())
+        (tmp_path / "laptop").mkdir()
+        (tmp_path / "laptop" / "clinical.csv").write_text("slide_id,grade\na,2\nb,1\n")
+        places = {
+            "head": head.address, "id": f"grades-{uuid.uuid4().hex[:8]}", "folder": tmp_path,
+            "lakes": tmp_path / "lakes", "table": tmp_path / "laptop" / "clinical.csv",
+        }  # fmt: skip
+        sent = SUBMIT_LATER.run(capsys, places)
+        assert sent.stdout == f"{places['id']}\n"
+        assert f"slidelake jobs logs {places['id']} --follow --address" in sent.stderr
+        assert "slidelake jobs stop" in sent.stderr
+        again = SUBMIT_LATER.run(capsys, places, code=2)
+        assert "has a job of this id already; give another --id" in again.stderr
+        (tmp_path / "laptop" / "clinical.csv").unlink()  # the laptop may go
+        followed = JOB_LOGS.run(capsys, places).value
+        assert (followed["state"], followed["exit_code"]) == ("succeeded", 0)
+        assert followed["written"] == [f"{tmp_path}/back/grades.csv"]
+        assert (tmp_path / "back" / "grades.csv").read_text() == "grade\n1\n2\n"
+        assert not [line for line in followed["lines"] if "slidelake-output" in line]
+        listed = JOBS.run(capsys, places).value["jobs"]
+        (ours,) = [job for job in listed if job["id"] == places["id"]]
+        assert ours["command"].startswith("query ")
+        assert "mine=submitted/clinical.csv" in ours["command"]
+        assert str(tmp_path / "laptop") not in json.dumps(ours)
+        assert JOB_STOP.run(capsys, places).value["stopped"] is False
+        assert str(places["id"]) in JOB_LINES.run(capsys, places).stdout
+        assert "has written grades.csv; --to DIR" in JOB_LOGS_NOW.run(capsys, places).stderr
+
+    @pytest.mark.slow
+    def test_own_python_files_travel_to_the_command_and_to_its_workers(
+        self,
+        head: Head,
+        lake_copy: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A score by `--extend`, and an encoder; the files are on the laptop alone."""
+        monkeypatch.setattr(JobServer, "is_this_machine", lambda _: False)
+        laptop = tmp_path / "laptop"
+        laptop.mkdir()
+        (laptop / "my_score.py").write_text(SCORE)
+        shutil.copy(CHECKOUT / "examples" / "own_encoder.py", laptop / "my_encoder.py")
+        places = {"head": head.address, "lakes": lake_copy.parent, "lake": lake_copy,
+                  "laptop": laptop}  # fmt: skip
+        scored = SUBMIT_SCORE.run(capsys, places)
+        assert "tiles were scored" in scored.stdout
+        SUBMIT_ENCODER.run(capsys, places)
+        lake = open_lake(lake_copy)
+        tiles = lake.tiles(mpp=2.0).select("redness").collect()
+        assert tiles["redness"].null_count() == 0
+        assert lake.identity("colour-moments", mpp=2.0)["card"] == "colour-moments"
+        assert lake.features("colour-moments", mpp=2.0).collect().height == tiles.height
+
+    def test_a_job_is_stopped_and_an_unknown_one_is_said(
+        self, head: Head, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name = f"sleeper-{uuid.uuid4().hex[:8]}"
+        submit(
+            ["600"],
+            address=head.address,
+            follow=False,
+            program=("sleep",),
+            options=JobOptions(id=name),
+        )
+        places = {"head": head.address, "id": name}
+        stopped = JOB_STOP.run(capsys, places).value
+        assert (stopped["stopped"], stopped["state"]) == (True, "stopped")
+        assert stopped["command"] == "600"
+        places["id"] = "no-such-job"
+        unknown = JOB_STOP.run(capsys, places, code=2).stderr
+        assert "has no job 'no-such-job'; it has: " in unknown
+        assert name in unknown
+
+    def test_the_head_of_this_machine_is_known_as_such(self, head: Head) -> None:
+        assert job_server(head.address).is_this_machine()
 
     def test_a_wrong_token_is_one_clear_error(
         self, head: Head, monkeypatch: pytest.MonkeyPatch

