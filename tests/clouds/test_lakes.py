@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -166,7 +167,7 @@ def test_questions_are_answered_alike(cloud_bucket: AnyBucket, clouds: Clouds) -
         "SELECT slide_id, COUNT(*) AS n, AVG(x) AS x FROM tiles_mpp0_5 GROUP BY 1 ORDER BY 1",
         "SELECT slide_id, patient_id, state FROM slides ORDER BY slide_id",
     ):
-        assert_frame_equal(again(lambda sql=sql: query(one, sql)), query(other, sql))
+        assert_frame_equal(again(partial(query, one, sql)), query(other, sql))
 
 
 def test_lake_is_kept_in_a_cloud(cloud_bucket: AnyBucket, clouds: Clouds, tmp_path: Path) -> None:

@@ -120,4 +120,5 @@ def google(program: str) -> None:
 
 
 if __name__ == "__main__":
-    {"azure": azure, "google": google}[sys.argv[1]](*sys.argv[2:])
+    serve_cloud = azure if sys.argv[1] == "azure" else google
+    serve_cloud(*sys.argv[2:])
