@@ -206,9 +206,11 @@ def proxy_of(host: str, port: int, handler: type[Handler] = Handler) -> Server:
 
 def main(place: str = "127.0.0.1") -> None:
     """Serve until stdin is closed."""
-    url = urlsplit(place) if "://" in place else None
-    host = (url and url.hostname) or place
-    port = (url and url.port) or started(moto_server(host))
+    if "://" in place:
+        url = urlsplit(place)
+        host, port = str(url.hostname), int(url.port or 80)
+    else:
+        host, port = place, started(moto_server(place))
     print(port, started(proxy_of(host, port)), flush=True)
     sys.stdin.read()
 
