@@ -23,7 +23,7 @@ WRONG_KEYS |= {"AuthorizationHeaderMalformed", "AuthenticationFailed", "AzureSig
 WRONG_KEYS |= {"InvalidAuthenticationInfo", "RefreshError", "TokenRefreshRequired"}
 WRONG_CLOCK = {"RequestTimeTooSkewed", "RequestInTheFuture"}
 ANONYMOUS = {"NoCredentialsError", "DefaultCredentialsError"}
-NO_KEYS = {"PartialCredentialsError", "CredentialRetrievalError"}
+NO_KEYS = {*ANONYMOUS, "PartialCredentialsError", "CredentialRetrievalError"}
 NO_KEYS |= {"ProfileNotFound", "ClientAuthenticationError"}
 NO_KEYS |= {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError"}
 NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName"}
@@ -184,7 +184,7 @@ def missing_bucket_error(uri: str) -> LakeMissingError:
 
 
 def _denied(error_codes: set[str]) -> str:
-    """Return what to do about clock and credentials; empty if they are not at fault."""
+    """Return what to do about clock or credentials; empty if they are not at fault."""
     if first := _first_code(error_codes, WRONG_CLOCK):
         return f"this machine's clock differs too much from the server's ({first}); set the clock"
     if first := _first_code(error_codes, ANONYMOUS):

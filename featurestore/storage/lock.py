@@ -20,6 +20,7 @@ from featurestore.storage.bucket_lock import VACUUM, Taker
 from featurestore.storage.full_disk import disk_full_error, is_disk_full, naming_full_disk
 from featurestore.storage.leases import FOLDER, holder_record, holder_text, parsed
 from featurestore.storage.store import Store
+from featurestore.storage.user_files import bucket_errors_explained
 
 LOCK_FILE = "commit.lock"
 COMMIT = "commit"
@@ -49,6 +50,7 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
     Raises:
         InUseError: another committer held it for longer than `wait_s`.
         DiskFullError: the disk is full while the lock is held.
+        BucketError: the bucket refused or failed what Lance asked for.
     """
     if store.is_local:
         lock = FileLock(Path(store.path(LOCK_FILE)), COMMIT, fcntl.LOCK_EX)
@@ -58,7 +60,7 @@ def commit_lock(store: Store, *, wait_s: float = 600.0) -> Iterator[Held]:
         return
     taker = Taker(store, COMMIT, COMMIT, LEASE_S)
     lease = _wait(taker.take, lambda: taker.holder, store, wait_s)
-    with lease.kept(), naming_full_disk(store.uri):
+    with lease.kept(), naming_full_disk(store.uri), bucket_errors_explained(store.uri):
         yield lease
 
 
@@ -119,7 +121,7 @@ def no_writers(store: Store) -> Iterator[Held]:
     lease = taker.take()
     if lease is None:
         raise _in_use(store, taker.holder)
-    with lease.kept():
+    with lease.kept(), bucket_errors_explained(store.uri):
         if jobs := bucket_lock.writers(store):
             raise _in_use(store, "; ".join(jobs))
         yield lease

@@ -90,7 +90,8 @@ def _s3_writers(client: Any, name: str) -> tuple[Write, Callable[[], Write]]:  #
         return True
 
     def replacer() -> Write:
-        etag = client.head_object(Bucket=name, Key="lock")["ETag"]
+        # Ceph 16 compares it without the quotes that belong to it; S3 takes both.
+        etag = client.head_object(Bucket=name, Key="lock")["ETag"].strip('"')
         return lambda body: put(body, IfMatch=etag)
 
     return lambda body: put(body, IfNoneMatch="*"), replacer

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +43,7 @@ from tests.worlds.real_s3 import RealS3
 from tests.worlds.s3 import add_bucket, clear_clouds
 from tests.worlds.small_lake import add_slides, add_teacher, contents
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 T = TypeVar("T")
 TEACHER = "colour-moments"
@@ -114,7 +115,8 @@ def clouds(
         done = subprocess.run(
             [*work, encoder, *uris], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
         )
-        lines = map(json.loads, done.stdout.splitlines())
+        texts = [text for text in done.stdout.splitlines() if text.startswith('{"lake"')]
+        lines = [json.loads(text) for text in texts]
         seen = {protocol: len(bucket.faults.seen) for protocol, bucket in buckets.items()}
         failed = {protocol: bucket.faults.done for protocol, bucket in buckets.items()}
         for protocol in ("az", "gs"):
@@ -163,10 +165,10 @@ def test_lake_in_a_cloud_is_the_lake_in_a_folder(cloud_bucket: AnyBucket, clouds
 def test_questions_are_answered_alike(cloud_bucket: AnyBucket, clouds: Clouds) -> None:
     one, other = open_lake(cloud_bucket.uri), open_lake(clouds.folder)
     for sql in (
-        "SELECT slide_id, COUNT(*) AS n, AVG(x) AS x FROM tiles_mpp0_5 GROUP BY 1 ORDER BY 1",
+        "SELECT slide_id, COUNT(*) AS n FROM tiles_mpp0_5 GROUP BY slide_id ORDER BY slide_id",
         "SELECT slide_id, patient_id, state FROM slides ORDER BY slide_id",
     ):
-        assert_frame_equal(again(lambda sql=sql: query(one, sql)), query(other, sql))
+        assert_frame_equal(again(partial(query, one, sql)), query(other, sql))
 
 
 def test_lake_is_kept_in_a_cloud(cloud_bucket: AnyBucket, clouds: Clouds, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -120,4 +120,5 @@ def google(program: str) -> None:
 
 
 if __name__ == "__main__":
-    {"azure": azure, "google": google}[sys.argv[1]](*sys.argv[2:])
+    serve_cloud: Callable[..., None] = azure if sys.argv[1] == "azure" else google
+    serve_cloud(*sys.argv[2:])

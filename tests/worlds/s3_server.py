@@ -3,8 +3,7 @@
 It must be another process than the tests': some calls of Lance keep the interpreter's lock while
 they wait for an answer, so a server in a thread beside them could never give it. Run as
 `python tests/worlds/s3_server.py [HOST]`; it prints the ports of both, and ends when its stdin is
-closed. With the URL of another server in place of the host it is the proxy of that one, and starts
-no moto.
+closed. With the URL of another server in place of the host it is the proxy of that one alone.
 """
 
 import contextlib
@@ -200,16 +199,18 @@ def started(server: Any) -> int:  # noqa: ANN401 - of http.server, or of werkzeu
 
 
 def proxy_of(host: str, port: int, handler: type[Handler] = Handler) -> Server:
-    """Return a proxy before a server, at the address of the server."""
+    """Return a proxy before a server, at the same address."""
     handler.upstream, handler.trouble = (host, port), Trouble()
     return Server((host, 0), handler)
 
 
 def main(place: str = "127.0.0.1") -> None:
     """Serve until stdin is closed."""
-    url = urlsplit(place) if "://" in place else None
-    host = place if url is None else url.hostname or "127.0.0.1"
-    port = (url.port if url else None) or started(moto_server(host))
+    if "://" in place:
+        url = urlsplit(place)
+        host, port = str(url.hostname), int(url.port or 80)
+    else:
+        host, port = place, started(moto_server(place))
     print(port, started(proxy_of(host, port)), flush=True)
     sys.stdin.read()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore import LakeError, Store
+from featurestore import BucketError, LakeError, Store
 from featurestore.storage import bucket_lock, leases, lock
 from featurestore.storage.bucket_lock import Lease, Taker
 from tests.worlds.s3 import SECRET, Bucket, Faults
@@ -111,6 +111,18 @@ def test_error_inside_frees_the_lock_and_stays_the_error(any_store: Store) -> No
         _ = 1 / 0
     with lock.commit_lock(any_store, wait_s=0.1):
         pass
+
+
+def test_errors_of_lance_inside_are_those_of_the_bucket(bucket: Bucket) -> None:
+    """As a listing ends whose answer is cut more often than Lance asks again."""
+    said = "LanceError(IO): Generic S3 error: HTTP error: request or response body error, /x/y.rs:1"
+    for take in (lock.commit_lock, lock.no_writers):
+        store = Store(bucket.uri)
+        with pytest.raises(BucketError, match="can't be reached") as caught, take(store):
+            raise OSError(said)
+        assert ".rs" not in str(caught.value)
+        with lock.commit_lock(store, wait_s=0.1):
+            pass
 
 
 def test_what_a_lease_says_holds_no_argument(
