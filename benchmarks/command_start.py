@@ -78,7 +78,7 @@ def ingest(root: Path, base: Path, folder: Path, variables: Mapping[str, str]) -
 def distill(root: Path, base: Path, folder: Path, variables: Mapping[str, str]) -> dict[str, float]:
     """Train a student for a few steps on a copy of the lake."""
     lake = _copied(base, folder)
-    words = ["distill", str(lake), "--teacher", "efficientnet_lite0", "--recipe", "single"]
+    words = ["distill", str(lake), "--teacher", "efficientnet_lite0", "--recipe", "agglomerate"]
     words += ["--name", "small", "--architecture", "test_efficientnet", "--input-px", "32"]
     words += ["--epochs", "1", "--batch-tiles", str(BATCH_TILES)]
     one = run(root, words, variables)

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 TRIES = 2
+START = f"from {__name__} import main; main()"
 STOPPED = "was stopped"
 
 
@@ -92,7 +93,8 @@ class Isolated:
             return self._to, self._back
         self.close()
         (read, to), (back, write) = os.pipe(), os.pipe()
-        command = [sys.executable, "-m", __name__, self._function, str(read), str(write)]
+        # Not by -m: the door of the package imports this module, of which runpy would warn.
+        command = [sys.executable, "-c", START, self._function, str(read), str(write)]
         path = os.pathsep.join(filter(None, sys.path))
         printed = subprocess.DEVNULL if self._is_quiet else None
         self._process = subprocess.Popen(
@@ -154,10 +156,11 @@ def _imported(place: str) -> Callable[..., Any]:
     return function
 
 
-if __name__ == "__main__":
-    _, _place, _jobs, _results = sys.argv
+def main() -> None:
+    """Serve the function that the command line names, by the pipes that it names."""
+    _, place, jobs, results = sys.argv
     _serve(
-        _imported(_place),
-        Connection(int(_jobs), writable=False),
-        Connection(int(_results), readable=False),
+        _imported(place),
+        Connection(int(jobs), writable=False),
+        Connection(int(results), readable=False),
     )

@@ -15,7 +15,7 @@ from cluster.extensions import Extension, load_extensions, loaded_extensions
 from cluster.local.child_pool import ChildPool, usable_cores
 from cluster.local.child_process import DiedError
 from cluster.ray_placement import NodeShape, WorkerSettings, machine_shapes, place
-from cluster.ray_session import joins_cluster
+from cluster.ray_session import METRICS_PORT, joins_cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +30,8 @@ def local_workers(
     """Return how many workers of this size this machine has; 0 where a Ray is to run them.
 
     A Ray runs them where one is up or named (an address, "local" for a private one, or
-    RAY_ADDRESS), and where they need GPUs, which it shares out.
+    RAY_ADDRESS), where its metrics are asked for (SLIDELAKE_METRICS_PORT), and where they need
+    GPUs, which it shares out.
 
     Args:
         address: address of a Ray, or None.
@@ -41,7 +42,8 @@ def local_workers(
     Raises:
         ClusterError: the machine has no room for one.
     """
-    if address or os.environ.get("RAY_ADDRESS") or joins_cluster(address) or num_gpus:
+    asks_for_ray = any(os.environ.get(name) for name in ("RAY_ADDRESS", METRICS_PORT))
+    if address or asks_for_ray or joins_cluster(address) or num_gpus:
         return 0
     cores = float(min(most or usable_cores(), usable_cores()))
     gpus = machine_shapes()[0].gpus

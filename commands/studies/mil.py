@@ -82,7 +82,7 @@ class MilCommandOptions(StudyOptions):
     settings: Annotated[Changes, FieldOptions(MIL_TEMPLATE, MIL_OPTIONS)]
 
 
-@command(app, "mil")
+@command(app, "mil", without_pandas=True)
 def mil_command(options: MilCommandOptions) -> None:
     """Predict classes, labels or a number from a patient's tiles, cross-validated over patients.
 

@@ -77,7 +77,7 @@ class SurvivalCommandOptions(StudyOptions):
     settings: Annotated[Changes, FieldOptions(SURVIVAL_TEMPLATE, SURVIVAL_OPTIONS)]
 
 
-@command(app, "survival")
+@command(app, "survival", without_pandas=True)
 def survival_command(options: SurvivalCommandOptions) -> None:
     """Predict survival, cross-validated over patients; a higher risk is a worse outlook.
 

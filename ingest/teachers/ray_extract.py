@@ -25,6 +25,7 @@ from cluster import (
     announced,
     chosen_device,
     joins_cluster,
+    local_workers,
     machine_shapes,
     node_shapes,
     noted_nodes,
@@ -196,8 +197,7 @@ def _run_encoders(
     outcomes.teachers = {name: {"tiles": 0, "seconds": 0.0, "stall": 0.0} for name in columns}
     with contextlib.ExitStack() as stack:
         shapes = machine_shapes()
-        joins = joins_cluster(address)
-        if joins:
+        if joins_cluster(address):
             stack.enter_context(ray_session(address=address, ray_data=False))
             shapes = node_shapes()
         device = chosen_device(workers, shapes)
@@ -206,8 +206,8 @@ def _run_encoders(
             return
         stack.enter_context(writer_lease(lake.store, f"extract of {', '.join(columns)}"))
         tiles = sum(unit.tiles for unit in units)
-        as_usual = workers == WorkerSettings(device=workers.device)
-        in_process = as_usual and not joins and device == "cpu" and tiles <= HERE_TILES
+        as_usual = workers == WorkerSettings(device=workers.device) and local_workers(address)
+        in_process = bool(as_usual) and device == "cpu" and tiles <= HERE_TILES
         if in_process:
             outcomes.workers = place(replace(workers, workers=1), shapes, most=1)
         else:

@@ -108,8 +108,10 @@ def test_a_ray_that_is_named_or_needed_runs_the_work(monkeypatch: pytest.MonkeyP
     assert local_workers(None, num_cpus=0.5, most=1) == 2
     assert local_workers("local") == local_workers("auto") == 0
     assert local_workers(None, num_gpus=0.5) == 0
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert local_workers(None) == 0
+    for name, text in (("RAY_ADDRESS", "10.0.0.1:6379"), ("SLIDELAKE_METRICS_PORT", "9100")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, text)
+            assert local_workers(None) == 0
 
 
 def test_a_demand_that_this_machine_has_no_room_for_is_refused() -> None:

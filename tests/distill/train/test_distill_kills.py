@@ -21,12 +21,14 @@ def command(lake: Path, workers: int) -> list[str]:
     return ["-m", "tests.worlds.distill_once", str(lake), NAME, str(workers)]
 
 
-def kill_distill(lake: Path, workers: int, after_s: float, target: str) -> bool:
+def kill_distill(
+    lake: Path, workers: int, after_s: float, target: str, worker: bytes = b"RayTrainWorker"
+) -> bool:
     """Kill the whole run, or one worker of it, some time after a checkpoint; whether it ran."""
     process = started(command(lake, workers))
     wait_for_work(process, lambda: stamps(lake))
     time.sleep(after_s)
-    running = kill(process, target, worker=b"RayTrainWorker")
+    running = kill(process, target, worker=worker)
     assert target == "group" or process.returncode == 0
     return running
 
@@ -86,3 +88,18 @@ def test_killed_at_random_it_ends_in_the_same_student(
         assert hit, seed
         train(str(killed), NAME, WORKERS)
     check(killed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_on_one_machine_goes_on_when_its_process_dies(
+    filled: Path, tmp_path: Path
+) -> None:
+    """One worker runs in a child process, without a Ray; one that dies is started again."""
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for lake in (killed, undisturbed):
+        shutil.copytree(filled, lake)
+    assert kill_distill(killed, 1, 0.2, "worker", worker=b"cluster.local.child_process")
+    process = started(command(undisturbed, 1))
+    assert process.wait() == 0
+    check(killed, undisturbed)
