@@ -119,8 +119,8 @@ def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, i
             named = {at: name for name, at in read_snapshots(store).items()}
         versions_text = ranges(_lake_versions(store, config, versions), named)
         msg = (
-            f"{store.uri} has no version {version} (any more); it has {versions_text}, and `slidelake "
-            "verify` names whole ones"
+            f"{store.uri} has no version {version} (any more); it has {versions_text}, and "
+            "`slidelake verify` names whole ones"
         )
         raise LakeError(msg)
     try:
