@@ -124,8 +124,8 @@ def _refuse_near_ids(lake: "Lake", frame: Any) -> None:  # noqa: ANN401 - Polars
             slides = slides.filter(~slides["slide_id"].is_in(names.to_list()))
         if "patient_id" in frame.columns:
             patients = slides["patient_id"].drop_nulls().unique()
-            own = frame["patient_id"].drop_nulls().unique()
-            refuse_near_others(own, patients, "patients", "the lake")
+            table_patients = frame["patient_id"].drop_nulls().unique()
+            refuse_near_others(table_patients, patients, "patients", "the lake")
 
 
 def _print_patients(

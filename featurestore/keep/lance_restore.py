@@ -117,10 +117,10 @@ def _whole_tables(store: Store, config: LakeConfig, version: int) -> dict[str, i
         named: dict[int, str] = {}
         with contextlib.suppress(DamageError):  # of a snapshot that nobody asks for
             named = {at: name for name, at in read_snapshots(store).items()}
-        there = ranges(_lake_versions(store, config, versions), named)
+        versions_text = ranges(_lake_versions(store, config, versions), named)
         msg = (
-            f"{store.uri} has no version {version} (any more); it has {there}, and `slidelake "
-            "verify` names whole ones"
+            f"{store.uri} has no version {version} (any more); it has {versions_text}, and "
+            "`slidelake verify` names whole ones"
         )
         raise LakeError(msg)
     try:

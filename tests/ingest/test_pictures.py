@@ -239,7 +239,7 @@ def test_plan_looks_in_a_process_of_its_own(tmp_path: Path) -> None:
     tifffile.imwrite(path, wide, compression="zlib", compressionargs={"level": 1}, **TILED)
     (tmp_path / "text.svs").write_bytes(b"no slide")
     (tmp_path / "noise.tiff").write_bytes(path.read_bytes()[:9000])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ("2049.tiff", "text.svs", "noise.tiff"):
         size, mark = fingerprint(str(tmp_path / name))
         row = {"slide_id": name, "uri": str(tmp_path / name), "bytes": size, "fingerprint": mark}

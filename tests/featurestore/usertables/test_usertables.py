@@ -359,6 +359,11 @@ def test_ids_that_only_look_near_are_different() -> None:
     assert table.ids("id").to_list() == ids
 
 
+def test_ids_that_look_like_numbers_stay_as_they_are_written() -> None:
+    ids = ["12.10", "12.1", "7", "1e3", "+5", "9999999999999999999"]
+    assert table_of("id\n" + "".join(f"{name}\n" for name in ids)).ids("id").to_list() == ids
+
+
 def test_ids_that_a_spreadsheet_has_spoilt_are_named() -> None:
     with pytest.raises(TableError, match=r"row 3, column 'id': '1\.23E\+15' is a number that a sp"):
         table_of("id\na\n1.23E+15\n").ids("id")
