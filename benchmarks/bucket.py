@@ -35,7 +35,8 @@ from ingest import find_teachers
 from ingest.cut import cut_slide
 from ingest.select.sources import fingerprint
 from ingest.teachers.extract_plan import plan
-from ingest.teachers.extractor import Extractor, Outcome, Unit
+from ingest.teachers.extractor import Extractor
+from ingest.teachers.work.units import Outcome, Unit
 from tests.worlds.s3 import SERVER, Bucket, Request, new_bucket
 from tests.worlds.wide_slide import write_wide_slide
 
@@ -134,7 +135,7 @@ def slides_in(folder: Path, slides: int, columns: int, rows: int) -> list[dict[s
 def fill(uri: str, rows: list[dict[str, Any]], counted: Counted) -> Lake:
     """Return a new lake with the slides, made as an ingest makes it."""
     count = len(rows)
-    lake = counted.run(
+    lake: Lake = counted.run(
         "make a lake", lambda: create_lake(uri, LakeConfig(mpps=MPPS)), per=1, unit="lake"
     )
     named = counted.run(

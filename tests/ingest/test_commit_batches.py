@@ -1,10 +1,12 @@
 """Cut slides and failed slides are committed together, in batches."""
 
+import io
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from cluster import JobWatch, progress
 from featurestore import Lake, LakeConfig, create_lake
 from ingest import ray_ingest
 from ingest.ray_ingest import _Batch
@@ -17,6 +19,12 @@ def lake(tmp_path: Path) -> Lake:
     lake = create_lake(tmp_path / "lake", LakeConfig(mpps=(0.5,)))
     lake.committer.register([{"slide_id": f"s{n}", "uri": f"s{n}.svs"} for n in range(10)])
     return lake.refreshed()
+
+
+def batch_of(lake: Lake, slides: int) -> _Batch:
+    """Return a batch of a job that nobody watches."""
+    with progress("ingest", total=10, unit="slides", stream=io.StringIO()) as bar:
+        return _Batch(lake, slides, JobWatch("ingest", lake.uri, bar))
 
 
 def row(number: int, state: str = "pending") -> dict[str, object]:
@@ -32,7 +40,7 @@ def states(lake: Lake) -> dict[str, int]:
 
 
 def test_failed_slides_and_cut_slides_are_one_commit(lake: Lake) -> None:
-    batch, version = _Batch(lake, 4), lake.version
+    batch, version = batch_of(lake, 4), lake.version
     for number in range(2):
         assert batch.fail([row(number)], {}) == []
     batch.add(cut(lake, 2, "s2", 3))
@@ -51,7 +59,7 @@ def test_failed_slides_and_cut_slides_are_one_commit(lake: Lake) -> None:
 def test_a_failure_waits_no_longer_than_a_slide(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = _Batch(lake, 64)
+    batch = batch_of(lake, 64)
     batch.fail([row(0)], {})
     assert states(lake) == {"pending": 10}
     monkeypatch.setattr(ray_ingest, "COMMIT_S", 0.0)
@@ -60,7 +68,7 @@ def test_a_failure_waits_no_longer_than_a_slide(
 
 
 def test_a_slide_that_is_ready_stays_ready(lake: Lake) -> None:
-    batch = _Batch(lake, 64)
+    batch = batch_of(lake, 64)
     batch.add(cut(lake, 0, "s0", 3))
     batch.flush()
     kept = batch.fail([row(0, "ready"), row(1)], {"s0": "another mpp"})

@@ -88,13 +88,13 @@ def make_files(folder: Path) -> UserFiles:
         place.mkdir()
     for number, path in enumerate(sorted(table.parent.rglob("*.svs"))):
         path.rename((files.slides if number < SLIDES else files.later) / path.name)
-    number = pl.int_range(pl.len())
+    row = pl.int_range(pl.len())
     cohort.head(SLIDES).select(
         "slide_id",
         "patient_id",
-        (number % 2).alias("grade"),
-        (number * 7 % 5 + 10.5 + number).alias("months"),
-        (number % 3 != 2).cast(pl.Int64).alias("dead"),
+        (row % 2).alias("grade"),
+        (row * 7 % 5 + 10.5 + row).alias("months"),
+        (row % 3 != 2).cast(pl.Int64).alias("dead"),
     ).write_csv(files.labels)
     files.encoder.write_text(ENCODER)
     shutil.rmtree(folder / "cohort")
@@ -118,7 +118,7 @@ def make_alone(lake: str, files: UserFiles) -> dict[str, Any]:
     fitted = stats(lake, [TEACHER])
     student = distill(
         lake,
-        make_recipe("agglomerate", [TEACHER], **TINY, mpps=(0.5,)),
+        make_recipe("agglomerate", (TEACHER,), **TINY, mpps=(0.5,)),
         name=STUDENT,
         workers=WorkerSettings(workers=2),
     )

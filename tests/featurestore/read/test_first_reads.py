@@ -26,7 +26,8 @@ from featurestore.interop.lake_tiles import tile_places
 from featurestore.read.torch_bags import Bags, TorchBag
 from featurestore.tables.lance_flat import FlatColumn
 from featurestore.tables.schema import features_table
-from ingest.teachers.extractor import Unit, _opened_slides
+from ingest.teachers.work.tile_feed import tile_feed
+from ingest.teachers.work.units import Unit
 from tests.worlds.training_lake import DIMS, make
 
 PLAIN, PACKED = DIMS  # read in place, and by Lance's file reader
@@ -231,6 +232,7 @@ def test_damaged_pixels_are_refused_by_streams_and_extraction(copied: Lake) -> N
         streamed(copied, PLAIN, pixels="jpeg")
     streamed(copied, PLAIN)
     unit = Unit(mpp=MPP, fragment=row["fragment"], fields=(), slides=(row,), rows=row["tiles"])
-    with pytest.raises(DamageError, match=text):
-        next(_opened_slides(copied.store, unit))
+    feed = tile_feed(copied.store, unit, threads=1, batch_tiles=8)
+    with pytest.raises(DamageError, match=text), feed as batches:
+        next(batches)
     streamed(open_lake(copied.uri, check=None), PLAIN, pixels="jpeg")
