@@ -40,7 +40,9 @@ from tests.featurestore.storage.test_storage import (
 from tests.worlds.clouds import AnyBucket, Container, GoogleBucket
 from tests.worlds.s3 import Bucket
 
-pytestmark = pytest.mark.slow
+# The clients of Azure and Google give aiohttp a body of a megabyte as bytes, of which it warns.
+LARGE_BODY = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+pytestmark = [pytest.mark.slow, LARGE_BODY]
 
 __all__ = [
     "quick",

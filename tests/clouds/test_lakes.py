@@ -43,7 +43,8 @@ from tests.worlds.real_s3 import RealS3
 from tests.worlds.s3 import add_bucket, clear_clouds
 from tests.worlds.small_lake import add_slides, add_teacher, contents
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+LARGE_BODY = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), LARGE_BODY]
 
 T = TypeVar("T")
 TEACHER = "colour-moments"
