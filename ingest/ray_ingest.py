@@ -149,7 +149,7 @@ def ingest(
         (1, 0)
     """
     start = time.perf_counter()
-    named = find_named_slides(inputs, options, known=known_files_at(lake_uri))
+    named = find_named_slides(inputs, options, known_files=known_files_at(lake_uri))
     outcome = ingest_named_slides(
         lake_uri,
         named,

@@ -82,9 +82,11 @@ class Watch:
         and settings than those of the lake are applied then.
         """
         manifests = manifest_marks([text for text in self.inputs if is_manifest(text)])
-        known = known_files_at(self.lake_uri)
+        known_files = known_files_at(self.lake_uri)
         try:
-            named = find_named_slides(self.inputs, self.options, known=known, settled=self._settled)
+            named = find_named_slides(
+                self.inputs, self.options, known_files=known_files, settled=self._settled
+            )
         except NoSlidesError:  # nothing has arrived yet
             return None
         is_whole = manifests != self._manifests

@@ -49,8 +49,8 @@ def verify_command(options: VerifyOptions) -> None:
     if parts := verdict.parts["files"]:
         lines.append(
             f"{counted(parts, 'part')} of columns ({verdict.parts['bytes'] / 1e6:,.0f} MB) of an "
-            "extract that is at work or was cut short: it goes on from them, and `slidelake "
-            "vacuum` removes them"
+            "extract that is at work or was cut short: it goes on from them, and "
+            "`slidelake vacuum` removes them"
         )
     if not verdict.ok:
         lines.append(advice(options.lake, verdict))

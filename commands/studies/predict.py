@@ -53,34 +53,36 @@ def predict_command(options: PredictOptions) -> None:
     """
     from downstream.kept.predict_patients import predict_patients
 
-    found = predict_patients(
+    predictions = predict_patients(
         options.lake, options.run, run_lake=options.run_lake, arm=options.arm, version=options.at
     )
     if options.out is not None:
-        _write(found, options.out)
-    measures = _measures(found, options) if options.labels else {}
+        _write(predictions, options.out)
+    measures = _measures(predictions, options) if options.labels else {}
     answer = {
-        "run": found.run,
-        "arm": found.arm,
-        "task": found.task,
-        "patients": found.rows.to_dicts(),
+        "run": predictions.run,
+        "arm": predictions.arm,
+        "task": predictions.task,
+        "patients": predictions.rows.to_dicts(),
         "measures": measures,
-        "lost": list(found.lost),
+        "lost": list(predictions.lost),
     }
-    print_answer(answer, as_json=options.json, text="\n".join(_lines(found, measures, options)))
+    print_answer(
+        answer, as_json=options.json, text="\n".join(_lines(predictions, measures, options))
+    )
 
 
-def _write(found: "PatientPredictions", out: Path) -> None:
+def _write(predictions: "PatientPredictions", out: Path) -> None:
     """Write the predictions as Parquet, or as CSV with the slides of a patient in one cell."""
     import polars as pl
 
     if out.suffix == ".parquet":
-        found.rows.write_parquet(out)
+        predictions.rows.write_parquet(out)
     else:
-        found.rows.with_columns(pl.col("slide_ids").list.join(" ")).write_csv(out)
+        predictions.rows.with_columns(pl.col("slide_ids").list.join(" ")).write_csv(out)
 
 
-def _measures(found: "PatientPredictions", options: PredictOptions) -> dict[str, Any]:
+def _measures(predictions: "PatientPredictions", options: PredictOptions) -> dict[str, Any]:
     """Return the measures on labelled patients, seen and unseen apart."""
     from downstream.kept.measured import measured_predictions
     from downstream.report.finished_run import read_run
@@ -93,7 +95,7 @@ def _measures(found: "PatientPredictions", options: PredictOptions) -> dict[str,
     columns = run.result["config"]["columns"]
     return measured_predictions(
         lake,
-        found,
+        predictions,
         str(options.labels),
         columns,
         classes=run.classes,
@@ -102,12 +104,14 @@ def _measures(found: "PatientPredictions", options: PredictOptions) -> dict[str,
 
 
 def _lines(
-    found: "PatientPredictions", measures: dict[str, Any], options: PredictOptions
+    predictions: "PatientPredictions", measures: dict[str, Any], options: PredictOptions
 ) -> list[str]:
     """Return what is printed: counts, measures, where the rows are."""
-    unseen = found.rows.filter(~found.rows["seen"]).height
-    patients = counted(found.rows.height, "patient")
-    lines = [f"{patients} predicted by {found.arm} of {found.run}, {unseen} new to the run"]
+    unseen = predictions.rows.filter(~predictions.rows["seen"]).height
+    patients = counted(predictions.rows.height, "patient")
+    lines = [
+        f"{patients} predicted by {predictions.arm} of {predictions.run}, {unseen} new to the run"
+    ]
     for group, part in measures.items():
         lines += [
             f"{group} ({counted(part['patients'], 'patient')}): {name} "
@@ -119,10 +123,10 @@ def _lines(
             for name, one in part["measures"].items()
         ]
     if options.out is None and not measures:
-        shown = found.rows.drop("slide_ids").head(10)
+        shown = predictions.rows.drop("slide_ids").head(10)
         lines += [str(row) for row in shown.to_dicts()]
-        if found.rows.height > 10:
-            lines.append(f"and {found.rows.height - 10} more; --out FILE writes all of them")
-    if found.lost:
-        lines.append(f"{len(found.lost)} not predicted: {', '.join(found.lost[:5])}")
+        if predictions.rows.height > 10:
+            lines.append(f"and {predictions.rows.height - 10} more; --out FILE writes all of them")
+    if predictions.lost:
+        lines.append(f"{len(predictions.lost)} not predicted: {', '.join(predictions.lost[:5])}")
     return [*lines, f"-> {options.out}"] if options.out else lines

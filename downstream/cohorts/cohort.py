@@ -260,9 +260,11 @@ def _join_slides(
         joined = lake.join(rows, on="slide_id", how="inner")
     else:
         if not table.distinct_ids:
-            known = lake_patients.drop_nulls().unique()
+            patients = lake_patients.drop_nulls().unique()
             with tables_raise(CohortError):
-                refuse_near_others(rows["patient_id"], known, "patients of the labels", "the lake")
+                refuse_near_others(
+                    rows["patient_id"], patients, "patients of the labels", "the lake"
+                )
         joined = ready.join(rows, on="patient_id", how="inner")
     return settle_patients(
         joined,

@@ -32,7 +32,7 @@ _NOT_HERE = ("multilabel",)
 
 def measured_predictions(
     lake: "Lake",
-    found: "PatientPredictions",
+    predictions: "PatientPredictions",
     labels: str | PathLike[str],
     columns: "Sequence[str]",
     *,
@@ -47,7 +47,7 @@ def measured_predictions(
 
     Args:
         lake: the lake of the patients.
-        found: predictions of one arm.
+        predictions: predictions of one arm.
         labels: table of labels, as for a study.
         columns: label columns of the run: the target, or time and event.
         classes: classes of the run, in its order.
@@ -63,18 +63,18 @@ def measured_predictions(
     """
     from featurestore.annotations import labels_of
 
-    if found.task in _NOT_HERE:
-        msg = f"predictions of a {found.task} run are not measured; compare them with the labels"
+    if predictions.task in _NOT_HERE:
+        msg = f"{predictions.task} predictions are not measured; compare them with the labels"
         raise KeptModelError(msg)
     table = load_labels(labels_of(lake, fspath(labels)), **dict(ids or {}))
-    numbers = columns[:1] if found.task in {"survival", "regression"} else ()
+    numbers = columns[:1] if predictions.task in {"survival", "regression"} else ()
     cohort = patient_table(lake.slides(), table, columns, numbers=numbers)
-    rows = found.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
+    rows = predictions.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
     groups = {"seen": rows.filter("seen"), "unseen": rows.filter(~pl.col("seen"))}
     return {
         name: {
             "patients": group.height,
-            "measures": _measures(found.task, group, columns, classes, event_means),
+            "measures": _measures(predictions.task, group, columns, classes, event_means),
         }
         for name, group in groups.items()
         if group.height

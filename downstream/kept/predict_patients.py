@@ -46,6 +46,11 @@ class PatientPredictions:
         arm: name of the arm.
         run: name of the run.
         lost: patients or slides that are not predicted, with the reason.
+
+    Examples:
+        >>> nobody = pl.DataFrame()
+        >>> sl.PatientPredictions(rows=nobody, task="binary", arm="uni2_h", run="mil-1").lost
+        ()
     """
 
     rows: pl.DataFrame
@@ -95,6 +100,7 @@ class LakePatients:
         return np.stack(vectors)
 
 
+# Long by its docstring: the public function names its errors and has an example.
 def predict_patients(
     lake_uri: str,
     run: str,
@@ -142,24 +148,7 @@ def predict_patients(
     if not slides_of:
         msg = f"no ready slide of {lake.uri} has features of {features!r}: {listing(lost)}"
         raise KeptModelError(msg)
-    in_run = {patient for model in models for patient in (*model.trained_on, *model.split.test)}
-    rows = []
-    with progress("predict", total=len(slides_of), unit="patients") as bar:
-        for patient, slides in slides_of.items():
-            reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"])
-            fresh = [model for model in models if patient not in model.trained_on]
-            if fresh:
-                rows.append(
-                    {
-                        "patient_id": patient,
-                        "slide_ids": list(slides),
-                        "seen": patient in in_run,
-                        **_row(finished, fresh, reader, patient),
-                    }
-                )
-            else:
-                lost.append(f"{patient}: every model was trained on this patient")
-            bar.advance(1)
+    rows = _rows(lake, finished, models, slides_of, features, lost)
     return PatientPredictions(
         rows=pl.DataFrame(rows, infer_schema_length=None),
         task=finished.task,
@@ -167,6 +156,31 @@ def predict_patients(
         run=run,
         lost=tuple(lost),
     )
+
+
+def _rows(
+    lake: "Lake",
+    run: "Run",
+    models: Sequence[RunModel],
+    slides_of: Mapping[str, Sequence[str]],
+    features: str,
+    lost: list[str],
+) -> list[dict[str, Any]]:
+    """Return the row of each patient; whom every model was trained on is added to `lost`."""
+    in_run = {patient for model in models for patient in (*model.trained_on, *model.split.test)}
+    reader = LakePatients(lake, slides_of, features, run.result["config"]["mpps"])
+    rows = []
+    with progress("predict", total=len(slides_of), unit="patients") as bar:
+        for patient, slides in slides_of.items():
+            fresh = [model for model in models if patient not in model.trained_on]
+            if fresh:
+                patient_columns = {"patient_id": patient, "slide_ids": list(slides)}
+                patient_columns |= {"seen": patient in in_run}
+                rows.append({**patient_columns, **_row(run, fresh, reader, patient)})
+            else:
+                lost.append(f"{patient}: every model was trained on this patient")
+            bar.advance(1)
+    return rows
 
 
 def _arm(run: "Run", arm: str | None) -> str:
@@ -190,7 +204,7 @@ def _check_columns(lake: "Lake", home: "Lake", run: "Run", features: str) -> Non
     Raises:
         KeptModelError: Names the column and what differs.
     """
-    known, mpps = run.result.get("columns", {}), run.result["config"]["mpps"]
+    identities, mpps = run.result.get("columns", {}), run.result["config"]["mpps"]
     if lake.config.tile_px != home.config.tile_px:
         msg = (
             f"tiles of {lake.uri} have {lake.config.tile_px} px, those of the run "
@@ -200,14 +214,14 @@ def _check_columns(lake: "Lake", home: "Lake", run: "Run", features: str) -> Non
     for teacher in teachers_of(features):
         for mpp in mpps:
             lake.check_teacher(teacher, mpp=mpp)
-            here, there = lake.identity(teacher, mpp=mpp), known.get(f"{teacher}@{mpp}")
-            if there is None or here == there:
+            ours, trained = lake.identity(teacher, mpp=mpp), identities.get(f"{teacher}@{mpp}")
+            if trained is None or ours == trained:
                 continue
-            apart = sorted(key for key in {*here, *there} if here.get(key) != there.get(key))
+            apart = sorted(k for k in {*ours, *trained} if ours.get(k) != trained.get(k))
+            shown = [f"{k} is {ours.get(k)!r}, was {trained.get(k)!r}" for k in apart[:3]]
             msg = (
                 f"column {teacher!r} at {mpp} mpp of {lake.uri} is not what the run has seen: "
-                f"{', '.join(f'{k} is {here.get(k)!r}, was {there.get(k)!r}' for k in apart[:3])}; "
-                "extract the run's encoder here"
+                f"{', '.join(shown)}; extract the run's encoder here"
             )
             raise KeptModelError(msg)
 

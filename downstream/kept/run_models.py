@@ -57,7 +57,7 @@ def models_of_run(lake: "Lake", run: "Run", arm: str) -> list[RunModel]:
 
     splits = from_table(_table(lake, run, "splits"))
     rows = _table(lake, run, "predictions").filter(pl.col("arm") == arm)
-    found = []
+    run_models = []
     for seed in range(run.result["seeds"]):
         for split in splits:
             stem = f"{safe_name(arm)}-{split.repeat}-{split.fold}-{seed}-{split.inner}"
@@ -69,7 +69,7 @@ def models_of_run(lake: "Lake", run: "Run", arm: str) -> list[RunModel]:
                 & (pl.col("fold") == split.fold)
                 & (pl.col("seed") == seed)
             )
-            found.append(
+            run_models.append(
                 RunModel(
                     apply=restored(KeptModel.from_bytes(read_named(lake.store, path, run.result))),
                     split=split,
@@ -77,7 +77,7 @@ def models_of_run(lake: "Lake", run: "Run", arm: str) -> list[RunModel]:
                     answers_from=_answers_from(run, cell),
                 )
             )
-    if not found:
+    if not run_models:
         model = run.result["arms"][arm]["model"]
         msg = (
             f"run {run.name} keeps no models of arm {arm!r} ({model}): runs of earlier versions "
@@ -85,7 +85,7 @@ def models_of_run(lake: "Lake", run: "Run", arm: str) -> list[RunModel]:
             "again, or take another model"
         )
         raise KeptModelError(msg)
-    return found
+    return run_models
 
 
 def _table(lake: "Lake", run: "Run", name: str) -> pl.DataFrame:

@@ -79,10 +79,10 @@ def answered_at(
     order = np.argsort(p_P, kind="stable")
     bound = false_discoveries * np.arange(1, len(p_P) + 1) / len(p_P)
     passed = np.flatnonzero(p_P[order] <= bound + 1e-12)
-    told: Flags = np.zeros(len(p_P), dtype=bool)
+    answered_P: Flags = np.zeros(len(p_P), dtype=bool)
     if len(passed):
-        told[order[: passed[-1] + 1]] = True
-    return told
+        answered_P[order[: passed[-1] + 1]] = True
+    return answered_P
 
 
 def guarantees_of(
@@ -101,7 +101,7 @@ def guarantees_of(
         `by_site`) and `deferral` (share told, share of wrong ones among them); None without
         validation patients.
     """
-    inside, told, is_correct, names, labels = [], [], [], [], []
+    inside, answers, is_correct, names, labels = [], [], [], [], []
     for _, cell in part.group_by("repeat", "fold", "seed", maintain_order=True):
         validation, test = (cell.filter(pl.col("part") == one) for one in ("validation", "test"))
         if validation.is_empty():
@@ -110,7 +110,7 @@ def guarantees_of(
         test_PC, label_P = _arrays(study, test)
         inside.append(lac_sets(seen_NC, label_N, test_PC, level=level))
         right = test_PC.argmax(axis=1) == label_P
-        told.append(
+        answers.append(
             answered_at(
                 seen_NC.max(axis=1),
                 seen_NC.argmax(axis=1) == label_N,
@@ -122,7 +122,7 @@ def guarantees_of(
         names += test["patient_id"].to_list()
         labels.append(label_P)
     inside_SC, label_S = np.concatenate(inside), np.concatenate(labels)
-    is_told, right_S = np.concatenate(told), np.concatenate(is_correct)
+    is_told, right_S = np.concatenate(answers), np.concatenate(is_correct)
     covered_S = inside_SC[np.arange(len(label_S)), label_S]
     sites = [site_of[name] for name in names] if site_of else []
     return {

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cluster import counted
 from downstream.cohorts.cohort_errors import listing
 from downstream.run.study import outcomes
 
@@ -65,8 +66,8 @@ def outcome_notes(study: "Study") -> tuple[str, ...]:
     untested = sorted({patient.patient_id for patient in study.patients} - tested)
     if untested:
         notes.append(
-            f"{len(untested)} of {len(study.patients)} patients are in no test part and are not "
-            f"measured: {listing(untested)}"
+            f"{len(untested)} of {counted(len(study.patients), 'patient')} in no test part, and so "
+            f"not measured: {listing(untested)}"
         )
     if study.task in {"binary", "multiclass"}:
         notes += [

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from cluster import counted
 from featurestore import Lake, LakeConfig, mpp_name
 from ingest.errors import InputError
 from ingest.estimate.spans import Span
@@ -85,7 +86,7 @@ def facts_of_slides(inputs: Sequence[str], config: LakeConfig) -> SlideFacts:
     good = [look for _, look in looks if look.reason is None and look.tiles]
     if not good:
         reasons = "; ".join(f"{row['slide_id']}: {look.reason}" for row, look in looks[:3])
-        msg = f"none of the {len(looks)} slides that were looked at can be cut ({reasons})"
+        msg = f"none of {counted(len(looks), 'slide')} that were looked at can be cut ({reasons})"
         raise InputError(msg)
     tiles, tile_bytes = {}, {}
     for mpp in config.mpps:
@@ -96,7 +97,7 @@ def facts_of_slides(inputs: Sequence[str], config: LakeConfig) -> SlideFacts:
         each = sum(look.bytes for look in good) / max(1, all_tiles)
         tile_bytes[mpp] = Span.around(each, 2 * LEAST_SHARE)
     failed = len(looks) - len(good)
-    more = [f"{failed} of {len(looks)} slides looked at can't be cut; all N are taken as good"]
+    more = [f"{failed} of {counted(len(looks), 'slide')} can't be cut; all N are taken as good"]
     return SlideFacts(
         source=f"{len(good):,} of {_slides_text(len(named.rows))}, opened for it",
         slides=len(named.rows),

@@ -113,8 +113,8 @@ def file_of(info: Mapping[str, Any]) -> ListedFile:
     if content is None and time_s is not None:
         content = f"{time_s:.6f}"
     size = info.get("size")
-    known = content is not None and size is not None
-    return ListedFile(mark=f"{size}-{content}" if known else None, changed_s=time_s)
+    is_complete = content is not None and size is not None
+    return ListedFile(mark=f"{size}-{content}" if is_complete else None, changed_s=time_s)
 
 
 def _seconds(time: object) -> float | None:
@@ -134,7 +134,7 @@ def _bucket_files(uris: Sequence[str]) -> Listing:
         by_folder[file.rpartition("/")[0]][file].append(uri)
     stated: Listing = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for part in pool.map(lambda item: _in_folder(*item), by_folder.items()):
+        for part in pool.map(lambda folder_files: _in_folder(*folder_files), by_folder.items()):
             stated |= part
     return stated
 

@@ -91,7 +91,7 @@ def find_named_slides(
     inputs: Sequence[str],
     options: IngestOptions,
     *,
-    known: Mapping[str, KnownFile] | None = None,
+    known_files: Mapping[str, KnownFile] | None = None,
     settled: SettledFiles | None = None,
 ) -> NamedSlides:
     """Return a row for every slide that the inputs name.
@@ -99,7 +99,7 @@ def find_named_slides(
     Args:
         inputs: files, folders, globs, manifests, URLs.
         options: which of them to take, and how to find their tissue.
-        known: the lake's files by slide_id. A file with the same URI and mark is not read: its
+        known_files: the lake's files by slide_id. A file with the same URI and mark is not read: its
             fingerprint is the lake's.
         settled: leaves out files that may still grow; None takes all.
 
@@ -125,7 +125,7 @@ def find_named_slides(
     if settled is not None:
         growing = settled.growing({s.uri: listing.get(s.uri, NOTHING) for s in sources})
         sources = [source for source in sources if source.uri not in growing]
-    trusted = {} if options.get("check_content") else known or {}
+    trusted = {} if options.get("check_content") else known_files or {}
     named.rows += _rows(sources, options, masks, named.tissue_by, listing, trusted)
     named.notes += _twins(named.rows)
     return named
@@ -153,14 +153,14 @@ def _rows(
     masks: MaskFolder | None,
     tissue_by: TissueBy | None,
     listing: Listing,
-    known: Mapping[str, KnownFile],
+    known_files: Mapping[str, KnownFile],
 ) -> list[Row]:
     """Return a row for each source; both ends of unknown files are read, many at a time."""
     rows = []
     for source in sources:
         row, file = _row(source, options), listing.get(source.uri, NOTHING)
         row["listing_mark"] = file.mark
-        lake_file = known.get(source.slide_id)
+        lake_file = known_files.get(source.slide_id)
         if lake_file and lake_file.mark == file.mark and lake_file.uri == row["uri"]:
             row["bytes"], row["fingerprint"] = lake_file.bytes, lake_file.fingerprint
             row["is_known"] = lake_file.is_done

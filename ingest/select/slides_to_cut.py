@@ -256,7 +256,7 @@ def dry_run(
     Raises:
         InputError: for the reasons of `find_named_slides`.
     """
-    named = find_named_slides(inputs, options, known=known_files_at(lake_uri))
+    named = find_named_slides(inputs, options, known_files=known_files_at(lake_uri))
     if Store(lake_uri).exists("lake.json"):
         lake = open_lake(lake_uri)
         refuse_near_lake(lake, named.rows, distinct_ids=options.get("distinct_ids", False))

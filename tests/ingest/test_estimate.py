@@ -109,13 +109,13 @@ def test_a_folder_of_slides_is_looked_at(tmp_path: Path) -> None:
     # docs of `ingest`: this slide has 17 tiles at 1 mpp
     assert result.tiles[1.0] == Span(850, 3400)
     assert "1 of 2 slides" in result.source
-    assert any("1 of 2 slides looked at can't be cut" in text for text in result.assumptions)
+    assert any("1 of 2 slides can't be cut" in text for text in result.assumptions)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svs", "b.svs"]
 
 
 def test_nothing_to_go_on_is_refused(tmp_path: Path, filled: Path) -> None:
     (tmp_path / "b.svs").write_text("no slide")
-    with pytest.raises(InputError, match="none of the 1 slides that were looked at can be cut"):
+    with pytest.raises(InputError, match="none of 1 slide that were looked at can be cut"):
         estimate(str(tmp_path), ["uni2_h"])
     lake = create_lake(tmp_path / "lake", LakeConfig())
     with pytest.raises(InputError, match=r"has no tiles at 0\.5 mpp to go by"):

@@ -321,6 +321,7 @@ PARSED_ONLY = {
     "mil": "trains; tests/downstream/test_docs_downstream.py runs the pages",
     "survival": "trains; tests/downstream/test_docs_downstream.py runs the pages",
     "attention": "needs a trained run; tests/cli/test_options_lake.py runs it",
+    "predict": "needs a trained run; tests/cli/test_options_ray.py runs it",
     "probe": "trains; tests/cli/test_options_lake.py runs it",
     "import": "needs other tools' files; tests/cli/test_interop_cli.py runs it",
 }

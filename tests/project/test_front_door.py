@@ -30,7 +30,8 @@ PLUMBING = {
 }
 #: Errors that no public name raises: they are caught inside, or belong to commands alone.
 INTERNAL_ERRORS = {
-    *("AbstentionError", "AttentionError", "DiedError", "HttpStatusError"),
+    *("AbstentionError", "AttentionError", "DiedError", "HttpStatusError", "NoSlidesError"),
+    "PartDamageError",
     *("MilError", "NewerFormatError", "NotFiniteError", "NotNativeError", "NotPushedError"),
     *("RunError", "ShortReadError", "SpecError", "TableError", "UndefinedMetricError"),
     "UnreadableError",

@@ -16,6 +16,7 @@ ALONE = (
     "downstream/mil/",
     "downstream/report/plots/",
     "downstream/splits/folds.py",
+    "downstream/splits/site_folds.py",
     "downstream/survival/survival_losses.py",
     "downstream/survival/survival_scores.py",
     "distill/evaluate/measures/",
