@@ -174,9 +174,8 @@ def _rows(
         for patient, slides in slides_of.items():
             fresh = [model for model in models if patient not in model.trained_on]
             if fresh:
-                patient_columns = {"patient_id": patient, "slide_ids": list(slides)}
-                patient_columns |= {"seen": patient in in_run}
-                rows.append({**patient_columns, **_row(run, fresh, reader, patient)})
+                row: dict[str, Any] = {"patient_id": patient, "slide_ids": list(slides)}
+                rows.append({**row, "seen": patient in in_run, **_row(run, fresh, reader, patient)})
             else:
                 lost.append(f"{patient}: every model was trained on this patient")
             bar.advance(1)

@@ -99,8 +99,8 @@ def find_named_slides(
     Args:
         inputs: files, folders, globs, manifests, URLs.
         options: which of them to take, and how to find their tissue.
-        known_files: the lake's files by slide_id. A file with the same URI and mark is not read: its
-            fingerprint is the lake's.
+        known_files: the lake's files by slide_id. A file with the same URI and mark is not read:
+            its fingerprint is the lake's.
         settled: leaves out files that may still grow; None takes all.
 
     Raises:
