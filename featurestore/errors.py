@@ -9,7 +9,7 @@ class LakeError(ValueError):
         ...     sl.open_lake("my-lake").features("uni2", mpp=0.5)
         ... except sl.LakeError as error:
         ...     print(error)
-        no features of 'uni2' at mpp 0.5 in .../my-lake; there are: uni2_h, virchow2, student; ...
+        no features of 'uni2' at mpp 0.5 in .../my-lake; did you mean 'uni2_h'?; there are: ...
     """
 
 

@@ -9,6 +9,7 @@ import typer
 from cluster.progress_text import counted
 from commands.options.completion import complete_run
 from commands.options.dataclass_options import command
+from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
 from commands.options.shared_options import JsonOpt, LakeArg, QuietOpt
 
@@ -33,10 +34,10 @@ class PredictOptions:
 
     lake: LakeArg
     run: Annotated[str, typer.Option(metavar="RUN", autocompletion=complete_run)]
-    run_lake: Annotated[str | None, typer.Option(metavar="LAKE")] = None
+    run_lake: Annotated[str | None, typer.Option(metavar="LAKE"), PathKind.LAKE] = None
     arm: str | None = None
-    labels: Annotated[str | None, typer.Option(metavar="FILE")] = None
-    out: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    labels: Annotated[str | None, typer.Option(metavar="FILE"), PathKind.FILES] = None
+    out: Annotated[Path | None, typer.Option(metavar="FILE"), PathKind.OUTPUT] = None
     at: str | None = None
     quiet: QuietOpt = False
     json: JsonOpt = False

@@ -26,8 +26,8 @@ _QUESTIONS = {
 def shown_name(measure: str) -> str:
     """Return a measure's name as people write it.
 
-    >>> shown_name("auroc"), shown_name("balanced_accuracy")
-    ('AUROC', 'balanced accuracy')
+    >>> shown_name("auprc"), shown_name("balanced_accuracy")
+    ('AUPRC', 'balanced accuracy')
     """
     entry = MEASURE_NAMES.get(measure)
     return entry.shown if entry else measure.replace("_", " ")

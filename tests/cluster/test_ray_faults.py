@@ -193,6 +193,10 @@ def test_rays_words_on_lost_nodes_are_for_debug(monkeypatch: pytest.MonkeyPatch)
     from ray._private.ray_logging import stdout_deduplicator
 
     monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+    # a Ray of other tests may be up in this process, and its words kept out
+    monkeypatch.setattr(stdout_deduplicator, "skip_re", None)
+    for name in LOUD:
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
     for debug in ("", "1"):
         monkeypatch.setenv("SLIDELAKE_DEBUG", debug)
         before = stdout_deduplicator.skip_re

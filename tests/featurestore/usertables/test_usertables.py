@@ -257,7 +257,7 @@ def test_exact_values_lose_nothing() -> None:
     ("content", "message"),
     [
         ("a,b\n1,2,3\n", "row 2: 3 cells, but the header has 2"),
-        ("a,b\n1,2\n3\n", "row 3: 1 cells, but the header has 2"),
+        ("a,b\n1,2\n3\n", "row 3: 1 cell, but the header has 2"),
         ("a,b\n1,2\na,b\n", "row 3 is the header once more"),
         ('a,b\n1,"2\n', "row 2: unexpected end of data; a quote"),
         ("", "is empty; its first row names the columns"),

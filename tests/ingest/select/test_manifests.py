@@ -104,7 +104,7 @@ def test_manifests_in_every_form(study: Path, form: str) -> None:
         ("uri,patient_id\nd.svs,P\ne.svs,P \n", "column 'patient_id': 'P' .* differ by blanks"),
         ("uri,Site\nd.svs,UKE\ne.svs,Uke\n", "column 'Site': 'UKE' and 'Uke' differ by case"),
         ("uri,case_id,patient_id\nd.svs,1,2\n", "case_id, patient_id, each of which may hold"),
-        ("uri,slide_id\nd.svs\n", "row 2: 1 cells, but the header has 2"),
+        ("uri,slide_id\nd.svs\n", "row 2: 1 cell, but the header has 2"),
     ],
 )
 def test_wrong_cells_are_named(study: Path, text: str, message: str) -> None:

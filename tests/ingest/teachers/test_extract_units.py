@@ -33,6 +33,12 @@ class KilledError(BaseException):
     """A kill: nothing that handles errors handles it."""
 
 
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Have an extract run in this process, though another test's Ray may be up in it."""
+    for module in ("ingest.teachers.ray_extract", "cluster.local.local_map"):
+        patch.setattr(f"{module}.joins_cluster", lambda _: False)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake whose column was computed in one unit a fragment."""
@@ -48,14 +54,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the same lake without the column; units are small."""
     monkeypatch.setitem(SIZES, "cpu", SMALL)
-    monkeypatch.setattr("ingest.teachers.ray_extract.joins_cluster", lambda _: False)
+    without_ray(monkeypatch)
     shutil.copytree(whole.with_name("bare"), tmp_path / "lake")
     return tmp_path / "lake"
 
 
 def run(path: Path) -> ExtractResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.teachers.ray_extract.joins_cluster", lambda _: False)
+        without_ray(patch)
         return extract(str(path), [OWN])
 
 
