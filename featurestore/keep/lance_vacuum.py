@@ -28,7 +28,7 @@ from featurestore.storage.lock import no_writers
 from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import FileInfo, Store
 from featurestore.tables.column_parts import part_files
-from featurestore.tables.lance_tables import open_table, table_versions
+from featurestore.tables.lance_tables import open_table, table_versions, version_times
 from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
@@ -129,7 +129,7 @@ def _old_versions(
 ) -> set[int]:
     """Return the versions that are neither among the newest nor young."""
     since = dt.datetime.now() - dt.timedelta(days=days)  # Lance gives local times
-    written = {int(entry["version"]): entry["timestamp"] for entry in catalog.versions()}
+    written = version_times(catalog)
     return {version for version in versions[: -max(1, keep)] if written[version] < since}
 
 

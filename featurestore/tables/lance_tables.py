@@ -1,6 +1,7 @@
 """The calls to Lance that create, open and change tables; versions and row ids are pinned."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import TypeVar
 
 import lance
@@ -201,6 +202,16 @@ def table_versions(table: lance.LanceDataset) -> list[int]:
     """
     with bucket_errors_explained(str(table.uri)):
         return sorted(int(entry["version"]) for entry in _listed(table.version_refs))
+
+
+def version_times(table: lance.LanceDataset) -> dict[int, datetime]:
+    """Return the local time at which each version of a table was written; reads every manifest.
+
+    Raises:
+        BucketError: the bucket can't be read.
+    """
+    with bucket_errors_explained(str(table.uri)):
+        return {int(entry["version"]): entry["timestamp"] for entry in _listed(table.versions)}
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
