@@ -24,6 +24,17 @@ BROKEN_LISTING = "Error getting list response body"
 T = TypeVar("T")
 
 
+def repeated_listing(read: Callable[[], T]) -> T:
+    """Return what a read returns that lists files of a table; repeat it if a listing breaks off."""
+    for _ in range(LISTINGS - 1):
+        try:
+            return read()
+        except OSError as error:
+            if BROKEN_LISTING not in str(error):
+                raise
+    return read()
+
+
 def create_table(store: Store, rel: str, schema: pa.Schema, properties: dict[str, str]) -> None:
     """Create an empty table where there is none."""
     held = held_by(store)
@@ -75,7 +86,7 @@ def _opened(
 ) -> lance.LanceDataset:
     uri, options = store.url(rel), store.lance_options
     try:
-        return _listed(
+        return repeated_listing(
             lambda: lance.dataset(uri, version=version, storage_options=options, session=session)
         )
     except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -89,17 +100,6 @@ def _opened(
             raise LakeError(msg) from error
         msg = f"table {store.url(rel)} can't be opened: {first}"
         raise DamageError(msg) from error
-
-
-def _listed(read: Callable[[], T]) -> T:
-    """Return what a read returns that lists files of a table; repeat it if a listing breaks off."""
-    for _ in range(LISTINGS - 1):
-        try:
-            return read()
-        except OSError as error:
-            if BROKEN_LISTING not in str(error):
-                raise
-    return read()
 
 
 def add_missing_columns(store: Store, rel: str, schema: pa.Schema) -> None:
@@ -201,7 +201,7 @@ def table_versions(table: lance.LanceDataset) -> list[int]:
         BucketError: the bucket can't be read.
     """
     with bucket_errors_explained(str(table.uri)):
-        return sorted(int(entry["version"]) for entry in _listed(table.version_refs))
+        return sorted(int(entry["version"]) for entry in repeated_listing(table.version_refs))
 
 
 def version_times(table: lance.LanceDataset) -> dict[int, datetime]:
@@ -211,7 +211,9 @@ def version_times(table: lance.LanceDataset) -> dict[int, datetime]:
         BucketError: the bucket can't be read.
     """
     with bucket_errors_explained(str(table.uri)):
-        return {int(entry["version"]): entry["timestamp"] for entry in _listed(table.versions)}
+        return {
+            int(entry["version"]): entry["timestamp"] for entry in repeated_listing(table.versions)
+        }
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:

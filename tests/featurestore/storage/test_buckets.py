@@ -340,13 +340,16 @@ def test_listings_that_break_off_are_repeated_or_are_the_buckets_error(faulty: B
     lake = create_lake(faulty.uri, CONFIG)
     table = lake.table(CATALOG)
     versions = table_versions(table)
-    listings = {"only": "list-type=2.*_versions", "seed": 3}  # it cuts two of the first three
+    listings = {"only": "list-type=2.*catalog", "seed": 3}  # the first is cut
     with faulty.faults.at(cut=0.5):
         faulty.faults.set(**listings)
         faulty.faults.forget()
         assert table_versions(table) == versions
         assert open_table(lake.store, CATALOG).version == versions[-1]
     assert faulty.faults.done["cut"] > 0
+    faulty.faults.set(seed=2, only="list-type=2")
+    with faulty.faults.at(cut=0.1):
+        assert vacuum(lake, keep=1, dry_run=True).kept == versions[:1]
     faulty.faults.set(rates={"cut": 1.0})
     for read in (
         lambda: table_versions(table),
