@@ -27,6 +27,7 @@ from featurestore.roots.lance_roots import record_roots, table_files
 from featurestore.roots.roots_file import LAKE_FILE, ROOTS_FILE, readable_roots, write_roots
 from featurestore.storage.lock import LOCK_FILE, writer_lease
 from featurestore.storage.store import FileInfo, Store
+from featurestore.storage.user_files import bucket_errors_explained
 from featurestore.tables.column_parts import PARTS
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import CATALOG, SLIDES
@@ -97,7 +98,7 @@ def copy_lake(
         raise LakeError(msg)
     pinned = _version_to_resume(lake, to, version)
     lake = lake if pinned is None else open_lake(source, version=pinned)
-    with _vacuum_prevented(lake):
+    with _vacuum_prevented(lake), bucket_errors_explained(lake.store.uri):
         to.fs.makedirs(to.root, exist_ok=True)
         to.write_bytes(MARK, json.dumps({"of": lake.uri, "version": lake.version}).encode())
         files = _files_to_copy(lake)

@@ -28,7 +28,12 @@ from featurestore.storage.lock import no_writers
 from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import FileInfo, Store
 from featurestore.tables.column_parts import part_files
-from featurestore.tables.lance_tables import open_table, table_versions
+from featurestore.tables.lance_tables import (
+    open_table,
+    repeated_listing,
+    table_versions,
+    version_times,
+)
 from featurestore.tables.schema import CATALOG, SLIDES
 
 KEEP = 10
@@ -129,7 +134,7 @@ def _old_versions(
 ) -> set[int]:
     """Return the versions that are neither among the newest nor young."""
     since = dt.datetime.now() - dt.timedelta(days=days)  # Lance gives local times
-    written = {int(entry["version"]): entry["timestamp"] for entry in catalog.versions()}
+    written = version_times(catalog)
     return {version for version in versions[: -max(1, keep)] if written[version] < since}
 
 
@@ -231,7 +236,7 @@ def _clean_table(
     )
     options |= {"delete_unverified": True, "error_if_tagged_old_versions": False}
     if dry_run:
-        stats = table.explain_cleanup_old_versions(**options).stats
+        stats = repeated_listing(lambda: table.explain_cleanup_old_versions(**options)).stats
     elif store.is_local:
         stats = table.cleanup_old_versions(**options)
     else:
@@ -244,9 +249,8 @@ def _remove_from_bucket(
     store: Store, rel: str, table: lance.LanceDataset, options: dict[str, Any]
 ) -> Any:  # noqa: ANN401 - Lance's statistics, untyped
     """Remove the files that Lance would remove, a thousand by a request; it takes one for each."""
-    explanation = table.explain_cleanup_old_versions(
-        **options, include_files=True, max_files=MOST_FILES
-    )
+    options_of_files = {**options, "include_files": True, "max_files": MOST_FILES}
+    explanation = repeated_listing(lambda: table.explain_cleanup_old_versions(**options_of_files))
     if explanation.candidate_files_truncated:
         return table.cleanup_old_versions(**options)
     names = [file.path.rpartition(f"{rel}/")[2] for file in explanation.candidate_files]

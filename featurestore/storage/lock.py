@@ -76,6 +76,7 @@ def writer_lease(store: Store, job: str, *, wait_s: float = 600.0) -> Iterator[H
     Raises:
         InUseError: a vacuum was at work for longer than `wait_s`.
         DiskFullError: the disk is full while the lock is held.
+        BucketError: the bucket refused or failed what Lance asked for.
     """
     if store.is_local:
         gate = _writers_lock(store, job, fcntl.LOCK_SH)
@@ -91,8 +92,20 @@ def writer_lease(store: Store, job: str, *, wait_s: float = 600.0) -> Iterator[H
         return beacon
 
     beacon = _wait(light, lambda: vacuum, store, wait_s)
-    with beacon.kept(), naming_full_disk(store.uri):
+    with beacon.kept(), naming_full_disk(store.uri), _lance_errors_explained(store.uri):
         yield beacon
+
+
+@contextlib.contextmanager
+def _lance_errors_explained(uri: str) -> Iterator[None]:
+    """Turn Lance's errors of a bucket into LakeErrors; a job also has errors of other places."""
+    try:
+        yield
+    except OSError as error:
+        if "LanceError" not in str(error):
+            raise
+        with bucket_errors_explained(uri):
+            raise
 
 
 def live_writers(store: Store) -> list[str]:

@@ -238,22 +238,30 @@ class Store:
 
     @with_clear_errors
     def read_range(self, rel: str, start: int, size: int) -> bytes:
-        """Return bytes of a file from `start` (inside it) on; fewer than `size` only at its end."""
-        return bytes(self.fs.cat_file(self.path(rel), start=start, end=start + size))
+        """Return bytes of a file from `start` on; fewer than `size` only at its end, none past it.
 
-    @with_clear_errors
+        Raises:
+            FileNotFoundError: the file is missing.
+        """
+        try:
+            return bytes(self.fs.cat_file(self.path(rel), start=start, end=start + size))
+        except Exception as error:
+            if self._is_past_the_end(error, rel, start):
+                return b""
+            raise
+
+    def _is_past_the_end(self, error: Exception, rel: str, start: int) -> bool:
+        """Whether a bucket refused a range as there is no such byte, as in an empty file."""
+        # The errors of Google's and Azure's clients are no OSErrors.
+        return bool(codes(error) & NO_SUCH_RANGE) and self.size(rel) <= start
+
     def read_start(self, rel: str, size: int) -> bytes:
         """Return the first `size` bytes of a file, or all of a shorter file, by one request.
 
         Raises:
             FileNotFoundError: the file is missing.
         """
-        try:
-            return bytes(self.fs.cat_file(self.path(rel), start=0, end=size))
-        except OSError as error:
-            if codes(error) & NO_SUCH_RANGE and not self.size(rel):
-                return b""  # an empty file has no first byte
-            raise
+        return self.read_range(rel, 0, size)
 
     @with_clear_errors
     def read_ranges(self, rel: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -263,13 +271,17 @@ class Store:
         """
         if self.is_local or len(ranges) < 2:
             return [self.read_range(rel, start, size) for start, size in ranges]
-        path = self.path(rel)
         contents = self.fs.cat_ranges(
-            [path] * len(ranges),
+            [self.path(rel)] * len(ranges),
             [start for start, _ in ranges],
             [start + size for start, size in ranges],
-            on_error="raise",
+            on_error="return",
         )
+        for at, (content, (start, _)) in enumerate(zip(contents, ranges, strict=True)):
+            if isinstance(content, Exception):
+                if not self._is_past_the_end(content, rel, start):
+                    raise content
+                contents[at] = b""
         return [bytes(content) for content in contents]
 
     @with_clear_errors

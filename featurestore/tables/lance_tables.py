@@ -1,5 +1,9 @@
 """The calls to Lance that create, open and change tables; versions and row ids are pinned."""
 
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
 import lance
 import pyarrow as pa
 from lance.dataset import Transaction
@@ -8,10 +12,27 @@ from lance.fragment import write_fragments
 from featurestore.errors import DamageError, LakeError
 from featurestore.storage.read_errors import reason_of
 from featurestore.storage.store import Store
+from featurestore.storage.user_files import bucket_errors_explained
 from featurestore.tables.lance_held import held_by, kept_properties
 
 STORAGE_VERSION = "2.2"
 MAX_ROWS = 1 << 30  # a fragment's size is ours to choose: never split behind our back
+LISTINGS = 4
+# Lance repeats a request that fails, but no listing whose answer breaks off.
+BROKEN_LISTING = "Error getting list response body"
+
+T = TypeVar("T")
+
+
+def repeated_listing(read: Callable[[], T]) -> T:
+    """Return what a read returns that lists files of a table; repeat it if a listing breaks off."""
+    for _ in range(LISTINGS - 1):
+        try:
+            return read()
+        except OSError as error:
+            if BROKEN_LISTING not in str(error):
+                raise
+    return read()
 
 
 def create_table(store: Store, rel: str, schema: pa.Schema, properties: dict[str, str]) -> None:
@@ -63,9 +84,10 @@ def open_table(
 def _opened(
     store: Store, rel: str, version: int | None, session: lance.Session | None
 ) -> lance.LanceDataset:
+    uri, options = store.url(rel), store.lance_options
     try:
-        return lance.dataset(
-            store.url(rel), version=version, storage_options=store.lance_options, session=session
+        return repeated_listing(
+            lambda: lance.dataset(uri, version=version, storage_options=options, session=session)
         )
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
@@ -174,8 +196,24 @@ def table_versions(table: lance.LanceDataset) -> list[int]:
     """Return the versions of a table that are there, oldest first, by one listing.
 
     Lance's `versions` reads every manifest for its date.
+
+    Raises:
+        BucketError: the bucket can't be read.
     """
-    return sorted(int(entry["version"]) for entry in table.version_refs())
+    with bucket_errors_explained(str(table.uri)):
+        return sorted(int(entry["version"]) for entry in repeated_listing(table.version_refs))
+
+
+def version_times(table: lance.LanceDataset) -> dict[int, datetime]:
+    """Return the local time at which each version of a table was written; reads every manifest.
+
+    Raises:
+        BucketError: the bucket can't be read.
+    """
+    with bucket_errors_explained(str(table.uri)):
+        return {
+            int(entry["version"]): entry["timestamp"] for entry in repeated_listing(table.versions)
+        }
 
 
 def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
@@ -188,7 +226,8 @@ def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
 
 def _read_properties(table: lance.LanceDataset, version: int) -> dict[str, str]:
     try:
-        transaction = table.read_transaction(version)
+        with bucket_errors_explained(str(table.uri)):
+            transaction = table.read_transaction(version)
     except TypeError:
         # pylance 14 can't show a compaction that rewrote an index; it is Lance's own, without any.
         return {}

@@ -205,6 +205,7 @@ def test_both_clients_find_a_folder_of_any_name(any_bucket: AnyBucket, name: str
 def test_every_method_outlives_failing_requests(any_bucket: AnyBucket, kind: str) -> None:
     placed = Store(any_bucket.uri)
     local = placed.scratch("big")
+    any_bucket.faults.set(seed=4)  # two of the first thirty fail; of seed 0, none
     with any_bucket.faults.at(**{kind: 0.1}):
         for n in range(10):
             placed.write_bytes(f"a/{n}", b"x" * 100_000)
@@ -220,4 +221,4 @@ def test_every_method_outlives_failing_requests(any_bucket: AnyBucket, kind: str
     assert sizes == {"big": 20 << 20, **{f"a/{n}": 100_000 for n in range(10)}}
     with contextlib.suppress(FileNotFoundError):
         local.unlink()
-    assert any_bucket.faults.done[kind] > 0
+    assert any_bucket.faults.done[kind] > 1

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from polars.testing import assert_frame_equal
 
+from examples.cohort import make_cohort
 from featurestore import (
     BucketError,
     Lake,
@@ -90,11 +91,20 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def four_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the table of four synthetic slides; its folder holds the slides."""
+    folder = tmp_path_factory.mktemp("slides")
+    make_cohort(folder, patients=3, slides=4, width_px=1024, height_px=768, workers=1)
+    (table,) = folder.glob("*.csv")
+    return table
+
+
+@pytest.fixture(scope="module")
 def clouds(
     real_s3: RealS3,
     azure_account: tuple[str, str],
     google_url: str,
-    cohort: Path,
+    four_slides: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Clouds]:
     """Fill a lake in a folder and one in each cloud; the environment leads to all of them."""
@@ -111,7 +121,7 @@ def clouds(
         for protocol, bucket in buckets.items():
             bucket.faults.forget()
             bucket.faults.set(rates=dict.fromkeys(TROUBLE, SHARES[protocol] / len(TROUBLE)))
-        work = [sys.executable, "-m", "tests.worlds.cloud_work", str(cohort)]
+        work = [sys.executable, "-m", "tests.worlds.cloud_work", str(four_slides)]
         encoder = str(ROOT / "examples" / "own_encoder.py")
         done = subprocess.run(
             [*work, encoder, *uris], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
@@ -155,9 +165,11 @@ def test_requests_did_fail(clouds: Clouds, protocol: str) -> None:
 def test_lake_in_a_cloud_is_the_lake_in_a_folder(cloud_bucket: AnyBucket, clouds: Clouds) -> None:
     one, other = open_lake(cloud_bucket.uri), open_lake(clouds.folder)
     assert again(lambda: contents(one)) == contents(other)
-    assert {**again(one.info), "lake": ""} == {**other.info(), "lake": ""}
+    # How many commits an extract makes, and so the number of the version, depends on its speed.
+    own = {"lake": "", "version": 0}
+    assert again(one.info) | own == other.info() | own
     for slide_id in other.slides().select("slide_id").collect()["slide_id"]:
-        bags = [lake.bag(slide_id, TEACHER, mpp=0.5) for lake in (one, other)]
+        bags = [again(partial(lake.bag, slide_id, TEACHER, mpp=0.5)) for lake in (one, other)]
         np.testing.assert_array_equal(bags[0].features, bags[1].features)
         np.testing.assert_array_equal(bags[0].tile_id, bags[1].tile_id)
     assert again(lambda: verify(one)).ok

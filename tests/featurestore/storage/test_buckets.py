@@ -45,6 +45,7 @@ from featurestore.roots.lance_roots import manifest_path
 from featurestore.roots.roots_file import ROOTS_FILE
 from featurestore.storage import lock
 from featurestore.storage.bucket_errors import causes
+from featurestore.tables.lance_tables import open_table, table_versions
 from featurestore.tables.schema import CATALOG, features_table
 from ingest.errors import SlideError
 from ingest.select.sources import fingerprint, resolve
@@ -333,6 +334,32 @@ def test_failing_requests_change_nothing_and_show_no_key(
     for text in (caplog.text, printed.out, printed.err, repr(lake.store), *texts):
         assert SECRET not in text
     assert not [key for key, content in faulty.objects().items() if SECRET.encode() in content]
+
+
+def test_listings_that_break_off_are_repeated_or_are_the_buckets_error(faulty: Bucket) -> None:
+    lake = create_lake(faulty.uri, CONFIG)
+    table = lake.table(CATALOG)
+    versions = table_versions(table)
+    listings = {"only": "list-type=2.*catalog", "seed": 3}  # the first is cut
+    with faulty.faults.at(cut=0.5):
+        faulty.faults.set(**listings)
+        faulty.faults.forget()
+        assert table_versions(table) == versions
+        assert open_table(lake.store, CATALOG).version == versions[-1]
+    assert faulty.faults.done["cut"] > 0
+    faulty.faults.set(seed=2, only="list-type=2")
+    with faulty.faults.at(cut=0.1):
+        assert vacuum(lake, keep=1, dry_run=True).kept == versions[:1]
+    faulty.faults.set(rates={"cut": 1.0})
+    for read in (
+        lambda: table_versions(table),
+        lambda: open_table(lake.store, CATALOG),
+        lambda: copy_lake(faulty.uri, f"{faulty.uri}-copy"),
+    ):
+        with pytest.raises(BucketError, match="can't be reached") as caught:
+            read()
+        assert ".rs" not in str(caught.value)
+    faulty.faults.set(rates={}, only="", seed=0)
 
 
 def _again(work: Callable[[], T], bucket: Bucket) -> T:

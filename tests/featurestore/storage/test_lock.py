@@ -116,13 +116,16 @@ def test_error_inside_frees_the_lock_and_stays_the_error(any_store: Store) -> No
 def test_errors_of_lance_inside_are_those_of_the_bucket(bucket: Bucket) -> None:
     """As a listing ends whose answer is cut more often than Lance asks again."""
     said = "LanceError(IO): Generic S3 error: HTTP error: request or response body error, /x/y.rs:1"
-    for take in (lock.commit_lock, lock.no_writers):
+    for take in (lock.commit_lock, lock.no_writers, lambda s: lock.writer_lease(s, "ingest")):
         store = Store(bucket.uri)
         with pytest.raises(BucketError, match="can't be reached") as caught, take(store):
             raise OSError(said)
         assert ".rs" not in str(caught.value)
         with lock.commit_lock(store, wait_s=0.1):
             pass
+    for other in (ConnectionError("of a slide's server"), FileNotFoundError("of a user")):
+        with pytest.raises(type(other), match="of a"), lock.writer_lease(store, "ingest"):
+            raise other
 
 
 def test_what_a_lease_says_holds_no_argument(

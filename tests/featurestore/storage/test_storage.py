@@ -62,6 +62,9 @@ def test_files_come_back_as_they_were_written(store: Store) -> None:
     assert store.read_ranges("a/b/c.bin", []) == []
     store.write_bytes("a/b/empty.bin", b"")
     assert store.read_start("a/b/empty.bin", 4) == store.read_bytes("a/b/empty.bin") == b""
+    assert store.read_range("a/b/c.bin", 8, 4) == b"10"
+    assert store.read_range("a/b/c.bin", 10, 4) == store.read_range("a/b/c.bin", 90, 4) == b""
+    assert store.read_ranges("a/b/c.bin", [(10, 1), (9, 4), (90, 1)]) == [b"", b"0", b""]
     for read in (
         lambda: store.read_start("a/b/d.bin", 1),
         lambda: store.read_ranges("a/b/d.bin", [(0, 1), (1, 1)]),
