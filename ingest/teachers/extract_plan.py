@@ -111,18 +111,27 @@ def plan(
 
 
 def sized_for(
-    settings: WorkerSettings, shapes: Sequence[NodeShape], device: Literal["cuda", "cpu"]
+    settings: WorkerSettings,
+    shapes: Sequence[NodeShape],
+    device: Literal["cuda", "cpu"],
+    *,
+    most: int,
 ) -> WorkerSettings:
     """Return settings with a size of workers on CPUs, if the user has left workers and size open.
 
     Workers get as many CPUs as possible, so that the networks are in memory few times, but at most
-    `MOST_THREADS`, and so that nearly all CPUs of uneven nodes are used.
+    `MOST_THREADS`, and so that nearly all CPUs of uneven nodes are used. The size is open as well
+    if more workers are wanted than the work has use for: one that fits on the largest node alone
+    would wait for it if that node was lost.
 
     >>> nodes = [NodeShape(cpus=16, gpus=0, count=2), NodeShape(cpus=4, gpus=0, count=1)]
-    >>> sized_for(WorkerSettings(), nodes, "cpu").cpus_per_worker
+    >>> sized_for(WorkerSettings(), nodes, "cpu", most=9).cpus_per_worker
+    4.0
+    >>> sized_for(WorkerSettings(workers=2), nodes, "cpu", most=1).cpus_per_worker
     4.0
     """
-    is_open = settings.workers is None and settings.cpus_per_worker is None
+    wanted = settings.workers
+    is_open = settings.cpus_per_worker is None and (wanted is None or wanted > most)
     if device == "cuda" or not is_open or not shapes:
         return settings
     whole = sum(shape.count * shape.cpus for shape in shapes)

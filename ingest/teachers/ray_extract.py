@@ -214,7 +214,8 @@ def _run_encoders(
             stack.enter_context(ray_session(address=address, ray_data=False))
             shapes = node_shapes()
             most = max(1, tiles // SIZES[device].least)
-            outcomes.workers = place(sized_for(workers, shapes, device), shapes, most=most)
+            sized = sized_for(workers, shapes, device, most=most)
+            outcomes.workers = place(sized, shapes, most=most)
             if outcomes.workers.device != device:  # columns say how they are computed
                 msg = (
                     f"this machine has devices for {device}, but Ray has workers on "

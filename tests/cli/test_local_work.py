@@ -94,20 +94,23 @@ def test_studies_and_trainings_on_one_machine_need_no_ray(
 
     lake = tmp_path / "lake"
     shutil.copytree(filled, lake)
-    slides = pl.read_csv(cohort).select("slide_id", "patient_id")
-    label = pl.col("patient_id").rank("dense") % 2  # two patients of each
+    slides = pl.read_csv(cohort).select("slide_id", patient_id="slide_id")
+    label = pl.int_range(pl.len()) % 2  # three of each: two remain to be split beside a fold's test
     slides.with_columns(label=label).write_csv(tmp_path / "l.csv")
     study, _ = run(
         *("mil", lake, "--labels", tmp_path / "l.csv", "--target", "label", "--mpp", "2.0"),
-        *("--features", "efficientnet_lite0", "--model", "mean", "--epochs", "1", "--folds", "2"),
+        *("--features", "efficientnet_lite0", "--model", "mean", "--epochs", "1", "--folds", "3"),
+        *("--patients-from", "labels"),
     )
-    assert study["folds"] == 2
+    assert study["folds"] == 3
     report, lines = run(
         *("distill", lake, "--teacher", "efficientnet_lite0", "--name", "here", "--mpp", "2.0"),
         *("--architecture", "test_efficientnet", "--input-px", "32", "--epochs", "1"),
         *("--batch-tiles", "16"),
     )
     assert report["student"] == "here"
-    assert (report["device"], report["workers"]) == ("cpu", 1)
-    assert any("in a process of this machine" in line for line in lines)
+    notes = [one["text"] for one in map(json.loads, lines) if one["event"] == "note"]
+    here = [text for text in notes if text.endswith("on cpu, in a process of this machine")]
+    assert len(here) == 1
+    assert here[0].startswith("1 worker with ")
     assert (lake / "students" / "here" / "model.safetensors").exists()
