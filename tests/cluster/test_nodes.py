@@ -63,8 +63,8 @@ LARGE = Node(number=3, cpus=2, environ=SLOW)
 WORKERS = (*SMALL, LARGE)
 BUCKET = "lab"
 LAKE = f"s3://{BUCKET}/lake"
-#: Titles of the processes that run encoders, and of those that train cells.
-EXTRACTS, CELLS = rb"ray::.*(Map|Unit)Worker", rb"ray::_call"
+#: Titles of the processes that run an encoder on a unit now, and of those that train cells.
+EXTRACTS, CELLS = rb"ray::UnitWorker\.fill", rb"ray::_call"
 #: Ray's own words on what is lost, none of which is for a user.
 RAYS_WORDS = re.compile(
     r"Traceback|\.cc:\d|object store|core_worker|max_restarts|\(raylet\)|RayActorError|Stack trace"
@@ -193,7 +193,7 @@ def extracted(cluster: NodeCluster, ingested: Command, files: UserFiles) -> Comm
     cluster.become(HEAD, *WORKERS)
     words = ("--teacher", files.encoder.name, "--workers", 2, "--json")
     extract = cluster.submitting("extract", LAKE, *words)
-    lost = lose_a_node(cluster, EXTRACTS, after_s=4.0)
+    lost = lose_a_node(cluster, EXTRACTS, after_s=1.0)
     extract.finish()
     start_again(cluster, lost)
     return extract
