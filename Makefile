@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo-lake
 
-.PHONY: setup demo test test-slow check format docs clean
+.PHONY: setup demo test test-slow test-servers check format docs clean
 
 setup: $(READY)
 
@@ -30,7 +30,11 @@ test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 test-slow: setup
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not gpu' --durations=15 tests
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not gpu and not servers' --durations=15 tests
+
+# Ceph, azurite, fake-gcs-server, SLURM, and a Ray of several nodes in namespaces: one at a time, about 20 minutes
+test-servers: setup
+	$(BIN)/pytest -m servers --durations=15 tests
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -42,7 +42,7 @@ from tests.worlds.s3 import Bucket
 
 # The clients of Azure and Google give aiohttp a body of a megabyte as bytes, of which it warns.
 LARGE_BODY = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-pytestmark = [pytest.mark.slow, LARGE_BODY]
+pytestmark = [pytest.mark.slow, pytest.mark.servers, LARGE_BODY]
 
 __all__ = [
     "quick",

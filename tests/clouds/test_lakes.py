@@ -45,7 +45,12 @@ from tests.worlds.s3 import add_bucket, clear_clouds
 from tests.worlds.small_lake import add_slides, add_teacher, contents
 
 LARGE_BODY = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), LARGE_BODY]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.servers,
+    pytest.mark.timeout(900),
+    LARGE_BODY,
+]
 
 T = TypeVar("T")
 TEACHER = "colour-moments"

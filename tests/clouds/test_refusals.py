@@ -20,7 +20,7 @@ from tests.worlds.command_lines import Slidelake
 from tests.worlds.real_s3 import RealS3
 from tests.worlds.s3 import Bucket
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 WRONG = "d3Jvbmctc2VjcmV0LW5vYm9keS1tYXktc2Vl"
 GOOGLE_ERROR = '{"error": {"code": %d, "message": "%s", "errors": []}}'

@@ -50,6 +50,7 @@ from tests.worlds.nodes_work import (
 WHY_NOT = reason_without_nodes()
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.servers,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there can be namespaces"),
     pytest.mark.timeout(1200),
 ]

@@ -13,6 +13,7 @@ from tests.worlds.slurm import Slurm
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.servers,
     pytest.mark.skipif(bool(world.missing()), reason=world.missing() or "SLURM is here"),
 ]
 

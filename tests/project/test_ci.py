@@ -128,7 +128,7 @@ def test_ci_runs_what_failed_once_more_and_that_counts(
     ended = run_ci(tmp_path, answers)
     assert ended.code == code
     assert ended.calls[:2] == ["make test", "make test-slow"]
-    assert ended.calls[2].endswith("-m slow and not gpu")
+    assert ended.calls[2].endswith("-m slow and not gpu and not servers")
     assert "--last-failed-no-failures=none" in ended.calls[2]
 
 
