@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from downstream import MilSettings
 from tests.conftest import ROOT
 from tests.downstream.test_downstream_bags import PATIENTS, build, planted
 
+RUN = "mil-0123456789ab"
+"""The name that pages give to a run."""
 FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,7 +61,7 @@ def test_page_runs(
     defaults = cast("dict[str, Any]", MilSettings.__init__.__kwdefaults__)
     monkeypatch.setitem(defaults, "epochs", 3)
     blocks = FENCE.findall((ROOT / "docs" / page).read_text())
-    ran = 0
+    ran, made_run = 0, ""
     names: dict[str, object] = {}
     for kind, code in blocks:
         if ">>>" in code:
@@ -67,13 +70,17 @@ def test_page_runs(
             exec(compile(code, page, "exec"), names)
             ran += 1
             continue
-        for line in code.splitlines():
+        for written in code.splitlines():
+            line = written.replace(RUN, made_run)  # the page's own runs have names of their own
+            if "other-lake" in line:
+                shutil.copytree(folder / "my-lake", folder / "other-lake", dirs_exist_ok=True)
             slidelake.app(shlex.split(line)[1:], standalone_mode=False)
             output = capsys.readouterr().out
             if line.split()[1] in ("mil", "survival"):
                 assert "patients" in output, line
                 run = output.strip().splitlines()[-1]
                 assert (folder / "my-lake" / run).exists(), line
+                made_run = made_run or Path(run).parent.name
             ran += 1
     assert ran >= (2 if page == "report.md" else 3)
     for made in {"report.md": ["maps"], "search.md": ["found.html"]}.get(page, []):
