@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class PathKind(Enum):
-    """What lies at the path that an option names, which decides how it gets to a job.
+    """The kind of what lies at the path of an option, which decides how it gets to a job.
 
     Attributes:
         LAKE: the folder of a lake; it does not travel.

@@ -114,6 +114,8 @@ def _lines(
         f"{patients} predicted by {predictions.arm} of {predictions.run}, {unseen} new to the run"
     ]
     for group, part in measures.items():
+        if not part["measures"]:
+            lines.append(f"{group}: {counted(part['patients'], 'labelled patient')}")
         lines += [
             f"{group} ({counted(part['patients'], 'patient')}): {name} "
             + (

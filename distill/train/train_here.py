@@ -21,7 +21,7 @@ from distill.train.distill_run import DistillRun
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTaskHere:
-    """What the child needs: the run, its own size, and the time between checkpoints."""
+    """The input of the child: the run, its own size, and the time between checkpoints."""
 
     run: DistillRun
     placement: Placement

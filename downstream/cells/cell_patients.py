@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.cells.member import Member
-from downstream.run.feature_bags import PatientBags, teachers_of
+from downstream.run.feature_bags import PatientBags, pooled_bag, teachers_of
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
@@ -88,13 +88,9 @@ class CellPatients:
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """Return one vector per patient, see `risks.pool`: [P, D], one bag in memory at a time."""
-        from downstream.survival.risks import pool
-
         for one in ids:
             if one not in self._pooled:
-                bag = self.bag(one)
-                numbers = np.unique(bag.slide)
-                self._pooled[one] = pool([bag.features[bag.slide == n] for n in numbers])
+                self._pooled[one] = pooled_bag(self.bag(one))
         return np.stack([self._pooled[one] for one in ids])
 
 

@@ -42,7 +42,7 @@ class PatientReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What a fitted model says of some patients.
+    """The outcomes that a fitted model predicts for some patients.
 
     Attributes:
         outcome: probabilities [P, C] (two classes too), numbers [P], or risks [P] (HIGHER = WORSE).

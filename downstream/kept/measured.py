@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from cluster import counted
 from downstream.cohorts.cohort import patient_table
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
@@ -56,10 +57,12 @@ def measured_predictions(
 
     Returns:
         `seen` and `unseen`, each with `patients` and `measures` by name (`estimate`, `low`, `high`,
-        or `undefined` with the reason); a group without labelled patients is left out.
+        or `undefined` with the reason), and `not predicted`, labelled patients without a
+        prediction; a group without patients is left out.
 
     Raises:
-        KeptModelError: A label that is no class of the run, or a task without measures here.
+        KeptModelError: No labelled patient is predicted, a label that is no class of the run, or a
+            task without measures here.
     """
     from featurestore.annotations import labels_of
 
@@ -70,8 +73,17 @@ def measured_predictions(
     numbers = columns[:1] if predictions.task in {"survival", "regression"} else ()
     cohort = patient_table(lake.slides(), table, columns, numbers=numbers)
     rows = predictions.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
+    if rows.is_empty():
+        msg = (
+            f"none of {counted(cohort.patients.height, 'labelled patient')} is among those who "
+            "are predicted; the lake may not know the patients that the labels name: tell it by "
+            "`slidelake annotate --name patients`"
+        )
+        raise KeptModelError(msg)
     groups = {"seen": rows.filter("seen"), "unseen": rows.filter(~pl.col("seen"))}
-    return {
+    missed = cohort.patients.height - rows.height
+    not_predicted = {"not predicted": {"patients": missed, "measures": {}}} if missed else {}
+    return not_predicted | {
         name: {
             "patients": group.height,
             "measures": _measures(predictions.task, group, columns, classes, event_means),

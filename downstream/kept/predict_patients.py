@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 from cluster import counted, progress
 from downstream.cohorts.cohort_errors import listing
 from downstream.kept.kept_model import KeptModelError
-from downstream.kept.run_models import RunModel, models_of_run
+from downstream.kept.run_models import RunModel, models_of_run, owners_of_slides
 from downstream.report.finished_run import RunError, read_run
-from downstream.run.feature_bags import read_patient, slides_with_tiles, teachers_of
-from downstream.survival.risks import pool
+from downstream.run.feature_bags import (
+    pooled_bag,
+    read_patient,
+    slides_with_tiles,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
@@ -77,14 +81,15 @@ class LakePatients:
         features: str,
         mpps: Sequence[float],
     ) -> None:
-        self._lake, self._slides_of = lake, slides_of
+        self._lake, self.slides_of = lake, slides_of
         self._features, self._mpps = features, mpps
         self._last: tuple[str, PatientBag] | None = None
+        self._vector: tuple[str, Floats] | None = None
 
     def bag(self, patient_id: str) -> "PatientBag":
         """Return the bag of a patient: all tiles of all slides."""
         if self._last is None or self._last[0] != patient_id:
-            slides = self._slides_of[patient_id]
+            slides = self.slides_of[patient_id]
             self._last = (
                 patient_id,
                 read_patient(self._lake, slides, self._features, self._mpps),
@@ -93,11 +98,12 @@ class LakePatients:
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """Return one vector per patient [P, D]."""
-        vectors = []
-        for one in ids:
-            bag = self.bag(one)
-            vectors.append(pool([bag.features[bag.slide == n] for n in np.unique(bag.slide)]))
-        return np.stack(vectors)
+        return np.stack([self._vector_of(one) for one in ids])
+
+    def _vector_of(self, patient_id: str) -> Floats:
+        if self._vector is None or self._vector[0] != patient_id:
+            self._vector = (patient_id, pooled_bag(self.bag(patient_id)))
+        return self._vector[1]
 
 
 # Long by its docstring: the public function names its errors and has an example.
@@ -119,8 +125,9 @@ def predict_patients(
         version: version of the lake, or a snapshot; the newest if None.
 
     Returns:
-        A row per patient with ready slides that have the features. Slides without a patient are
-        patients of their own.
+        A row per patient with ready slides that have the features. In the run's own lake a slide of
+        the run has the patient that the run's labels gave it; others have the lake's; slides
+        without one are patients of their own.
 
     Raises:
         RunError: There is no such run, or no such arm.
@@ -144,11 +151,14 @@ def predict_patients(
     models = models_of_run(home, finished, name)
     features = finished.result["arms"][name]["features"]
     _check_columns(lake, home, finished, features)
-    slides_of, lost = _slides_of(lake, finished, features)
+    owner_of = owners_of_slides(home, finished)
+    here = owner_of if home.uri == lake.uri else {}
+    slides_of, lost = _slides_of(lake, finished, features, here)
     if not slides_of:
         msg = f"no ready slide of {lake.uri} has features of {features!r}: {listing(lost)}"
         raise KeptModelError(msg)
-    rows = _rows(lake, finished, models, slides_of, features, lost)
+    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"])
+    rows = _rows(finished, models, reader, owner_of, lost)
     return PatientPredictions(
         rows=pl.DataFrame(rows, infer_schema_length=None),
         task=finished.task,
@@ -159,23 +169,27 @@ def predict_patients(
 
 
 def _rows(
-    lake: "Lake",
     run: "Run",
     models: Sequence[RunModel],
-    slides_of: Mapping[str, Sequence[str]],
-    features: str,
+    reader: LakePatients,
+    owner_of: Mapping[str, str],
     lost: list[str],
 ) -> list[dict[str, Any]]:
-    """Return the row of each patient; whom every model was trained on is added to `lost`."""
+    """Return the row of each patient; whom every model was trained on is added to `lost`.
+
+    A patient is known by the id, and by the slides: the labels of the run may have named patients
+    whom the lake does not know, or knows by another name.
+    """
     in_run = {patient for model in models for patient in (*model.trained_on, *model.split.test)}
-    reader = LakePatients(lake, slides_of, features, run.result["config"]["mpps"])
     rows = []
-    with progress("predict", total=len(slides_of), unit="patients") as bar:
-        for patient, slides in slides_of.items():
-            fresh = [model for model in models if patient not in model.trained_on]
+    with progress("predict", total=len(reader.slides_of), unit="patients") as bar:
+        for patient, slides in reader.slides_of.items():
+            names = {patient, *(owner_of[slide] for slide in slides if slide in owner_of)}
+            fresh = [model for model in models if not names & model.trained_on]
             if fresh:
                 row: dict[str, Any] = {"patient_id": patient, "slide_ids": list(slides)}
-                rows.append({**row, "seen": patient in in_run, **_row(run, fresh, reader, patient)})
+                row["seen"] = bool(names & in_run)
+                rows.append({**row, **_row(run, fresh, reader, patient)})
             else:
                 lost.append(f"{patient}: every model was trained on this patient")
             bar.advance(1)
@@ -225,7 +239,9 @@ def _check_columns(lake: "Lake", home: "Lake", run: "Run", features: str) -> Non
             raise KeptModelError(msg)
 
 
-def _slides_of(lake: "Lake", run: "Run", features: str) -> tuple[dict[str, list[str]], list[str]]:
+def _slides_of(
+    lake: "Lake", run: "Run", features: str, owner_of: Mapping[str, str]
+) -> tuple[dict[str, list[str]], list[str]]:
     """Return the slides of each patient that have all features, and what is left out."""
     slides = lake.slides().filter(pl.col("state") == "ready").collect()
     usable = set(slides["slide_id"])
@@ -237,7 +253,7 @@ def _slides_of(lake: "Lake", run: "Run", features: str) -> tuple[dict[str, list[
     lost = []
     for slide, patient in slides.select("slide_id", "patient_id").sort("slide_id").iter_rows():
         if slide in usable:
-            slides_of[patient if patient is not None else slide].append(slide)
+            slides_of[owner_of.get(slide) or patient or slide].append(slide)
         else:
             lost.append(f"{slide}: no tiles, or no features of {features}")
     pending = lake.slides().filter(pl.col("state") == "pending").collect().height

@@ -88,6 +88,12 @@ def models_of_run(lake: "Lake", run: "Run", arm: str) -> list[RunModel]:
     return run_models
 
 
+def owners_of_slides(lake: "Lake", run: "Run") -> dict[str, str]:
+    """Return the patient of each slide of a run, as its labels had it."""
+    rows = _table(lake, run, "patients").explode("slide_ids")
+    return dict(rows.select("slide_ids", "patient_id").iter_rows())
+
+
 def _table(lake: "Lake", run: "Run", name: str) -> pl.DataFrame:
     """Return a table of the run, compared with its checksum."""
     from featurestore.storage import read_named

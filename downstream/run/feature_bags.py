@@ -126,6 +126,13 @@ def read_patient(
     )
 
 
+def pooled_bag(bag: PatientBag) -> NDArray[np.float64]:
+    """Return one vector of a patient, the mean over slides of mean tiles: see `risks.pool`."""
+    from downstream.survival.risks import pool
+
+    return pool([bag.features[bag.slide == number] for number in np.unique(bag.slide)])
+
+
 def slides_with_tiles(lake: "Lake", *, mpp: float) -> set[str]:
     """Return the slides that have tiles at an mpp; a ready slide without tissue has none.
 

@@ -150,6 +150,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     files = {
         "splits.parquet": parquet_bytes(to_table(study.splits)),
         "predictions.parquet": parquet_bytes(predictions),
+        "patients.parquet": parquet_bytes(_slides_of_patients(study)),
     }
     return write_result(lake, study.run, study_result, files, written=_written(lake, study))
 
@@ -217,6 +218,15 @@ def _guarantees(study: "Study", predictions: pl.DataFrame, cohort: "Cohort") -> 
         for arm in study.arms
     }
     return {name: promise for name, promise in of_arm.items() if promise is not None}
+
+
+def _slides_of_patients(study: "Study") -> pl.DataFrame:
+    """Return the slides of each patient, by which `predict` knows whom a model was trained on."""
+    rows = [
+        {"patient_id": patient.patient_id, "slide_ids": list(patient.slide_ids)}
+        for patient in study.patients
+    ]
+    return pl.DataFrame(rows, schema={"patient_id": pl.String, "slide_ids": pl.List(pl.String)})
 
 
 def _columns(lake: "Lake", study: "Study") -> dict[str, Any]:

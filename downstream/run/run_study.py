@@ -394,6 +394,7 @@ def _study(
         # no selective prediction of survival: the accuracy does not change the run
         accuracy=1.0 if is_survival else spec.comparison.accuracy,
         guarantee=0.9 if is_survival else spec.comparison.guarantee,
+        sites=spec.folds.sites or "",
         labels_sha256=labels_sha256,
         identities=_identities(lake, features, cohort, spec.features.mpps),
         settings=spec.fit,

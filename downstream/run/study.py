@@ -88,6 +88,7 @@ class Study:
         tune: draws of settings that are tried in each fold; 0 for none.
         accuracy: for classes, target accuracy of selective prediction.
         guarantee: for classes, coverage of conformal sets.
+        sites: where the sites of patients come from; empty where none are asked for.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -121,6 +122,7 @@ class Study:
     pooled: "SurvivalSettings | None"
     patients: tuple[Patient, ...]
     guarantee: float = 0.9
+    sites: str = ""
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -152,6 +154,7 @@ class Study:
             "search": self.tune,
             "accuracy": self.accuracy,
             "guarantee": self.guarantee,
+            "sites": self.sites,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),

@@ -19,7 +19,7 @@ PRICE_NAMES = ("storage_gb_month", "writes_1000", "reads_1000", "core_hour")
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How fast encoders run.
+    """The rates at which encoders run.
 
     Attributes:
         gpus: peak of each GPU in TFLOP/s, dense, in 16 bits.
@@ -38,7 +38,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """What is paid for.
+    """The prices of what is used.
 
     Attributes:
         currency: name of the currency.

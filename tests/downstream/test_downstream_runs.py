@@ -185,6 +185,11 @@ def test_a_slide_of_two_patients_is_refused(lake: Lake) -> None:
         replace(made, patients=(made.patients[0], leaking, *made.patients[2:]))
 
 
+def test_a_run_that_knows_the_sites_is_another_run(lake: Lake) -> None:
+    """Else naming the sites would find the run without them, and say nothing of them."""
+    assert study(lake).run != study(lake, sites="hospital").run
+
+
 def test_mil_run(lake: Lake) -> None:
     made = study(lake, margin=0.1)
     study_result = execute(lake, made, COHORT, Inline(lake))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from downstream.report.finished_run import RunError
 from downstream.run.execution import execute
 from downstream.run.feature_bags import PatientBag
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
-from downstream.run.study import Study
+from downstream.run.study import Study, arm_name
 from downstream.splits.folds import nested_folds
 from downstream.survival.pooled_models import fit_pooled
 from featurestore import DamageError, Lake, verify
@@ -50,7 +51,7 @@ def some_patients(lake: Lake, kind: Any = "mil", **changes: Any) -> Study:  # no
     settings = MilSettings(hidden=16, epochs=3, learning_rate=3e-3, bins=2)
     return study(
         lake, kind, patients=patients, splits=splits, features=("good",), settings=settings,
-        reference=f"good / {changes['models'][0]}", **changes,
+        reference=arm_name("good", changes["models"][0], changes["models"]), **changes,
     )  # fmt: skip
 
 
@@ -137,6 +138,42 @@ def test_what_cannot_be_kept_without_pickle_is_said(lake: Lake, survival: dict[s
         predict_patients(lake.uri, survival["run"], arm="good / forest")
     with pytest.raises(RunError, match="has no arm 'other'; it has good / cox, good / abmil"):
         predict_patients(lake.uri, survival["run"], arm="other")
+
+
+def test_patients_that_the_labels_named_are_known_by_their_slides(
+    lake: Lake, tmp_path: Path
+) -> None:
+    """Else a model would predict a patient that it was trained on, under the lake's name."""
+    made = some_patients(lake, models=("linear",))
+    named = {one.patient_id: f"x{one.patient_id[1:]}" for one in made.patients}
+    patients = tuple(replace(one, patient_id=named[one.patient_id]) for one in made.patients)
+    splits = tuple(
+        replace(
+            split,
+            train=tuple(named[one] for one in split.train),
+            validation=tuple(named[one] for one in split.validation),
+            test=tuple(named[one] for one in split.test),
+        )
+        for split in made.splits
+    )
+    made = replace(made, patients=patients, splits=splits)
+    run = execute(lake, made, COHORT, Inline(lake))["run"]
+    found = predict_patients(lake.uri, run)
+    seen = found.rows.filter("seen").sort("patient_id")
+    assert seen["patient_id"].to_list() == sorted(named.values())
+    assert set(seen["models"]) == {2}  # the inner splits of the fold that tests the patient
+    said = rows_of_test(lake, run, "good").sort("patient_id")
+    assert seen["score"].to_numpy() == pytest.approx(said["score"].to_numpy(), abs=1e-6)
+    other = build(tmp_path / "other", planted())  # which has the same slides, by its own names
+    found = predict_patients(other.uri, run, run_lake=lake.uri)
+    seen = found.rows.filter("seen").sort("patient_id")
+    assert seen["patient_id"].to_list() == sorted(named)
+    assert set(seen["models"]) == {2}
+    table = tmp_path / "labels.csv"
+    table.write_text("slide_id,patient_id,tumour\ns00a,z,1\ns01a,y,0\n")
+    labels = {"patients_from": "labels"}
+    with pytest.raises(KeptModelError, match=r"none of 2 labelled patients is among those"):
+        measured_predictions(other, found, table, ["tumour"], classes=["0", "1"], ids=labels)
 
 
 def test_another_lake_of_the_same_encoder_is_predicted_and_of_another_refused(
