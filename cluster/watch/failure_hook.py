@@ -96,7 +96,7 @@ def _post(url: str, body: bytes, timeout_s: float) -> None:
 
 
 def _run(command: str, body: bytes, timeout_s: float) -> None:
-    """Run a command with the report on stdin; what it prints goes to stderr, not into answers."""
+    """Run a command with the report on stdin; what it prints is dropped."""
     process = subprocess.Popen(
         _words(command),
         stdin=subprocess.PIPE,
