@@ -38,6 +38,7 @@ from downstream.run.run_result import find_result, write_result
 from downstream.run.saved_specs import save_spec
 from downstream.run.study import check_features
 from downstream.run.study_errors import StudyError
+from downstream.run.study_sites import tile_sites
 from downstream.run.study_spec import (
     ComparisonOptions,
     FeatureOptions,
@@ -79,7 +80,9 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     (target,), (mpp,), options = spec.labels.target, spec.features.mpps, spec.probe
     names = check_features(spec.features.names)
     lake = open_lake(lake_uri, version=spec.features.version)
-    labels = read_tile_labels(lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options)
+    labels = read_tile_labels(
+        lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options, sites=spec.sites
+    )
     labels = sample_labels(labels, options.tiles, seed=options.seed)
     arms = [arm for arm, _, _ in _arms(names, options)]
     if spec.comparison.reference not in (None, *arms):
@@ -90,6 +93,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
         "reference": spec.comparison.reference or arms[0],
         "margin": spec.comparison.margin,
         "unseen_students": spec.features.unseen_students,
+        **({"site": spec.sites} if spec.sites else {}),
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
     save_spec(lake, run, spec)
@@ -172,6 +176,7 @@ def _probe_arms(
         splits = list(unseen_splits(splits, trained_on))
     tested = [patient for split in splits for patient in split.test]
     facts = student_facts(trained_on, tested)
+    site, notes = tile_sites(rows, features_of, config.get("site"), seed=options.seed)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
@@ -211,8 +216,9 @@ def _probe_arms(
         "run": run,
         "missing": sorted([*labels.missing, *lost]),
         "surplus": [],
-        "notes": [*labels.notes, *student_notes(facts)],
+        "notes": [*labels.notes, *notes, *student_notes(facts)],
         "students": facts,
+        **({"site": site} if site else {}),
         "config": config,
     }
     return probe_result, files

@@ -17,7 +17,7 @@ Codes = NDArray[np.int64]
 
 MOST_CLUSTERS = 30
 #: Most samples that are clustered; the first of them, which are drawn from all cells in turn.
-MOST_SAMPLES = 1000
+MOST_CLUSTERED = 1000
 _STARTS = 5
 _SEED = 1337
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.robustness.clustering_score import (
-    MOST_SAMPLES,
+    MOST_CLUSTERED,
     clustering_score,
     clusterings,
     fits_of_clustering,
@@ -45,6 +45,7 @@ from downstream.robustness.typed_neighbours import (
     has_margin,
     margins,
     neighbour_evidence,
+    share_of_matches,
 )
 
 Floats = NDArray[np.float64]
@@ -131,7 +132,7 @@ class Passport:
 
     def _add(self, name: str, value: float, limits: tuple[float, float], method: str) -> None:
         self.measures[name] = {
-            "estimate": value,
+            "estimate": round(value, 12),  # 0.9999999999999999 is 1
             "low": limits[0],
             "high": limits[1],
             "level": LEVEL,
@@ -144,7 +145,7 @@ def steps_of_passport(codes: SampleCodes, options: RobustnessOptions) -> int:
     """Return how often `column_passport` reports a step of its work, at most."""
     if not len(codes.label):
         return options.folds
-    return options.folds + 6 + fits_of_clustering(options.trials, min(len(codes), MOST_SAMPLES))
+    return options.folds + 6 + fits_of_clustering(options.trials, min(len(codes), MOST_CLUSTERED))
 
 
 def column_passport(
@@ -223,6 +224,7 @@ def _add_neighbours(
         "tau": evidence.tau,
         "ri_support": float((evidence.counts.sum(axis=1) > 0).mean()),
         "croma_support": float(has_margin(label_N, site_N, patient_N).mean()),
+        "ri_by_chance": share_of_matches(label_N, site_N, patient_N),
         "site_accuracy": float(mean_recall(evidence.site_vote == site_N, site_N)(
             np.ones((1, len(site_N)))
         )[0]),
@@ -281,7 +283,7 @@ def _add_clusters(
     advance: Callable[[], None],
 ) -> None:
     """Add the clustering score."""
-    first = slice(0, MOST_SAMPLES)
+    first = slice(0, MOST_CLUSTERED)
     distinct = len(np.unique(x[first], axis=0))
     if distinct < 4:
         passport.add_undefined("clustering_score", f"only {distinct} different samples")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 Statistic = Callable[[Floats], Floats]
-"""Function of weights of samples [R, N], how often each counts, to a number [R]; NaN if undefined."""
+"""Function of weights of samples [R, N] to a number [R]; NaN where it is undefined."""
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -40,14 +40,16 @@ MEASURES: dict[str, RobustnessMeasure] = {
         shown="share below 0",
         neutral=None,
         higher_is_better=False,
-        meaning="Share of samples whose margin is 0 or less: the impostor of the same site is nearer",
+        meaning="Share of samples whose margin is 0 or less: the impostor of the same site is "
+        "nearer",
     ),
     "ri": RobustnessMeasure(
         shown="RI",
         neutral=0.5,
         higher_is_better=True,
-        meaning="Robustness index: of the first k neighbours that share either class or site, but not "
-        "both, the share that has the class; k is the one whose vote tells the class best (PathoROB)",
+        meaning="Robustness index: of the first k neighbours that share either class or site, but "
+        "not both, the share that has the class; k is the one whose vote tells the class best "
+        "(PathoROB)",
     ),
     "mari": RobustnessMeasure(
         shown="MaRI",
@@ -66,22 +68,23 @@ MEASURES: dict[str, RobustnessMeasure] = {
         shown="nIPD",
         neutral=0.0,
         higher_is_better=True,
-        meaning="Normalised integrated performance degradation: the same loss as a share of what the "
-        "probe is better than chance, as the area over Cramér's V; a straight fall to chance is -0.5",
+        meaning="Normalised integrated performance degradation: the same loss as a share of what "
+        "the probe is better than chance, as the area over Cramér's V; a straight fall to chance "
+        "is -0.5",
     ),
     "clustering_score": RobustnessMeasure(
         shown="clustering score",
         neutral=0.0,
         higher_is_better=True,
-        meaning="Adjusted Rand index of k-means clusters with classes minus that with sites, from -1 "
-        "to 1 (PathoROB)",
+        meaning="Adjusted Rand index of k-means clusters with classes minus that with sites, from "
+        "-1 to 1 (PathoROB)",
     ),
     "site_auroc": RobustnessMeasure(
         shown="site AUROC",
         neutral=0.5,
         higher_is_better=False,
-        meaning="How well a linear probe tells the site, out of fold by patient, one site against the "
-        "rest: 0.5 if it cannot",
+        meaning="How well a linear probe tells the site, out of fold by patient, one site against "
+        "the rest: 0.5 if it cannot",
     ),
     "class_accuracy": RobustnessMeasure(
         shown="class, k-NN",

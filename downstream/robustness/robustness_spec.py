@@ -8,8 +8,8 @@ from downstream.run.study_spec import FeatureOptions, LabelOptions
 
 Unit = Literal["auto", "slide", "tile"]
 
-#: Fewest samples that any measure is taken of.
-LEAST_SAMPLES = 8
+#: Fewest samples that any measure is taken of, and most: all their distances are in memory.
+LEAST_SAMPLES, MOST_SAMPLES = 8, 10_000
 
 
 class RobustnessError(ValueError):
@@ -56,11 +56,12 @@ class RobustnessOptions:
     def __post_init__(self) -> None:
         """Check the unit and the numbers."""
         least = min(self.folds, self.replicates)
-        if self.unit not in get_args(Unit) or self.samples < LEAST_SAMPLES or least < 2:
+        in_range = LEAST_SAMPLES <= self.samples <= MOST_SAMPLES
+        if self.unit not in get_args(Unit) or not in_range or least < 2:
             msg = (
                 f"unit {self.unit!r}, samples={self.samples}, folds={self.folds}, "
                 f"replicates={self.replicates}; the unit is one of {', '.join(get_args(Unit))}, "
-                f"samples are at least {LEAST_SAMPLES}, folds and replicates at least 2"
+                f"samples are {LEAST_SAMPLES} to {MOST_SAMPLES:,}, folds and replicates at least 2"
             )
             raise RobustnessError(msg)
         if self.trials < 1:

@@ -134,6 +134,21 @@ def has_margin(label_N: Codes, site_N: Codes, patient_N: Codes) -> NDArray[np.bo
     return np.asarray(np.minimum(so_N, os_N) >= MARGIN_NEIGHBOURS)
 
 
+def share_of_matches(label_N: Codes, site_N: Codes, patient_N: Codes) -> float:
+    """Return the share of SO among all SO and OS pairs: the RI of features that know nothing.
+
+    It is 0.5 for as many samples of each of two classes at each of two sites.
+
+    >>> share_of_matches(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), np.arange(4))
+    0.5
+    """
+    is_other = patient_N[:, None] != patient_N
+    same_class, same_site = label_N[:, None] == label_N, site_N[:, None] == site_N
+    so = float((is_other & same_class & ~same_site).sum())
+    os = float((is_other & ~same_class & same_site).sum())
+    return so / (so + os) if so + os else float("nan")
+
+
 def _mean_nearest(distance_NN: Floats, is_type_NN: NDArray[np.bool_]) -> Floats:
     """Return the mean distance to the nearest samples of a type [N]; infinite for too few."""
     if len(distance_NN) <= MARGIN_NEIGHBOURS:

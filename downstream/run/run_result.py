@@ -16,6 +16,7 @@ from downstream.measures.coverage import coverage_at
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
+from downstream.run.study_sites import site_probes
 from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 
@@ -117,6 +118,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = predictions_table(study, [row for cell in cells for row in cell["rows"]])
     tested = predictions.filter(pl.col("part") == "test")
+    facts, site_notes = site_probes(lake, study, cohort)
     study_result = {
         "kind": study.kind,
         "task": study.task,
@@ -136,13 +138,13 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "patients": len(study.patients),
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
         "outcomes": outcome_counts(study),
-        **cohort.facts,
+        **facts,
         "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),
         "missing": cohort.missing,
         "surplus": cohort.surplus,
-        "notes": [*cohort.notes, *outcome_notes(study)],
+        "notes": [*cohort.notes, *site_notes, *outcome_notes(study)],
         "curve_times": _curve_times(study),
         "columns": _columns(lake, study),
         "config": study.config,
