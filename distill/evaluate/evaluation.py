@@ -114,8 +114,8 @@ def _with_tcga_sites(lake: Lake, labels: pl.DataFrame) -> pl.DataFrame:
     """Return the labels with the site in the TCGA barcode of each slide's patient."""
     patients = lake.slides().select("slide_id", "patient_id").collect()
     joined = labels.join(patients, on="slide_id", how="left", maintain_order="left")
-    known = joined["patient_id"].fill_null("").to_list()
-    sites = pl.Series("site", sites_of_barcodes(known), pl.String)
+    patient_ids = joined["patient_id"].fill_null("").to_list()
+    sites = pl.Series("site", sites_of_barcodes(patient_ids), pl.String)
     return joined.drop("patient_id").with_columns(sites)
 
 

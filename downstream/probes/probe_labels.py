@@ -93,11 +93,7 @@ def read_tile_labels(
         _refuse_unmatched(places, tiles, str(path), pending)
     _refuse_two_labels(labelled, str(path))
     labelled = _with_patients(labelled, slides, table).unique("tile_id", maintain_order=True)
-    if labelled["label"].n_unique() < 2:
-        label = labelled["label"][0]
-        msg = f"all {labelled.height} labelled tiles are {label!r} in {target!r}; a probe "
-        msg += "needs two classes"
-        raise CohortError(msg)
+    _refuse_one_label(labelled, target)
     classes, label_N = class_labels(labelled, "label")
     rows = labelled.select("slide_id", "patient_id", "tile_id", pl.Series("label", label_N))
     if sites is not None:
@@ -244,6 +240,15 @@ def _refuse_two_labels(labelled: pl.DataFrame, path: str) -> None:
         msg = (
             f"{path!r} gives {counted(len(conflicts), 'tile')} two labels: {shown}; leave one each"
         )
+        raise CohortError(msg)
+
+
+def _refuse_one_label(labelled: pl.DataFrame, target: str) -> None:
+    """Refuse tiles of one class."""
+    if labelled["label"].n_unique() < 2:
+        label = labelled["label"][0]
+        msg = f"all {labelled.height} labelled tiles are {label!r} in {target!r}; a probe "
+        msg += "needs two classes"
         raise CohortError(msg)
 
 

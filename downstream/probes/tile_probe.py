@@ -32,13 +32,13 @@ from downstream.probes.probe_labels import TileLabels, read_tile_labels, sample_
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
+from downstream.robustness.study_sites import tile_sites
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import feature_identity, teachers_of
 from downstream.run.run_result import find_result, write_result
 from downstream.run.saved_specs import save_spec
 from downstream.run.study import check_features
 from downstream.run.study_errors import StudyError
-from downstream.run.study_sites import tile_sites
 from downstream.run.study_spec import (
     ComparisonOptions,
     FeatureOptions,
@@ -166,10 +166,7 @@ def _probe_arms(
     """Fit and measure every arm; return the result and the files that belong to it."""
     names, classes = config["features"], len(labels.classes)
     features_of, rows, lost = _features(lake, labels, names, config["mpps"][0])
-    slides_of = {
-        str(patient): slides["slide_id"].unique().to_list()
-        for (patient,), slides in rows.group_by("patient_id")
-    }
+    slides_of = _slides_of_patients(rows)
     trained_on = seen_patients(lake, names, slides_of)
     splits = tile_splits(rows, options)
     if config["unseen_students"]:
@@ -222,6 +219,14 @@ def _probe_arms(
         "config": config,
     }
     return probe_result, files
+
+
+def _slides_of_patients(rows: pl.DataFrame) -> dict[str, list[str]]:
+    """Return the slides of each patient with labelled tiles."""
+    return {
+        str(patient): slides["slide_id"].unique().to_list()
+        for (patient,), slides in rows.group_by("patient_id")
+    }
 
 
 def _config(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.robustness.patient_bootstrap import Estimate
+from downstream.robustness.patient_bootstrap import BootstrapEstimate
 from downstream.robustness.typed_neighbours import unit_rows
 
 Floats = NDArray[np.float64]
@@ -70,7 +70,7 @@ def fits_of_clustering(trials: int, samples: int) -> int:
 
 def clustering_score(
     cluster_TN: Codes, label_N: Codes, site_N: Codes, patient_N: Codes, weight_RP: Floats
-) -> Estimate:
+) -> BootstrapEstimate:
     """Return the mean over clusterings of the adjusted Rand index with classes minus with sites.
 
     In a resample a pair of samples counts as often as both were drawn; a sample and itself are no
@@ -95,7 +95,7 @@ def clustering_score(
         )
         for weights in (whole_RP, weight_RP)
     ]
-    return Estimate(value=float(values[0][0]), draws=values[1])
+    return BootstrapEstimate(whole=float(values[0][0]), draws=values[1])
 
 
 def adjusted_rand(weight_RP: Floats, one_N: Codes, other_N: Codes, patient_N: Codes) -> Floats:

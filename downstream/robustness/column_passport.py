@@ -27,7 +27,7 @@ from downstream.robustness.confounded_probe import (
 from downstream.robustness.patient_bootstrap import (
     LEVEL,
     RESAMPLES,
-    Estimate,
+    BootstrapEstimate,
     estimated,
     limits_of,
     mean_recall,
@@ -107,14 +107,14 @@ class Passport:
     details: Json = field(default_factory=dict)
     margin: Floats = field(default_factory=lambda: np.empty(0))
 
-    def add(self, name: str, estimate: Estimate, why: str) -> None:
+    def add(self, name: str, estimate: BootstrapEstimate, why: str) -> None:
         """Add a measure with its bootstrap interval; `why` says what is missing if it has none."""
         limits = estimate.limits()
-        if not np.isfinite(estimate.value) or limits is None:
+        if not np.isfinite(estimate.whole) or limits is None:
             self.add_undefined(name, why)
             return
         self.draws[name] = estimate.draws
-        self._add(name, estimate.value, limits, "percentile")
+        self._add(name, estimate.whole, limits, "percentile")
 
     def add_undefined(self, name: str, why: str) -> None:
         """Add a measure that is undefined on these samples, and why."""
@@ -122,17 +122,17 @@ class Passport:
         missing = dict.fromkeys(("estimate", "low", "high"))
         self.measures[name] = {**missing, "undefined": why, "higher_is_better": higher}
 
-    def add_over_replicates(self, name: str, value: float, value_J: Floats, overlap: float) -> None:
+    def add_over_replicates(self, name: str, mean: float, value_J: Floats, overlap: float) -> None:
         """Add a measure with the interval of the corrected resampled t test."""
         limits = corrected_limits(value_J, overlap=overlap)
-        if limits is None or not np.isfinite(value):
+        if limits is None or not np.isfinite(mean):
             self.add_undefined(name, "the balanced probe of the class is not better than chance")
             return
-        self._add(name, value, limits, "corrected resampled t")
+        self._add(name, mean, limits, "corrected resampled t")
 
-    def _add(self, name: str, value: float, limits: tuple[float, float], method: str) -> None:
+    def _add(self, name: str, number: float, limits: tuple[float, float], method: str) -> None:
         self.measures[name] = {
-            "estimate": round(value, 12),  # 0.9999999999999999 is 1
+            "estimate": round(number, 12),  # 0.9999999999999999 is 1
             "low": limits[0],
             "high": limits[1],
             "level": LEVEL,
@@ -183,15 +183,15 @@ def differences(one: Passport, other: Passport) -> dict[str, Json]:
 
     Above 0 is better, whatever the measure's direction. Measures over replicates have none.
     """
-    found = {}
+    gaps = {}
     for name in one.draws.keys() & other.draws.keys():
         sign = 1 if MEASURES[name].higher_is_better else -1
         limits = limits_of(sign * (one.draws[name] - other.draws[name]))
         if limits is None:
             continue
         gap = one.measures[name]["estimate"] - other.measures[name]["estimate"]
-        found[name] = {"estimate": sign * gap, "low": limits[0], "high": limits[1]}
-    return {name: found[name] for name in MEASURES if name in found}
+        gaps[name] = {"estimate": sign * gap, "low": limits[0], "high": limits[1]}
+    return {name: gaps[name] for name in MEASURES if name in gaps}
 
 
 def _add_neighbours(
@@ -202,12 +202,12 @@ def _add_neighbours(
     distance_NN = cosine_distances(x, patient_N)
     margin_N = margins(distance_NN, label_N, site_N)
     evidence = neighbour_evidence(distance_NN, label_N, site_N)
-    known = np.isfinite(margin_N).astype(np.float64)
+    defined_N = np.isfinite(margin_N).astype(np.float64)
     few = f"no sample has {MARGIN_NEIGHBOURS} others of each type"
     for name, statistic in (
         ("croma", median(margin_N)),
         ("croma_worst_tenth", worst_tenth(margin_N)),
-        ("croma_below_0", ratio((margin_N <= 0).astype(np.float64), known)),
+        ("croma_below_0", ratio((margin_N <= 0).astype(np.float64), defined_N)),
     ):
         passport.add(name, estimated(statistic, weight_RP, patient_N), few)
     for name, part_N2 in (("ri", evidence.counts), ("mari", evidence.weights)):

@@ -37,7 +37,7 @@ _SEEDS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class ConfoundingSchedule:
     """How many patients of a cell train, choose and test at each step of confounding.
 
     Attributes:
@@ -83,13 +83,13 @@ class Sweep:
         patients: number of patients in the blocks.
     """
 
-    schedule: Schedule
+    schedule: ConfoundingSchedule
     accuracies: Floats
     blocks: int
     patients: int
 
 
-def schedule_of(patients: int) -> Schedule | None:
+def schedule_of(patients: int) -> ConfoundingSchedule | None:
     """Return the schedule for cells of so many patients; None for fewer than 8.
 
     >>> schedule_of(8).steps, schedule_of(14).balanced, schedule_of(7)
@@ -99,7 +99,7 @@ def schedule_of(patients: int) -> Schedule | None:
     for balanced in (2, 3, *range(4, _MOST_TRAINING + 1, 4)):
         quarters = balanced >= 4
         steps = 4 if quarters else balanced
-        schedule = Schedule(
+        schedule = ConfoundingSchedule(
             balanced=balanced,
             steps=tuple(step / steps for step in range(steps + 1)),
             validation_share=0.25 if quarters else 0.5,
@@ -108,7 +108,7 @@ def schedule_of(patients: int) -> Schedule | None:
         test = patients - schedule.first_test
         if test >= 1:
             most = schedule.first_test + min(test, 2 * balanced)
-            best = Schedule(**{**vars(schedule), "patients": most})
+            best = ConfoundingSchedule(**{**vars(schedule), "patients": most})
     return best
 
 
@@ -168,7 +168,7 @@ def sweep_blocks(
 def sweep(
     x_ND: NDArray[Any],
     cells: Cells,
-    schedule: Schedule,
+    schedule: ConfoundingSchedule,
     rows_per_patient: int,
     *,
     replicates: int,

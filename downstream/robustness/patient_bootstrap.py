@@ -25,15 +25,15 @@ _LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class BootstrapEstimate:
     """A number with its values on the resamples of patients.
 
     Attributes:
-        value: the number on all samples; NaN where it is undefined.
+        whole: the number on all samples; NaN where it is undefined.
         draws: the number on each resample [R]; NaN where it is undefined.
     """
 
-    value: float
+    whole: float
     draws: Floats
 
     def limits(self) -> tuple[float, float] | None:
@@ -43,10 +43,10 @@ class Estimate:
 
 def limits_of(draws_R: Floats) -> tuple[float, float] | None:
     """Return the limits of the 95 % percentile interval; None if most resamples have no value."""
-    known = draws_R[np.isfinite(draws_R)]
-    if len(known) < _LEAST_SHARE * len(draws_R):
+    defined = draws_R[np.isfinite(draws_R)]
+    if len(defined) < _LEAST_SHARE * len(draws_R):
         return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).round(12)
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).round(12)
     return float(low), float(high)
 
 
@@ -56,13 +56,13 @@ def patient_weights(patients: int, *, seed: int, resamples: int = RESAMPLES) -> 
     return rng.multinomial(patients, np.full(patients, 1 / patients), resamples).astype(np.float64)
 
 
-def estimated(statistic: Statistic, weight_RP: Floats, patient_N: Codes) -> Estimate:
+def estimated(statistic: Statistic, weight_RP: Floats, patient_N: Codes) -> BootstrapEstimate:
     """Return a statistic with its values on resamples, in which a patient's samples go together."""
     whole = statistic(np.ones((1, len(patient_N))))[0]
     step = max(1, _CELLS // max(1, len(patient_N)))
     chunks = [weight_RP[start : start + step] for start in range(0, len(weight_RP), step)]
     draws = np.concatenate([statistic(chunk[:, patient_N]) for chunk in chunks])
-    return Estimate(value=float(whole), draws=draws)
+    return BootstrapEstimate(whole=float(whole), draws=draws)
 
 
 def ratio(part_N: Floats, whole_N: Floats) -> Statistic:
@@ -130,8 +130,8 @@ class _Ordered:
     """Values in order, of which weighted ranks are asked."""
 
     def __init__(self, value_N: NDArray[Any]) -> None:
-        known = np.flatnonzero(np.isfinite(value_N))
-        self._rows = known[np.argsort(value_N[known], kind="stable")]
+        rows = np.flatnonzero(np.isfinite(value_N))
+        self._rows = rows[np.argsort(value_N[rows], kind="stable")]
         self.values: Floats = np.asarray(value_N, dtype=np.float64)[self._rows]
 
     def weights(self, weight_RN: Floats) -> tuple[Floats, Floats]:

@@ -31,43 +31,43 @@ def write_robustness_page(lake: "Lake", run: str) -> None:
     """Write `runs/<run>/report.html` of a finished run."""
     from featurestore.storage import read_named
 
-    result = find_result(lake, run)
-    assert result is not None  # the caller has just written it
-    content = read_named(lake.store, f"runs/{run}/samples.parquet", result)
-    page = robustness_page(lake.uri, result, pl.read_parquet(io.BytesIO(content)))
+    passport = find_result(lake, run)
+    assert passport is not None  # the caller has just written it
+    content = read_named(lake.store, f"runs/{run}/samples.parquet", passport)
+    page = robustness_page(lake.uri, passport, pl.read_parquet(io.BytesIO(content)))
     lake.write_bytes(f"runs/{run}/report.html", page.encode())
 
 
-def robustness_page(lake_uri: str, result: Json, samples: pl.DataFrame) -> str:
+def robustness_page(lake_uri: str, passport: Json, samples: pl.DataFrame) -> str:
     """Return the HTML of the page.
 
     Args:
         lake_uri: the lake.
-        result: content of `result.json`.
+        passport: content of `result.json`.
         samples: the table `samples.parquet`.
     """
-    config = result["config"]
+    config = passport["config"]
     with_classes = bool(config["classes"])
     return render(
         "robustness.html.j2",
-        result=result,
+        result=passport,
         lake_uri=lake_uri,
         written=datetime.now(UTC),
         title=(
-            f"Robustness: {result['target']} against {config['site']}"
+            f"Robustness: {passport['target']} against {config['site']}"
             if with_classes
             else f"Site probe: {config['site']}"
         ),
-        heads=_heads(result),
-        rows=_rows(result),
-        undefined=_undefined(result),
-        panels=_panels(result),
-        differences=_differences(result),
-        pictures=_pictures(result, samples) if with_classes else [],
-        worst=_worst(result, samples),
-        measures=[MEASURES[name] for name in _names(result)],
-        missing=listed(result["missing"]),
-        surplus=listed(result["surplus"]),
+        heads=_heads(passport),
+        rows=_rows(passport),
+        undefined=_undefined(passport),
+        panels=_panels(passport),
+        differences=_differences(passport),
+        pictures=_pictures(passport, samples) if with_classes else [],
+        worst=_worst(passport, samples),
+        measures=[MEASURES[name] for name in _names(passport)],
+        missing=listed(passport["missing"]),
+        surplus=listed(passport["surplus"]),
         settings=[
             (key.replace("_", " "), setting)
             for key, setting in config.items()
@@ -77,21 +77,21 @@ def robustness_page(lake_uri: str, result: Json, samples: pl.DataFrame) -> str:
     )
 
 
-def _names(result: Json) -> list[str]:
+def _names(passport: Json) -> list[str]:
     """Return the names of the measures, in the order of `MEASURES`."""
-    first = next(iter(result["metrics"].values()))
+    first = next(iter(passport["metrics"].values()))
     return [name for name in MEASURES if name in first["measures"]]
 
 
-def _heads(result: Json) -> list[Json]:
+def _heads(passport: Json) -> list[Json]:
     """Return the heads of the table of columns."""
     return [
         {"name": MEASURES[name].shown, "higher_is_better": MEASURES[name].higher_is_better}
-        for name in _names(result)
+        for name in _names(passport)
     ]
 
 
-def _rows(result: Json) -> list[Json]:
+def _rows(passport: Json) -> list[Json]:
     """Return the rows of the table of columns, with a cell for each measure."""
     return [
         {
@@ -101,21 +101,21 @@ def _rows(result: Json) -> list[Json]:
             "cells": [
                 {"why": "", **metrics["measures"][name]}
                 | {"why": metrics["measures"][name].get("undefined", "")}
-                for name in _names(result)
+                for name in _names(passport)
             ],
         }
-        for column, metrics in result["metrics"].items()
+        for column, metrics in passport["metrics"].items()
     ]
 
 
-def _undefined(result: Json) -> list[str]:
+def _undefined(passport: Json) -> list[str]:
     """Return a sentence for each measure without a value, once for all columns with one reason."""
     columns_of: dict[tuple[str, str], list[str]] = {}
-    for column, metrics in result["metrics"].items():
+    for column, metrics in passport["metrics"].items():
         for name, measure in metrics["measures"].items():
             if measure.get("undefined"):
                 columns_of.setdefault((name, measure["undefined"]), []).append(column)
-    every = len(result["metrics"])
+    every = len(passport["metrics"])
     of_columns = {
         key: "" if len(columns) == every else f" of {', '.join(columns)}"
         for key, columns in columns_of.items()
@@ -125,15 +125,15 @@ def _undefined(result: Json) -> list[str]:
     ]
 
 
-def _panels(result: Json) -> list[Picture]:
+def _panels(passport: Json) -> list[Picture]:
     """Return pictures of all defined measures, four panels in each."""
-    columns = list(result["metrics"])
+    columns = list(passport["metrics"])
     drawn = []
-    for name in _names(result):
+    for name in _names(passport):
         estimates = {
             column: (measure["estimate"], measure["low"], measure["high"])
             for column in columns
-            if (measure := result["metrics"][column]["measures"][name])["estimate"] is not None
+            if (measure := passport["metrics"][column]["measures"][name])["estimate"] is not None
         }
         if estimates:
             measure_name = MEASURES[name]
@@ -155,7 +155,7 @@ def _panels(result: Json) -> list[Picture]:
     return pictures
 
 
-def _differences(result: Json) -> list[Json]:
+def _differences(passport: Json) -> list[Json]:
     """Return rows of the differences from the first column: one for each column and measure."""
     return [
         {
@@ -164,7 +164,7 @@ def _differences(result: Json) -> list[Json]:
             **gap,
             "verdict": _verdict(gap),
         }
-        for column, gaps in result["differences"].items()
+        for column, gaps in passport["differences"].items()
         for name, gap in gaps.items()
     ]
 
@@ -180,7 +180,7 @@ def _verdict(gap: Json) -> str:
     return "worse" if gap["high"] < 0 else "not settled"
 
 
-def _pictures(result: Json, samples: pl.DataFrame) -> list[Picture]:
+def _pictures(passport: Json, samples: pl.DataFrame) -> list[Picture]:
     """Return pictures of the margins, and of the confounded probes where there are some."""
     margins = {
         name.removeprefix(_MARGIN): samples[name].drop_nulls().to_numpy()
@@ -189,12 +189,12 @@ def _pictures(result: Json, samples: pl.DataFrame) -> list[Picture]:
     }
     curves = {
         column: details["confounding"]
-        for column, details in result["details"].items()
+        for column, details in passport["details"].items()
         if "confounding" in details
     }
     pictures = []
     if margins:
-        support = next(iter(result["details"].values()))["croma_support"]
+        support = next(iter(passport["details"].values()))["croma_support"]
         pictures.append(
             Picture(
                 src=data_uri(margins_png(margins), "image/png"),
@@ -221,10 +221,10 @@ def _pictures(result: Json, samples: pl.DataFrame) -> list[Picture]:
     return pictures
 
 
-def _worst(result: Json, samples: pl.DataFrame) -> list[Json]:
+def _worst(passport: Json, samples: pl.DataFrame) -> list[Json]:
     """Return for each column the class and site whose samples have the lowest median margin."""
-    found = []
-    for column in result["metrics"]:
+    weakest = []
+    for column in passport["metrics"]:
         name = f"{_MARGIN}{column}"
         if name not in samples.columns:
             continue
@@ -234,5 +234,5 @@ def _worst(result: Json, samples: pl.DataFrame) -> list[Json]:
             .agg(margin=pl.col(name).median(), samples=pl.len())
             .sort("margin", "label", "site")
         )
-        found += [{"column": column, **row} for row in cells.head(1).to_dicts()]
-    return found
+        weakest += [{"column": column, **row} for row in cells.head(1).to_dicts()]
+    return weakest

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from cluster import counted
 from downstream.cohorts.cohort_errors import listing
 from downstream.measures.weighted import auroc_folds
-from downstream.probes.probe_folds import scored, tile_splits
+from downstream.probes.probe_folds import ProbeScores, scored, tile_splits
 from downstream.probes.probe_spec import ProbeError, ProbeOptions
-from downstream.robustness.patient_bootstrap import Estimate, estimated, patient_weights
+from downstream.robustness.patient_bootstrap import BootstrapEstimate, estimated, patient_weights
 from downstream.robustness.robustness_spec import RobustnessError
 from downstream.splits.split import SplitError
 
@@ -36,7 +36,7 @@ class SiteProbe:
         left_out: sites with too few patients.
     """
 
-    auroc: Estimate
+    auroc: BootstrapEstimate
     sites: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -44,7 +44,7 @@ class SiteProbe:
         """Return the estimate with its interval, the number of sites, and those left out."""
         limits = self.auroc.limits() or (None, None)
         return {
-            "estimate": self.auroc.value,
+            "estimate": self.auroc.whole,
             "low": limits[0],
             "high": limits[1],
             "sites": len(self.sites),
@@ -94,21 +94,11 @@ def probe_site(
         },
         schema={"patient_id": pl.String, "label": pl.Int64},
     )
-    options = ProbeOptions(models=("linear",), folds=folds, seed=seed)
-    try:
-        splits = tile_splits(rows, options)
-        scores_NTC = np.full((len(kept), 1, len(names)), np.nan)
-        fold_N = np.full(len(kept), -1, np.int64)
-        for split in splits:  # one at a time, for the progress
-            part = scored(np.asarray(x_ND)[kept], rows, [split], "linear", len(names), options)
-            tested = part.fold >= 0
-            scores_NTC[tested], fold_N[tested] = part.scores[tested], part.fold[tested]
-            advance()
-    except (SplitError, ProbeError) as error:
-        msg = f"no probe of the site: {error}"
-        raise RobustnessError(msg) from error
+    scores = _out_of_fold(
+        np.asarray(x_ND)[kept], rows, len(names), folds=folds, seed=seed, advance=advance
+    )
     site_N = rows["label"].to_numpy()
-    score_NC = scores_NTC[:, 0]
+    score_NC, fold_N = scores.scores[:, 0], scores.fold
     score = score_NC[:, 1] if len(names) == 2 else score_NC
     ids, patient_N = np.unique(np.asarray(patients), return_inverse=True)
     weights = patient_weights(len(ids), seed=seed) if weight_RP is None else weight_RP
@@ -116,6 +106,30 @@ def probe_site(
         lambda weight_RN: auroc_folds(weight_RN, site_N, fold_N, score), weights, patient_N[kept]
     )
     return SiteProbe(auroc=auroc, sites=names, left_out=left_out)
+
+
+def _out_of_fold(
+    x_ND: NDArray[Any],
+    rows: pl.DataFrame,
+    sites: int,
+    *,
+    folds: int,
+    seed: int,
+    advance: Callable[[], None],
+) -> ProbeScores:
+    """Return the score of each site for each sample, by a probe that has not seen its patient."""
+    options = ProbeOptions(models=("linear",), folds=folds, seed=seed)
+    scores_NTC, fold_N = np.full((len(x_ND), 1, sites), np.nan), np.full(len(x_ND), -1, np.int64)
+    try:
+        for split in tile_splits(rows, options):  # one at a time, for the progress
+            part = scored(x_ND, rows, [split], "linear", sites, options)
+            tested = part.fold >= 0
+            scores_NTC[tested], fold_N[tested] = part.scores[tested], part.fold[tested]
+            advance()
+    except (SplitError, ProbeError) as error:
+        msg = f"no probe of the site: {error}"
+        raise RobustnessError(msg) from error
+    return ProbeScores(scores=scores_NTC, fold=fold_N)
 
 
 def site_probe_note(features: str, probe: dict[str, Any], column: str) -> str:

@@ -13,10 +13,10 @@ from downstream.measures.arm_comparisons import compare_arms
 from downstream.measures.arm_scores import MAIN, score, study_times
 from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
+from downstream.robustness.study_sites import site_probes
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
-from downstream.run.study_sites import site_probes
 from downstream.splits.split_tables import to_table
 from downstream.survival.risks import fold_ranks
 

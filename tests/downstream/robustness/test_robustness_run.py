@@ -214,13 +214,13 @@ def test_the_site_probe_is_scikit_learns_auroc_and_holds_patients_out() -> None:
     names = ["a", "b", "c"]
     probed = probe_site(x, [names[n] for n in site], patients, folds=5, seed=0)
     assert probed.sites == ("a", "b", "c")
-    assert 0.8 < probed.auroc.value < 1
+    assert 0.8 < probed.auroc.whole < 1
     alone = probe_site(x + 0, [names[n] for n in site], patients, folds=5, seed=0)
-    assert alone.auroc.value == probed.auroc.value
+    assert alone.auroc.whole == probed.auroc.whole
     # each patient's own vector, without any site in it: a probe that had seen them would know it
     own = rng.standard_normal((60, 40))[np.arange(120) // 2]
     blind = probe_site(own, [names[n] for n in site], patients, folds=5, seed=0)
-    assert abs(blind.auroc.value - 0.5) < 0.15
+    assert abs(blind.auroc.whole - 0.5) < 0.15
     few = probe_site(x, [*(names[n] for n in site[:118]), "d", "d"], patients, folds=5, seed=0)
     assert few.left_out == ("d",)
     with pytest.raises(RobustnessError, match="1 site with 3 patients or more: a"):

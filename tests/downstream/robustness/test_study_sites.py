@@ -18,8 +18,8 @@ from distill.evaluate.tile_labels import read_labels
 from downstream.cohorts.site_facts import site_facts
 from downstream.robustness.column_passport import SampleCodes, column_passport
 from downstream.robustness.robustness_spec import RobustnessOptions
+from downstream.robustness.study_sites import site_probe_json
 from downstream.run.execution import execute
-from downstream.run.study_sites import site_probe_json
 from featurestore import Lake
 from tests.downstream.test_downstream_bags import PATIENTS, build, planted
 from tests.downstream.test_downstream_runs import COHORT, Inline, study
