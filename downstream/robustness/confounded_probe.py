@@ -195,8 +195,8 @@ def sweep(
     for column, drawn in enumerate(random.Random(seed).sample(range(_SEEDS), replicates)):
         shuffle = random.Random(drawn).shuffle
         for of_site in arranged:
-            for cell in of_site:
-                shuffle(cell)
+            for patients_of_cell in of_site:
+                shuffle(patients_of_cell)
         rows = [[[row for one in cell for row in one] for cell in site] for site in arranged]
         first, last = (n * rows_per_patient for n in (schedule.first_test, schedule.patients))
         test = _Rows.of([(c, cell[first:last]) for site in rows for c, cell in enumerate(site)])

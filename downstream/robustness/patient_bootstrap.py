@@ -119,9 +119,11 @@ def mean_recall(is_hit_N: NDArray[np.bool_], code_N: Codes) -> Statistic:
         hit_RC = (weight_RN * is_hit_N) @ one_hot_NC
         with np.errstate(invalid="ignore", divide="ignore"):
             recall_RC = np.where(total_RC > 0, hit_RC / total_RC, np.nan)
-        has_any = np.isfinite(recall_RC).any(axis=1)
-        filled = np.where(has_any[:, None], recall_RC, 0.0)
-        return np.where(has_any, np.nanmean(filled, axis=1), np.nan)
+        present_RC = np.isfinite(recall_RC)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(
+                np.where(present_RC, recall_RC, 0).sum(axis=1) / present_RC.sum(axis=1)
+            )
 
     return statistic
 
