@@ -1,5 +1,6 @@
 """`slidelake distill`: a student from cached features."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -231,12 +232,29 @@ def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
         *lines,
         f"{report['steps']} steps, {speed}; runs/{report['run']}/curve.png",
         f"student '{name}' is in the lake",
-        f"next: slidelake extract LAKE --teacher {name}",
+        next_step(report["fidelity"], name),
     ]
+
+
+def next_step(fidelity: Mapping[str, Mapping[str, float]], name: str) -> str:
+    """Return what to do with a student; one that learnt nothing of any teacher is no encoder.
+
+    >>> next_step({"uni2_h": {"cosine": 0.9, "baseline": 0.7}}, "small")
+    'next: slidelake extract LAKE --teacher small'
+    """
+    if not fidelity or any(one["cosine"] > one["baseline"] for one in fidelity.values()):
+        return f"next: slidelake extract LAKE --teacher {name}"
+    return (
+        f"next: distill again under another --name, with more --epochs or more slides: '{name}' is "
+        "no better than the mean feature of its teachers"
+    )
 
 
 def _verdict(fidelity: dict[str, float]) -> str:
     """Return a warning if a student predicts a teacher worse than the teacher's mean feature."""
     if fidelity["cosine"] > fidelity["baseline"]:
         return ""
-    return ": it has learnt nothing of this teacher yet; train longer (--epochs)"
+    return (
+        ": no better than the mean feature, so it has learnt nothing of this teacher yet; train "
+        "longer (--epochs) or on more slides"
+    )
