@@ -9,7 +9,7 @@ from cluster.progress_text import counted
 from commands.options.dataclass_options import command
 from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
-from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, PermissionOpt, QuietOpt
 
 app = typer.Typer()
 
@@ -33,6 +33,7 @@ class ExportOptions:
     teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
     mpp: float | None = None
     tiles: Annotated[bool, typer.Option("--tiles")] = False
+    permission: PermissionOpt = None
     at: AtOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
@@ -45,7 +46,13 @@ def export_command(options: ExportOptions) -> None:
     Example: slidelake export my-lake for-trident --format trident --teacher uni2_h --mpp 0.5
     """
     from cluster import progress
+    from featurestore import open_lake
     from featurestore.interop import export_folder
+    from featurestore.licences import licences_text
+    from ingest import column_licences
+
+    lake = open_lake(options.lake, version=options.at)
+    columns = {feature["teacher"] for feature in lake.info()["features"]}
 
     with progress("export", total=None, unit="slides") as bar:
         exported = export_folder(
@@ -56,6 +63,8 @@ def export_command(options: ExportOptions) -> None:
             mpp=options.mpp,
             version=options.at,
             tiles=options.tiles,
+            licences=column_licences(lake, sorted(columns)),
+            permission=options.permission,
             on_slide=lambda slide, files: bar.advance(),
         )
     errors = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
@@ -65,5 +74,7 @@ def export_command(options: ExportOptions) -> None:
         f"{counted(exported.files, 'file')}, "
         f"{exported.complete} were there already, {len(exported.failed)} failed"
     )
+    if exported.licences:
+        lines.append(licences_text(exported.licences))
     print_answer(asdict(exported), as_json=options.json, errors=errors, text="\n".join(lines))
     raise typer.Exit(1 if exported.failed else 0)

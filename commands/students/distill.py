@@ -20,6 +20,7 @@ from commands.options.shared_options import (
     LakeArg,
     LikeOpt,
     MppsOpt,
+    PermissionOpt,
     QuietOpt,
     SetOpt,
     TeachersOpt,
@@ -30,6 +31,7 @@ from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
     from distill import Recipe
+    from featurestore.licences import Licence
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
@@ -112,6 +114,7 @@ class DistillOptions:
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
+    permission: PermissionOpt = None
     on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
@@ -142,8 +145,9 @@ def distill_command(options: DistillOptions) -> None:
         version=options.at,
         checkpoint_s=options.checkpoint_s,
         address=options.address,
+        permission=options.permission,
     )
-    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run")
+    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run", "licences")
     answer = {key: report[key] for key in keys} | {"recipe": report["recipe"]["name"]}
     text = "\n".join(_distill_lines(report, options.name))
     print_answer(answer, as_json=options.json, text=text)
@@ -216,6 +220,8 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
 
 
 def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
+    from featurestore.licences import licences_text
+
     lines = [
         f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
         f"{fidelity['baseline']:.3f}){_verdict(fidelity)}"
@@ -231,8 +237,16 @@ def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
         *lines,
         f"{report['steps']} steps, {speed}; runs/{report['run']}/curve.png",
         f"student '{name}' is in the lake",
+        *([licences_text(licences)] if (licences := _licences(report)) else []),
         f"next: slidelake extract LAKE --teacher {name}",
     ]
+
+
+def _licences(report: dict[str, Any]) -> "dict[str, Licence]":
+    """Return the teachers' licences; none of a student of an earlier version."""
+    from featurestore.licences import licence_from_json
+
+    return {name: licence_from_json(kept) for name, kept in report.get("licences", {}).items()}
 
 
 def _verdict(fidelity: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ that has grown writes what is new.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
+from featurestore.licences import Licence, check_licences, field_licence
 from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
@@ -44,6 +45,7 @@ class ExportResult(Shown):
         written: slides of which files were written.
         complete: slides of which all was there already.
         files: files written.
+        licences: licence of each exported column.
         failed: slides that could not be exported, with the reason.
         left_out: slides that were not ingested into the lake, with the reason.
     """
@@ -54,6 +56,7 @@ class ExportResult(Shown):
     written: int = 0
     complete: int = 0
     files: int = 0
+    licences: dict[str, Licence] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
@@ -67,6 +70,8 @@ def export_folder(
     mpp: float | None = None,
     version: int | str | None = None,
     tiles: bool = False,
+    licences: Mapping[str, Licence] | None = None,
+    permission: str | None = None,
     on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
 ) -> ExportResult:
     """Write the slides of a lake as files of another tool.
@@ -79,16 +84,24 @@ def export_folder(
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
         tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
+        licences: licence of each column, for those that keep none (`column_licences` of ingest).
+        permission: who permitted what a licence forbids, in words; written to `licences.json`.
         on_slide: called after each slide with the number of files written.
 
     Raises:
         LakeError: no such lake, version, format, teacher or mpp; or `out` is in use.
+        LicenceError: the licence of a column forbids to share the encoder's outputs.
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
     mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
     task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
-    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
+    terms = {
+        name: teacher.licence or (licences or {}).get(name) or Licence()
+        for name, teacher in task.teachers.items()
+    }
+    check_licences(terms, "sharing outputs", permission=permission)
+    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version, licences=terms)
     with Outbox(out) as box:
         for slide_id, slide in task.slides(summary):
             try:
@@ -101,6 +114,7 @@ def export_folder(
             summary.complete += not files
             on_slide(slide_id, files)
         summary.files += _write_annotations(box, task.annotations)
+        _write_licences(box, terms, permission)
     return summary
 
 
@@ -114,6 +128,18 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
                 path.write_text(text)
             written += 1
     return written
+
+
+def _write_licences(box: Outbox, licences: Mapping[str, Licence], permission: str | None) -> None:
+    """Write what each column's licence is, and forbids, beside the files of the columns."""
+    if not licences:
+        return
+    record = {name: licence.to_json() for name, licence in licences.items()}
+    text = json.dumps({"licences": record, "permission": permission}, indent=2) + "\n"
+    path = box.path("licences.json")
+    if not path.is_file() or path.read_text() != text:
+        with box.file("licences.json") as new_path:
+            new_path.write_text(text)
 
 
 def _export_mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
@@ -141,7 +167,12 @@ class _ExportTask:
             lake.check_teacher(name, mpp=mpp)
         schema = lake.table(features_table(mpp)).schema
         self.teachers = {
-            name: TeacherOut(dim=dim, crc32=0, identity=identity_of(schema.field(name)))
+            name: TeacherOut(
+                dim=dim,
+                crc32=0,
+                identity=identity_of(schema.field(name)),
+                licence=field_licence(schema.field(name)),
+            )
             for name, dim in lake.teachers(mpp=mpp).items()
             if name in teachers or not teachers
         }
