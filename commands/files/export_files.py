@@ -25,6 +25,8 @@ class ExportOptions:
         teachers: Teacher to export; repeat for several; all if not given.
         mpp: Microns per pixel; needed if the lake has several.
         tiles: Also write the tiles as rectangles, with geojson.
+        deidentify: CSV outside OUT for the key, which is made or extended. Slides and patients get
+            random names, which it holds; users' own columns, texts and paths are left out.
     """
 
     lake: LakeArg
@@ -33,6 +35,9 @@ class ExportOptions:
     teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
     mpp: float | None = None
     tiles: Annotated[bool, typer.Option("--tiles")] = False
+    deidentify: Annotated[
+        str | None, typer.Option("--deidentify", metavar="KEY.csv"), PathKind.OUTPUT
+    ] = None
     permission: PermissionOpt = None
     at: AtOpt = None
     quiet: QuietOpt = False
@@ -65,6 +70,7 @@ def export_command(options: ExportOptions) -> None:
             tiles=options.tiles,
             licences=column_licences(lake, sorted(columns)),
             permission=options.permission,
+            deidentify=options.deidentify,
             on_slide=lambda slide, files: bar.advance(),
         )
     errors = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
@@ -74,6 +80,8 @@ def export_command(options: ExportOptions) -> None:
         f"{counted(exported.files, 'file')}, "
         f"{exported.complete} were there already, {len(exported.failed)} failed"
     )
+    if options.deidentify:
+        lines.append(f"de-identified; the key of the names is {options.deidentify}: keep it apart")
     if exported.licences:
         lines.append(licences_text(exported.licences))
     print_answer(asdict(exported), as_json=options.json, errors=errors, text="\n".join(lines))

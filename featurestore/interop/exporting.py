@@ -6,6 +6,7 @@ that has grown writes what is new.
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import FORMATS, writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
+from featurestore.interop.pseudonyms import Pseudonyms
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
@@ -72,6 +74,7 @@ def export_folder(
     tiles: bool = False,
     licences: Mapping[str, Licence] | None = None,
     permission: str | None = None,
+    deidentify: str | os.PathLike[str] | None = None,
     on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
 ) -> ExportResult:
     """Write the slides of a lake as files of another tool.
@@ -86,6 +89,8 @@ def export_folder(
         tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
         licences: licence of each column, for those that keep none (`column_licences` of ingest).
         permission: who permitted what a licence forbids, in words; written to `licences.json`.
+        deidentify: path of a key outside `out`, a CSV that is made or extended: slides get the
+            random names in it, and users' own columns, texts and paths are left out.
         on_slide: called after each slide with the number of files written.
 
     Raises:
@@ -101,8 +106,12 @@ def export_folder(
         for name, teacher in task.teachers.items()
     }
     check_licences(terms, "sharing outputs", permission=permission)
+    pseudonyms = Pseudonyms(deidentify, out) if deidentify is not None else None
+    if pseudonyms is not None:
+        task.deidentify(pseudonyms)
+        permission = permission and "stated; the words are not part of a de-identified export"
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version, licences=terms)
-    with Outbox(out) as box:
+    with Outbox(out, shows_paths=pseudonyms is None) as box:
         for slide_id, slide in task.slides(summary):
             try:
                 files = writer.export_slide(box, slide())
@@ -113,7 +122,10 @@ def export_folder(
             summary.written += files > 0
             summary.complete += not files
             on_slide(slide_id, files)
-        summary.files += _write_annotations(box, task.annotations)
+        if pseudonyms is None:
+            summary.files += _write_annotations(box, task.annotations)
+        else:
+            _write_whole(box, "patients.csv", pseudonyms.patients_table(task.patients))
         _write_licences(box, terms, permission)
     return summary
 
@@ -122,11 +134,7 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
     """Write each annotation as `annotations/<name>.csv`; return how many files were written."""
     written = 0
     for name, table in annotations.tables():
-        text, rel = table.write_csv(), f"annotations/{name}.csv"
-        if not box.path(rel).is_file() or box.path(rel).read_text() != text:
-            with box.file(rel) as path:
-                path.write_text(text)
-            written += 1
+        written += _write_whole(box, f"annotations/{name}.csv", table.write_csv())
     return written
 
 
@@ -136,10 +144,16 @@ def _write_licences(box: Outbox, licences: Mapping[str, Licence], permission: st
         return
     record = {name: licence.to_json() for name, licence in licences.items()}
     text = json.dumps({"licences": record, "permission": permission}, indent=2) + "\n"
-    path = box.path("licences.json")
-    if not path.is_file() or path.read_text() != text:
-        with box.file("licences.json") as new_path:
-            new_path.write_text(text)
+    _write_whole(box, "licences.json", text)
+
+
+def _write_whole(box: Outbox, rel: str, text: str) -> bool:
+    """Write a small file, unless it is there and the same; return whether it was written."""
+    if box.path(rel).is_file() and box.path(rel).read_text() == text:
+        return False
+    with box.file(rel) as path:
+        path.write_text(text)
+    return True
 
 
 def _export_mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
@@ -159,6 +173,8 @@ class _ExportTask:
     ) -> None:
         self.lake, self.mpp = lake, mpp
         self.has_choice = bool(teachers)
+        self.pseudonyms: Pseudonyms | None = None
+        self.patients = pl.DataFrame()
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
         if mpp is None or not writes_features:
@@ -177,9 +193,18 @@ class _ExportTask:
             if name in teachers or not teachers
         }
 
+    def deidentify(self, pseudonyms: Pseudonyms) -> None:
+        """Name all slides and patients by a key, and leave annotations out, from now on."""
+        self.patients = self.lake.slides().select("slide_id", "patient_id").collect()
+        pseudonyms.add(self.patients["slide_id"], self.patients["patient_id"].drop_nulls())
+        self.pseudonyms = pseudonyms
+
     def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
         """Yield the name of every ready slide with a function that loads it for the export."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
+        if self.pseudonyms is not None:
+            # The files' times would tell the order of the names.
+            secrets.SystemRandom().shuffle(names)
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]
             rows = slide_rows(self.lake, some, SLIDE_COLUMNS)
@@ -220,7 +245,7 @@ class _ExportTask:
             msg = f"slide '{name}' has no features of {', '.join(missing)} yet: run extract"
             raise InteropError(msg)
         keys, xy = _places(self.lake, catalog)
-        return SlideOut(
+        slide = SlideOut(
             tiles=self._tiles(row, xy),
             crc32=catalog["crc32"] if catalog else 0,
             teachers=teachers,
@@ -228,6 +253,7 @@ class _ExportTask:
             tissue=lambda: tissue_of(self.lake, name),
             annotations=self.annotations.of(name, row["patient_id"], catalog),
         )
+        return slide if self.pseudonyms is None else self.pseudonyms.slide_out(slide)
 
     def _tiles(self, row: Row, xy: Int64Array) -> SlideTiles:
         config, catalog = self.lake.config, row["tiles"]
