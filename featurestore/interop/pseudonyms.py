@@ -104,7 +104,7 @@ def _read_key(path: Path) -> dict[tuple[str, str], str]:
         InteropError: the file is no key.
     """
     try:
-        table = pl.read_csv(path, infer_schema=False, missing_utf8_is_empty_string=True)
+        table = pl.read_csv(path, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         msg = f"{path} can't be read as a key of pseudonyms: {error}"
         raise InteropError(msg) from error

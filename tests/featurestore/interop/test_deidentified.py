@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
+import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
@@ -37,6 +39,9 @@ def texts(folder: Path) -> Iterator[str]:
         yield str(path.relative_to(folder))
         if path.is_file():
             yield path.read_bytes().decode("latin-1")
+            if path.suffix == ".parquet":
+                table = pq.read_table(path)
+                yield f"{table.schema} {table.schema.metadata} {table.to_pydict()}"
             if path.suffix == ".h5":
                 with h5py.File(path) as file:
                     shown: list[str] = []
@@ -45,7 +50,7 @@ def texts(folder: Path) -> Iterator[str]:
                     )
                     yield f"{shown} {dict(file.attrs)}"
         if path.suffix == ".zarr":
-            yield from _zarr_texts(zarr.open_group(path, mode="r"))
+            yield from _zarr_texts(zarr.open_group(path / "tables", mode="r"))
 
 
 def _zarr_texts(group: zarr.Group) -> Iterator[str]:
@@ -53,7 +58,7 @@ def _zarr_texts(group: zarr.Group) -> Iterator[str]:
     for name, node in group.members(max_depth=None):
         yield f"{name} {dict(node.attrs)}"
         if isinstance(node, zarr.Array):
-            yield str(node[...].tolist() if node.dtype.kind in "OUST" else "")
+            yield str(np.asarray(node[...]).tolist()) if node.dtype.kind in "OUST" else ""
 
 
 @pytest.mark.parametrize("name", WRITABLE)
@@ -96,14 +101,11 @@ def test_the_names_are_random_and_stay_with_the_key(named: Lake, tmp_path: Path)
 
 
 def test_the_key_lies_outside_the_export_and_is_a_key(named: Lake, tmp_path: Path) -> None:
+    out, labels = tmp_path / "out", tmp_path / "labels.csv"
     with pytest.raises(InteropError, match="keep the key apart from it"):
-        export_folder(
-            named.uri, tmp_path / "out", format="stamp", deidentify=tmp_path / "out/k.csv"
-        )
-    (tmp_path / "labels.csv").write_text("slide_id,label\na,b\n")
+        export_folder(named.uri, out, format="stamp", mpp=0.5, deidentify=out / "key.csv")
+    labels.write_text("slide_id,label\na,b\n")
     with pytest.raises(InteropError, match="is no key of pseudonyms: its columns are slide_id"):
-        export_folder(
-            named.uri, tmp_path / "out", format="stamp", deidentify=tmp_path / "labels.csv"
-        )
-    assert (tmp_path / "labels.csv").read_text() == "slide_id,label\na,b\n"
-    assert not (tmp_path / "out").exists()
+        export_folder(named.uri, out, format="stamp", mpp=0.5, deidentify=labels)
+    assert labels.read_text() == "slide_id,label\na,b\n"
+    assert not out.exists()
