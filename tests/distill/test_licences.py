@@ -84,10 +84,10 @@ def test_an_export_says_the_licences_and_refuses_outputs_that_stay(
     assert not out.exists()
     other = export_folder(strict.uri, out, format="stamp", mpp=0.5, teachers=[TEACHERS[0]])
     assert list(other.licences) == [TEACHERS[0]]
-    given = {"teachers": ["strict"], "permission": "the lab, on Monday"}
-    export_folder(strict.uri, out, format="stamp", mpp=0.5, **given)
+    words = "the lab, on Monday"
+    export_folder(strict.uri, out, format="stamp", mpp=0.5, teachers=["strict"], permission=words)
     kept = json.loads((out / "licences.json").read_text())
-    assert kept == {"licences": {"strict": STRICT.to_json()}, "permission": "the lab, on Monday"}
+    assert kept == {"licences": {"strict": STRICT.to_json()}, "permission": words}
 
 
 def test_a_permission_of_blanks_is_none() -> None:

@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -64,10 +65,10 @@ def _zarr_texts(group: zarr.Group) -> Iterator[str]:
 @pytest.mark.parametrize("name", WRITABLE)
 def test_no_name_is_in_any_byte(named: Lake, tmp_path: Path, name: str) -> None:
     out, key = tmp_path / "Smith" / "out", tmp_path / "key.csv"
-    options = {"format": name, "mpp": 0.5}
-    export_folder(named.uri, tmp_path / "open", **options)
+    export = partial(export_folder, named.uri, format=name, mpp=0.5)
+    export(tmp_path / "open")
     assert any(SLIDE in text for text in texts(tmp_path / "open")), "the search finds what is there"
-    done = export_folder(named.uri, out, deidentify=key, **options)
+    done = export(out, deidentify=key)
     assert done.written > 0
     for text in texts(out):
         assert not [word for word in (*PLANTED, str(tmp_path)) if word in text]
@@ -83,19 +84,19 @@ def test_no_name_is_in_any_byte(named: Lake, tmp_path: Path, name: str) -> None:
 
 
 def test_the_names_are_random_and_stay_with_the_key(named: Lake, tmp_path: Path) -> None:
-    options = {"format": "stamp", "mpp": 0.5, "teachers": [TEACHERS[0]]}
+    export = partial(export_folder, named.uri, format="stamp", mpp=0.5, teachers=[TEACHERS[0]])
     key, out = tmp_path / "key.csv", tmp_path / "out"
-    first = export_folder(named.uri, out, deidentify=key, **options)
+    first = export(out, deidentify=key)
     files = {path: path.read_bytes() for path in out.rglob("*.h5")}
-    again = export_folder(named.uri, out, deidentify=key, **options)
+    again = export(out, deidentify=key)
     assert (again.written, again.complete) == (0, first.written)
     rename(open_lake(named.uri), SLIDE, "another")
-    export_folder(named.uri, out, deidentify=key, **options)
+    export(out, deidentify=key)
     assert len(pl.read_csv(key)) == len(named.slides().collect()) + len(
         set(named.slides().collect()["patient_id"].drop_nulls())
     ) + 1  # fmt: skip
     assert len(list(out.rglob("*.h5"))) == len(files) + 1
-    export_folder(named.uri, tmp_path / "out2", deidentify=tmp_path / "key2.csv", **options)
+    export(tmp_path / "out2", deidentify=tmp_path / "key2.csv")
     names = {path.name for path in files}
     assert not names & {path.name for path in (tmp_path / "out2").rglob("*.h5")}
 
