@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
-    from featurestore.errors import InUseError
+    from featurestore.errors import InUseError, LicenceError
     from featurestore.interop.foreign_slide import InteropError
     from featurestore.read.stream import Stream
     from featurestore.read.torch_bags import Bags
@@ -126,6 +126,7 @@ PUBLIC = {
     "LakeError": "featurestore",
     "LakeMissingError": "featurestore",
     "LeakageError": "downstream",
+    "LicenceError": "featurestore.errors",
     "MilSettings": "downstream",
     "Pairs": "featurestore",
     "PatientPredictions": "downstream.kept.predict_patients",
@@ -206,6 +207,7 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "LeakageError",
+    "LicenceError",
     "MilSettings",
     "Pairs",
     "PatientPredictions",

@@ -16,6 +16,7 @@ from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.licences import Licence, field_licence
 from featurestore.messages import did_you_mean
 from featurestore.notebook.lake_card import lake_line, lake_page
 from featurestore.notebook.thumbnail import decoded_thumbnail
@@ -349,6 +350,14 @@ class Lake:
         {'weights': 'efficientnet_lite0'}
         """
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
+
+    def licence(self, teacher: str, *, mpp: float) -> Licence | None:
+        """Return the licence that is kept with a teacher's column; None in columns of old lakes.
+
+        >>> lake.licence("efficientnet_lite0", mpp=0.5) is None
+        True
+        """
+        return field_licence(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""

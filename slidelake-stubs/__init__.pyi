@@ -66,6 +66,7 @@ from featurestore import restore as restore
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
 from featurestore.errors import InUseError as InUseError
+from featurestore.errors import LicenceError as LicenceError
 from featurestore.interop.foreign_slide import InteropError as InteropError
 from featurestore.read.stream import Stream as Stream
 from featurestore.read.torch_bags import Bags as Bags
@@ -121,6 +122,7 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "LeakageError",
+    "LicenceError",
     "MilSettings",
     "Pairs",
     "PatientPredictions",

@@ -21,6 +21,7 @@ from commands.options.shared_options import (
     LakeArg,
     LikeOpt,
     MppsOpt,
+    PermissionOpt,
     QuietOpt,
     SetOpt,
     TeachersOpt,
@@ -31,6 +32,7 @@ from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
     from distill import Recipe
+    from featurestore.licences import Licence
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
@@ -113,6 +115,7 @@ class DistillOptions:
     checkpoint_s: float = 60.0
     address: AddressOpt = None
     at: AtOpt = None
+    permission: PermissionOpt = None
     on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
@@ -143,8 +146,9 @@ def distill_command(options: DistillOptions) -> None:
         version=options.at,
         checkpoint_s=options.checkpoint_s,
         address=options.address,
+        permission=options.permission,
     )
-    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run")
+    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run", "licences")
     answer = {key: report[key] for key in keys} | {"recipe": report["recipe"]["name"]}
     text = "\n".join(_distill_lines(report, options.name))
     print_answer(answer, as_json=options.json, text=text)
@@ -217,6 +221,8 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
 
 
 def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
+    from featurestore.licences import licences_text
+
     lines = [
         f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
         f"{fidelity['baseline']:.3f}){_verdict(fidelity)}"
@@ -232,6 +238,7 @@ def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
         *lines,
         f"{report['steps']} steps, {speed}; runs/{report['run']}/curve.png",
         f"student '{name}' is in the lake",
+        *([licences_text(licences)] if (licences := _licences(report)) else []),
         next_step(report["fidelity"], name),
     ]
 
@@ -248,6 +255,13 @@ def next_step(fidelity: Mapping[str, Mapping[str, float]], name: str) -> str:
         f"next: distill again under another --name, with more --epochs or more slides: '{name}' is "
         "no better than the mean feature of its teachers"
     )
+
+
+def _licences(report: dict[str, Any]) -> "dict[str, Licence]":
+    """Return the teachers' licences; none of a student of an earlier version."""
+    from featurestore.licences import licence_from_json
+
+    return {name: licence_from_json(kept) for name, kept in report.get("licences", {}).items()}
 
 
 def _verdict(fidelity: dict[str, float]) -> str:

@@ -273,7 +273,8 @@ DISTILL = command_line(
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
     "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 1 --cpus-per-worker 0.5 "
-    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --quiet --json"
+    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --i-have-permission 'the authors, by letter' "
+    "--quiet --json"
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
@@ -288,7 +289,9 @@ EVALUATE = command_line(
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
     "--device cpu --threads 1 --at 8 --quiet --json"
 )
-EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
+EXPORT_STUDENT = command_line(
+    "export-student {bags} both {tmp}/exported --onnx --i-have-permission letter --json"
+)
 EXTRACT_STUDENT = command_line("extract {bags} --teacher both --engine onnxruntime --json")
 EXTRACT = command_line(
     "extract {bags} --teacher efficientnet_lite0 --weights {tmp}/weights --mpp 0.5 "
@@ -306,6 +309,7 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
     kept = json.loads(Path(str(places["bags"]), "students/both/report.json").read_text())
     workers = {"device": "cpu", "workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
     assert {name: kept[name] for name in workers} == workers
+    assert config["permission"] == kept["permission"] == "the authors, by letter"
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
     expected = {
@@ -364,6 +368,8 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     assert {name: judged["settings"][name] for name in expected} == expected
     files = run(EXPORT_STUDENT).value["files"]
     assert "model.onnx" in files
+    permission = Path(str(places["tmp"]), "exported", "permission.txt").read_text()
+    assert permission == "letter\n"
     run(EXTRACT_STUDENT)
     lake = open_lake(Path(str(places["bags"])))
     assert lake.identity("both", mpp=0.5)["engine"] == "onnxruntime"
