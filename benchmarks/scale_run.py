@@ -10,9 +10,11 @@ picture, and differ in their description; the encoder returns constants; the pat
 Of the slides 1 in 20 is cut off in the middle and 1 in 20 is blank: they fail.
 
 Each step is a line of the file of results, which is written after it; steps that have a line are
-not run again. Memory is the peak of the command's own process (the driver), without Ray's.
+not run again. Memory is the peak of the command's own process (the driver), without its workers;
+`driver_cpu_s` is of that process, `cpu_s` of all processes of the command.
 """
 
+import ctypes
 import datetime as dt
 import json
 import os
@@ -58,6 +60,8 @@ MARK = b"scale-0000000"
 SLIDES_A_FOLDER = 1000
 LATE = 100  # slides that arrive after the ingest
 DIM = 16
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+ORPHANS_S = 10.0
 ENCODER = '''"""An encoder that returns a constant."""
 
 import torch
@@ -184,9 +188,15 @@ spec = StudySpec(
     labels=LabelOptions(table=labels, target=("grade",)),
     features=FeatureOptions(names=("constant",), mpps=(0.5,)),
 )
-opened, cohort, sha256 = module._open_cohort(lake, spec)
-study = module._study(spec, opened, cohort, sha256)
-print(len(study.patients))
+
+
+def planned(_, study, *__):
+    print(len(study.patients))
+    raise SystemExit
+
+
+module.execute, module.save_spec = planned, lambda *_: None
+module.run_study(lake, spec)
 """
 
 
@@ -368,6 +378,32 @@ def peak_mb(pid: int) -> int:
     return int(lines[0].split()[1]) // 1024 if lines else 0
 
 
+def own_cpu_s(pid: int) -> float:
+    """Return the seconds of processor time of a process without its children, 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose parent ends: their time is then counted, too."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def wait_for_orphans() -> None:
+    """Wait for adopted processes that end within some seconds."""
+    until = time.monotonic() + ORPHANS_S
+    while time.monotonic() < until:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            time.sleep(0.1)
+
+
 def objects(lake: str) -> int:
     """Return the number of files of a lake."""
     return sum(len(files) for _, _, files in os.walk(lake))
@@ -378,7 +414,8 @@ def run_step(step: Step, place: Place) -> dict[str, Any]:
     step.before(place)
     command = [sys.executable, *step.module, *step.arguments(place)]
     log = place.folder / "log.txt"
-    before, peak = os.times(), 0
+    adopt_orphans()
+    before, peak, driver_s = os.times(), 0, 0.0
     start = time.perf_counter()
     with log.open("ab") as out:
         out.write(f"\n== {step.name}\n".encode())
@@ -386,8 +423,11 @@ def run_step(step: Step, place: Place) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=out, stderr=out)
         while process.poll() is None:
             peak = max(peak, peak_mb(process.pid))
+            driver_s = max(driver_s, own_cpu_s(process.pid))
             time.sleep(0.1)
-    seconds, after = time.perf_counter() - start, os.times()
+    seconds = time.perf_counter() - start
+    wait_for_orphans()
+    after = os.times()
     if process.returncode not in step.codes:
         msg = f"{step.name} ended with {process.returncode}; see {log}"
         raise SystemExit(msg)
@@ -395,7 +435,8 @@ def run_step(step: Step, place: Place) -> dict[str, Any]:
         "step": step.name,
         "slides": place.slides,
         "seconds": round(seconds, 1),
-        "driver_cpu_s": round(
+        "driver_cpu_s": round(driver_s, 1),
+        "cpu_s": round(
             after.children_user
             + after.children_system
             - before.children_user
