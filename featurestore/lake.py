@@ -418,9 +418,9 @@ class Lake:
         >>> lake.info()["tiles"]
         {'0.5': 37, '1.0': 18}
         """
-        with reading(self.store, f"table {self.store.url(SLIDES)}"):
+        with reading(self.store, f"table {self.store.shown(SLIDES)}"):
             states = count_states(self.table(SLIDES))
-        with reading(self.store, f"table {self.store.url(CATALOG)}"):
+        with reading(self.store, f"table {self.store.shown(CATALOG)}"):
             tile_counts = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
