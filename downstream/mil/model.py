@@ -3,6 +3,7 @@
 Shape letters: B bags, N tiles, K coordinates, D feature width, E embedding width, C outputs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from downstream.run.model_tables import AGGREGATORS, load
 
 if TYPE_CHECKING:
     from downstream.mil.losses import BagTask
+
+LogitsLoss = Callable[[Tensor], Tensor]
+"""The loss of a batch from logits [B, C]: of each bag [B], or one value [1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,27 +96,26 @@ class MilModel(nn.Module):
         Raises:
             MilError: An aggregator with a loss of its own on a regression or on survival.
         """
-        return self.with_own(
-            self.task.loss(prediction.logits, target, weight_C), prediction, target
+        return self.whole_loss(
+            lambda logits_BC: self.task.loss(logits_BC, target, weight_C), prediction, target
         )
 
-    def with_own(self, loss_B: Tensor, prediction: ModelOutput, target: Tensor) -> Tensor:
+    def whole_loss(self, loss_of: LogitsLoss, prediction: ModelOutput, target: Tensor) -> Tensor:
         """Return the loss of the logits plus the terms of the aggregator and of a fusion.
 
         Args:
-            loss_B: loss of each bag, or one value for a batch.
+            loss_of: loss of each bag [B], or one value [1] for a batch, from logits [B, C].
             prediction: output of `forward` in training mode.
             target: see `loss`.
 
         Raises:
-            MilError: An aggregator with a loss of its own on a regression or on survival.
+            MilError: An aggregator with a loss on tile labels, on a regression or on survival.
         """
         share = self.aggregator.auxiliary_share
-        whole_B = (1 - share) * loss_B
+        whole_B = (1 - share) * loss_of(prediction.logits)
         if share:
             whole_B = whole_B + share * self._auxiliary(prediction.pooled, target)
-        fusion_B = prediction.pooled.extras.get("fusion_loss")
-        return whole_B if fusion_B is None else whole_B + fusion_B
+        return whole_B + added_loss(prediction.pooled, loss_of)
 
     def _auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
         """Return the aggregator's own loss, for targets that it supports."""
@@ -127,6 +130,22 @@ class MilModel(nn.Module):
         if self.task.kind == "binary":
             target = (target.reshape(-1) > 0.5).long()
         return self.aggregator.auxiliary(pooled, target)
+
+
+def added_loss(pooled: Pooled, loss_of: LogitsLoss) -> Tensor:
+    """Return what an aggregator adds to the loss of the bags: [B], or one value [1].
+
+    It is the mean loss of its branches' logits plus its penalty.
+
+    Args:
+        pooled: output of the aggregator in training mode.
+        loss_of: see `MilModel.whole_loss`.
+    """
+    added = pooled.embedding.new_zeros(1, dtype=torch.float32)
+    if pooled.branch_logits is not None:
+        branches = [loss_of(logits_BC) for logits_BC in pooled.branch_logits.unbind(dim=1)]
+        added = added + torch.stack(branches).mean(dim=0)
+    return added if pooled.penalty is None else added + pooled.penalty
 
 
 class BranchHead(nn.Module):

@@ -213,8 +213,9 @@ def _batch_loss(
             balanced, labels = _padded_batch(train, others, settings, rng, device=device_of(model))
             return model.pair_loss(padded, target, balanced, labels)
         prediction = model(padded.x, padded.mask, padded.coords)
-    own = objective.loss(prediction.logits, target)
-    return model.with_own(own, prediction, target).mean()
+    return model.whole_loss(
+        lambda logits_BC: objective.loss(logits_BC, target), prediction, target
+    ).mean()
 
 
 def _patient_batches(

@@ -22,8 +22,9 @@ class AggregatorEntry:
         loader: `module:class`, imported on use.
         summary: Short description of the model.
         options: Options of the class for this name.
-        tile_classes: The option `classes` of a class with tile classifiers: as many as the model
-            has `outputs`, or `at least two` (a binary model has one output); `none` without.
+        tile_classes: The option `classes` of a class with classifiers of tiles or of parts of a
+            bag: as many as the model has `outputs`, or `at least two` (a binary model has one
+            output); `none` without.
         several_mpps: Whether it needs tiles at several nested mpps.
     """
 
@@ -56,6 +57,11 @@ class PooledEntry:
 _POOLING = "downstream.mil.aggregators.pooling"
 AGGREGATORS: dict[str, AggregatorEntry] = {
     "abmil": AggregatorEntry(loader=f"{_POOLING}:Abmil", summary="gated attention"),
+    "acmil": AggregatorEntry(
+        loader="downstream.mil.aggregators.acmil:Acmil",
+        summary="ACMIL, several attention branches and masked tiles",
+        tile_classes="outputs",
+    ),
     "clam_mb": AggregatorEntry(
         loader="downstream.mil.aggregators.clam:Clam",
         summary="CLAM with an attention branch for each class",
@@ -72,13 +78,26 @@ AGGREGATORS: dict[str, AggregatorEntry] = {
         summary="attention to the most critical tile",
         tile_classes="outputs",
     ),
+    "dtfd": AggregatorEntry(
+        loader="downstream.mil.aggregators.dtfd:Dtfd",
+        summary="DTFD-MIL, two tiers of attention over pseudo-bags",
+        tile_classes="outputs",
+    ),
     "hierarchical": AggregatorEntry(
         loader="downstream.mil.aggregators.hierarchy:Hierarchical",
         summary="attention over nested mpps (PatHME)",
         several_mpps=True,
     ),
+    "ilra": AggregatorEntry(
+        loader="downstream.mil.aggregators.ilra:Ilra",
+        summary="ILRA, low-rank attention through latent vectors",
+    ),
     "max": AggregatorEntry(loader=f"{_POOLING}:MaxPool", summary="maximum over tiles"),
     "mean": AggregatorEntry(loader=f"{_POOLING}:MeanPool", summary="mean over tiles"),
+    "rrt": AggregatorEntry(
+        loader="downstream.mil.aggregators.rrt:Rrt",
+        summary="RRT-MIL, attention within regions and across them",
+    ),
     "transformer": AggregatorEntry(
         loader="downstream.mil.aggregators.transformer:PositionTransformer",
         summary="transformer with a distance bias",
@@ -86,6 +105,10 @@ AGGREGATORS: dict[str, AggregatorEntry] = {
     "transmil": AggregatorEntry(
         loader="downstream.mil.aggregators.transmil:TransMil",
         summary="TransMIL, Nystrom attention on the grid",
+    ),
+    "wikg": AggregatorEntry(
+        loader="downstream.mil.aggregators.wikg:WiKG",
+        summary="WiKG, attention over a graph of like tiles",
     ),
 }
 """Models of bags, of all tasks."""
