@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from downstream.kept.kept_covariates import pooled_inputs
 from downstream.kept.kept_model import Apply, KeptModel, PatientReader, Predicted
 from downstream.probes.fit import Probe
 from downstream.probes.heads import Linear, Nearest
@@ -38,7 +39,7 @@ def restored_probe(model: KeptModel) -> Apply:
 
     def apply(reader: PatientReader, ids: Sequence[str]) -> Predicted:
         """Return what the probe says of patients."""
-        scores = probe.scores(reader.pooled(ids))
+        scores = probe.scores(pooled_inputs(model, reader, ids))
         if probe.task == "binary":
             scores = np.stack([1 - scores, scores], axis=1)
         return Predicted(outcome=scores)

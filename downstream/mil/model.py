@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from downstream.mil.covariate_fusion import GatedFusion, LateFusion
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 from downstream.run.model_tables import AGGREGATORS, load
 
@@ -44,6 +45,7 @@ class MilModel(nn.Module):
         task: task that the model predicts.
         mean_D: mean of the TRAINING tiles; None to use features as they are.
         std_D: standard deviation of the TRAINING tiles, above 0.
+        covariates: fusion of clinical covariates with the embedding; None without covariates.
 
     Raises:
         MilError: Branches that are not the task's classes, or a mean without a deviation.
@@ -59,6 +61,7 @@ class MilModel(nn.Module):
         *,
         mean_D: Tensor | None = None,
         std_D: Tensor | None = None,
+        covariates: LateFusion | GatedFusion | None = None,
     ) -> None:
         super().__init__()
         if (mean_D is None) != (std_D is None):
@@ -68,13 +71,36 @@ class MilModel(nn.Module):
         self.register_buffer("std", std_D)
         self.aggregator, self.task = aggregator, task
         self.head = make_head(aggregator, task)
+        self.covariates = covariates
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        covariates_BK: Tensor | None = None,
     ) -> ModelOutput:
-        """Return the logits of one bag or a padded batch, see `Aggregator.forward`."""
+        """Return the logits of one bag or a padded batch, see `Aggregator.forward`.
+
+        Args:
+            x: features, see `Aggregator.forward`.
+            mask: true where there is a tile.
+            coords: places of the tiles.
+            covariates_BK: encoded covariates of each bag, of a model that takes them.
+
+        Raises:
+            MilError: Covariates for a model without, or none for a model with them.
+        """
+        if (covariates_BK is None) != (self.covariates is None):
+            takes = "no" if self.covariates is None else "its"
+            given = "no covariates" if covariates_BK is None else "covariates"
+            msg = f"{given} for a model that takes {takes} covariates"
+            raise MilError(msg)
         pooled = self.pooled(x, mask, coords)
-        return ModelOutput(logits=self.head(pooled.embedding), pooled=pooled)
+        if self.covariates is None or covariates_BK is None:
+            return ModelOutput(logits=self.head(pooled.embedding), pooled=pooled)
+        logits = self.covariates(self.head, pooled.embedding, covariates_BK)
+        return ModelOutput(logits=logits, pooled=pooled)
 
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
         """Return the embedding of standardised features by the aggregator."""

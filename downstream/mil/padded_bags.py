@@ -31,11 +31,13 @@ class PaddedBags:
         mask: bool [B, N], True where there is a tile.
         coords: [B, N, K] integer places of the tiles, zero in rows without a tile; None if the
             bags have no places.
+        covariates: [B, K] encoded covariates of the patients; None without any.
     """
 
     x: Tensor
     mask: Tensor
     coords: Tensor | None
+    covariates: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,7 @@ def fit_probe(
     task: "TaskKind",
     classes: int,
     seed: int = 0,
+    covariates: int = 0,
 ) -> Probe:
     """Fit a probe on training rows.
 
@@ -86,6 +87,9 @@ def fit_probe(
         classes: number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
         seed: seed of the solvers; neither probe depends on it.
+        covariates: number of last columns that are standardised covariates. Each is given as much
+            variance as all features together, so that the penalty on many features hardly shrinks
+            the few covariates.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in
@@ -104,6 +108,9 @@ def fit_probe(
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
+    if covariates:
+        mean[-covariates:] = 0.0
+        spread[-covariates:] = (x_PD.shape[1] - covariates) ** -0.5
     fit = load(PROBES[name].loader)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]

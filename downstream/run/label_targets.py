@@ -18,13 +18,14 @@ from downstream.cohorts.outcomes import (
     refuse_near_numbers,
     regression_labels,
 )
-from downstream.run.model_tables import AGGREGATORS
+from downstream.run.model_tables import AGGREGATORS, CLINICAL
 from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Outcome
+    from downstream.run.study_spec import StudySpec
     from downstream.splits.fold_plan import Plan
 
 
@@ -48,6 +49,25 @@ def check_models(models: Sequence[str], allowed: Collection[str], mpps: Sequence
             f"{unfit[0]!r} with mpps {', '.join(map(str, mpps))}; {', '.join(several)} takes "
             "several nested ones, such as 0.5 and 2.0, and all other models one"
         )
+        raise StudyError(msg)
+
+
+def check_covariates(spec: "StudySpec") -> None:
+    """Refuse models that do not fit a study's covariates, or its lack of them.
+
+    Raises:
+        StudyError: A model of the covariates without any; neighbours or experts with covariates.
+    """
+    models, names = spec.model_names, spec.labels.covariates
+    alone = [model for model in models if model in CLINICAL]
+    if alone and not names:
+        msg = f"model {alone[0]!r} without covariates; name their columns by --covariates"
+        raise StudyError(msg)
+    if names and "knn" in models:
+        msg = "model 'knn' takes no covariates: a distance has no place for them; take linear"
+        raise StudyError(msg)
+    if names and spec.fit.experts:
+        msg = "experts take no covariates; leave out one of the two"
         raise StudyError(msg)
 
 

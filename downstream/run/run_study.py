@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
+from downstream.cohorts.covariates import CovariateRow, covariate_notes, covariate_rows
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
 from downstream.cohorts.site_facts import site_facts, site_notes
@@ -22,6 +23,7 @@ from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
+    check_covariates,
     check_models,
     check_tails,
     event_strata,
@@ -88,11 +90,13 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
+    check_covariates(spec)
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
     cohort, splits = _with_students(lake, cohort, splits, spec.features)
+    cohort = _with_covariates(cohort, spec.labels.covariates)
     study = _study(spec, lake, cohort, target, splits, sha256)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
@@ -349,6 +353,14 @@ def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
     )
 
 
+def _with_covariates(cohort: Cohort, names: Sequence[str]) -> Cohort:
+    """Return the cohort with a note on each covariate that some patients lack."""
+    if not names:
+        return cohort
+    rows = covariate_rows(cohort.patients, names)
+    return replace(cohort, notes=(*cohort.notes, *covariate_notes(names, rows)))
+
+
 def _with_students(
     lake: "Lake", cohort: Cohort, splits: tuple["Split", ...], features: FeatureOptions
 ) -> tuple[Cohort, tuple["Split", ...]]:
@@ -374,6 +386,7 @@ def _study(
     """Return the run of a spec on a cohort."""
     is_survival = spec.kind == "survival"
     features, models = spec.features.names, spec.model_names
+    rows = covariate_rows(cohort.patients, spec.labels.covariates)
     return Study(
         kind=spec.kind,
         task=target.task,
@@ -399,7 +412,9 @@ def _study(
         identities=_identities(lake, features, cohort, spec.features.mpps),
         settings=spec.fit,
         pooled=spec.pooled if is_survival else None,
-        patients=_patients(cohort, target.outcome),
+        patients=_patients(cohort, target.outcome, rows),
+        covariates=spec.labels.covariates,
+        covariate_fusion=spec.models.covariate_fusion if spec.labels.covariates else "late",
     )
 
 
@@ -415,7 +430,12 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     if spec.labels.task == "regression":
         numbers = columns
     cohort = patient_table(
-        lake.slides(), table, columns, extra_columns=spec.folds.columns, numbers=numbers
+        lake.slides(),
+        table,
+        columns,
+        extra_columns=spec.folds.columns,
+        numbers=numbers,
+        covariates=spec.labels.covariates,
     )
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
     return lake, keep_slides(cohort, usable), table.sha256
@@ -424,6 +444,7 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:
     """Return the name of the reference arm, the first arm by default."""
     arms = [arm_name(name, model, models) for name in features for model in models]
+    arms = list(dict.fromkeys(arms))
     if reference is not None and reference not in arms:
         msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
         raise StudyError(msg)
@@ -440,14 +461,19 @@ def _identities(
     }
 
 
-def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient, ...]:
-    """Return the rows of the cohort with their outcomes."""
+def _patients(
+    cohort: Cohort, outcome_PK: NDArray[np.float64], covariates: Sequence[CovariateRow]
+) -> tuple[Patient, ...]:
+    """Return the rows of the cohort with their outcomes and covariates."""
     rows = cohort.patients.select("patient_id", "slide_ids").iter_rows()
     return tuple(
         Patient(
             patient_id=patient_id,
             slide_ids=tuple(slide_ids),
             outcome=tuple(float(number) for number in outcome),
+            covariates=beside,
         )
-        for (patient_id, slide_ids), outcome in zip(rows, outcome_PK, strict=True)
+        for (patient_id, slide_ids), outcome, beside in zip(
+            rows, outcome_PK, covariates, strict=True
+        )
     )

@@ -19,6 +19,7 @@ TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
 Head = Literal["hazards", "cox"]
 EventMeans = Literal["auto", "event", "censored"]
 PatientsFrom = Literal["agree", "labels"]
+CovariateFusionName = Literal["late", "gated"]
 DEFAULT_MODELS: dict[str, tuple[str, ...]] = {"mil": ("abmil",), "survival": ("cox",)}
 
 
@@ -45,6 +46,9 @@ class LabelOptions:
             else they are refused.
         patients_from: `agree` refuses slides whose patient is another in the labels than in the
             lake; `labels` takes the labels' word.
+        covariates: Clinical covariates: columns of the labels that models see beside the tiles,
+            such as age and grade. Numbers are standardised, texts are categories; both by the
+            training patients of each fold.
     """
 
     table: str
@@ -58,6 +62,7 @@ class LabelOptions:
     slide_column: str | None = None
     distinct_ids: bool = False
     patients_from: PatientsFrom = "agree"
+    covariates: tuple[str, ...] = ()
 
     @property
     def id_options(self) -> dict[str, Any]:
@@ -109,18 +114,25 @@ class ModelOptions:
         seeds: Trainings of every model with different random numbers.
         tune: Random draws of learning rate, weight decay, dropout and width that are tried in each
             fold and judged by its validation patients; 0 for none.
+        covariate_fusion: How covariates meet the tiles of a MIL model: `late` adds linear terms to
+            its output, `gated` multiplies both by gates that see both. Models on pooled features
+            take them as further linear terms or inputs.
 
     Raises:
-        StudyError: Another head.
+        StudyError: Another head, or another fusion.
     """
 
     names: tuple[str, ...] = ()
     head: Head = "hazards"
     seeds: int = 1
     tune: int = 0
+    covariate_fusion: CovariateFusionName = "late"
 
     def __post_init__(self) -> None:
-        """Check the head."""
+        """Check the head and the fusion."""
+        if self.covariate_fusion not in get_args(CovariateFusionName):
+            msg = f"covariate_fusion {self.covariate_fusion!r}; it is late or gated"
+            raise StudyError(msg)
         if self.head not in get_args(Head):
             msg = f"head {self.head!r}; a MIL model of survival predicts hazards or cox"
             raise StudyError(msg)
@@ -193,6 +205,15 @@ class StudySpec(JsonSettings):
             msg = (
                 f"labels.time={self.labels.time!r}, labels.event={self.labels.event!r}; a survival "
                 "study needs the column of the time and that of the event"
+            )
+            raise StudyError(msg)
+        predicted = {column for column in self.label_columns if column}
+        both = [name for name in self.labels.covariates if name in predicted]
+        twice = len(set(self.labels.covariates)) < len(self.labels.covariates)
+        if both or twice:
+            msg = (
+                f"covariates {', '.join(self.labels.covariates)}; name each once, and none of the "
+                f"columns that are predicted ({', '.join(self.label_columns)})"
             )
             raise StudyError(msg)
 

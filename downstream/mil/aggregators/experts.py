@@ -78,9 +78,14 @@ class Experts(MilModel):
         )
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        covariates_BK: Tensor | None = None,
     ) -> ModelOutput:
         """Return the mean probability of both heads, as log probabilities."""
+        del covariates_BK  # `build_model` has refused them
         both = self.opinions(x, mask, coords)
         logs = torch.stack([part.float().log_softmax(1) for part in (both.natural, both.balanced)])
         return ModelOutput(
