@@ -43,6 +43,13 @@ MIL_OPTIONS = (
         "covariates sees those alone. Repeat to compare.",
     ),
     FieldOption(flag="--task", path="labels.task"),
+    FieldOption(
+        flag="--order",
+        path="labels.order",
+        metavar="CLASS,...",
+        more="Joined by commas: low,middle,high.",
+        commas=True,
+    ),
     *COVARIATE_OPTIONS,
     FUSION_OPTION,
     *FOLD_OPTIONS,

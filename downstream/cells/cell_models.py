@@ -103,6 +103,7 @@ def _probe_member(
         classes=max(len(study.classes), 1),
         seed=patients.cell.random_seed(split.inner),
         covariates=beside,
+        is_ordered=study.is_ordered,
     )
     test = probe.scores(inputs(split.test))
     return Member(
@@ -124,4 +125,5 @@ def task_of(cell: "Cell") -> Any:  # noqa: ANN401 - a Task; torch is imported by
     return BagTask(
         kind="multilabel" if study.task == "multilabel" else "multiclass",
         outputs=len(study.classes),
+        is_ordered=study.is_ordered,
     )

@@ -71,7 +71,7 @@ def build_model(
     fusion = None
     if covariates:
         fusion = make_fusion(
-            covariate_fusion, covariates, width=aggregator.width, outputs=task.outputs
+            covariate_fusion, covariates, width=aggregator.width, outputs=task.scores_of_head
         )
     return MilModel(aggregator, task, mean_D=mean, std_D=std, covariates=fusion)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.mil.covariate_fusion import GatedFusion, LateFusion
+from downstream.mil.ordinal import OrdinalLink
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 from downstream.run.model_tables import AGGREGATORS, load
 
@@ -72,6 +73,7 @@ class MilModel(nn.Module):
         self.aggregator, self.task = aggregator, task
         self.head = make_head(aggregator, task)
         self.covariates = covariates
+        self.link = OrdinalLink(task.outputs) if task.is_ordered else nn.Identity()
 
     def forward(
         self,
@@ -98,9 +100,10 @@ class MilModel(nn.Module):
             raise MilError(msg)
         pooled = self.pooled(x, mask, coords)
         if self.covariates is None or covariates_BK is None:
-            return ModelOutput(logits=self.head(pooled.embedding), pooled=pooled)
-        logits = self.covariates(self.head, pooled.embedding, covariates_BK)
-        return ModelOutput(logits=logits, pooled=pooled)
+            logits = self.head(pooled.embedding)
+        else:
+            logits = self.covariates(self.head, pooled.embedding, covariates_BK)
+        return ModelOutput(logits=self.link(logits), pooled=pooled)
 
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
         """Return the embedding of standardised features by the aggregator."""
@@ -198,7 +201,13 @@ def make_head(aggregator: Aggregator, task: "BagTask") -> nn.Module:
         MilError: The aggregator's branches are not the task's classes.
     """
     if aggregator.branches == 1:
-        return nn.Linear(aggregator.width, task.outputs)
+        return nn.Linear(aggregator.width, task.scores_of_head)
+    if task.is_ordered:
+        msg = (
+            f"{aggregator.branches} branches for classes in an order, which have one score; take a "
+            "model with one branch, such as clam_sb"
+        )
+        raise MilError(msg)
     if task.kind == "multiclass" and aggregator.branches == task.outputs:
         return BranchHead(aggregator.width, task.outputs)
     msg = (

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_COVARIATE_RATE, _JOINT_COVARIATE_RATE = 5e-3, 2.5e-2
-"""Least step size of the parameters of covariates, and that under a joint objective."""
+_TERM_RATE, _JOINT_TERM_RATE = 5e-3, 2.5e-2
+"""Least step size of covariates' terms and of thresholds, and that under a joint objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,19 +183,20 @@ def _train_epochs(
 def _parameter_groups(
     model: "MilModel", settings: "MilSettings", *, is_joint: bool
 ) -> list[dict[str, Any]]:
-    """Return the parameters of the network, and those of the covariates with a step of their own.
+    """Return the parameters of the network, and those of few terms with a step of their own.
 
-    Covariates are few and standardised; at the step of the tiles' network, a thousand steps would
-    not bring their linear terms from 0 to where they belong. A joint objective has few steps, of
-    many patients each, and takes longer ones.
+    These are of covariates, which are standardised, and the thresholds of ordered classes. At the
+    step of the tiles' network, a thousand steps would not bring them to where they belong. A joint
+    objective has few steps, of many patients each, and takes longer ones.
     """
     beside = [] if model.covariates is None else list(model.covariates.parameters())
+    beside += list(model.link.parameters())
     known = {id(part) for part in beside}
     groups: list[dict[str, Any]] = [
         {"params": [part for part in model.parameters() if id(part) not in known]}
     ]
     if beside:
-        least = _JOINT_COVARIATE_RATE if is_joint else _COVARIATE_RATE
+        least = _JOINT_TERM_RATE if is_joint else _TERM_RATE
         rate = max(settings.learning_rate, least)
         groups.append({"params": beside, "lr": rate})
     return groups

@@ -18,12 +18,14 @@ from downstream.run.model_tables import PROBES, load
 if TYPE_CHECKING:
     from downstream.cohorts.outcomes import TaskKind
     from downstream.probes.heads import Linear, Nearest
+    from downstream.probes.ordinal_head import Ordinal
 
 Floats = NDArray[np.float64]
 Rows = tuple[NDArray[Any], NDArray[Any]]
 
 
 _CONSTANT = 1e-12
+_ORDINAL = "downstream.probes.ordinal_head:fit_ordinal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Probe:
     chosen: tuple[float, ...]
     mean: Floats
     spread: Floats
-    heads: "tuple[Linear | Nearest, ...]"
+    heads: "tuple[Linear | Nearest | Ordinal, ...]"
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
@@ -72,6 +74,7 @@ def fit_probe(
     classes: int,
     seed: int = 0,
     covariates: int = 0,
+    is_ordered: bool = False,
 ) -> Probe:
     """Fit a probe on training rows.
 
@@ -90,6 +93,8 @@ def fit_probe(
         covariates: number of last columns that are standardised covariates. Each is given as much
             variance as all features together, so that the penalty on many features hardly shrinks
             the few covariates.
+        is_ordered: whether the classes of `multiclass` are in an order: `linear` is then an
+            ordinal logistic regression.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in
@@ -111,7 +116,8 @@ def fit_probe(
     if covariates:
         mean[-covariates:] = 0.0
         spread[-covariates:] = (x_PD.shape[1] - covariates) ** -0.5
-    fit = load(PROBES[name].loader)
+    is_ordinal = is_ordered and name == "linear" and task == "multiclass"
+    fit = load(_ORDINAL if is_ordinal else PROBES[name].loader)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)

@@ -25,6 +25,7 @@ from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
     check_covariates,
     check_models,
+    check_ordered,
     check_tails,
     event_strata,
     read_target,
@@ -113,6 +114,8 @@ def run_mil(
     mpps: Sequence[float],
     models: Sequence[str] = ("abmil",),
     task: str = "auto",
+    order: Sequence[str] = (),
+    covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -138,6 +141,8 @@ def run_mil(
         mpps: see `FeatureOptions.mpps`.
         models: see `ModelOptions.names`.
         task: see `LabelOptions.task`.
+        order: see `LabelOptions.order`.
+        covariates: see `LabelOptions.covariates`.
         ids: options of `load_labels`: a slide table, and which columns name patients and slides.
         plan: plan of the folds; five stratified folds if None.
         seeds: see `ModelOptions.seeds`.
@@ -173,6 +178,8 @@ def run_mil(
             table=fspath(labels),
             target=columns,
             task=cast("TaskName", task),
+            order=tuple(order),
+            covariates=tuple(covariates),
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
@@ -203,6 +210,7 @@ def run_survival(
     models: Sequence[str] = ("cox",),
     head: str = "hazards",
     event_means: EventMeans = "auto",
+    covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -230,6 +238,7 @@ def run_survival(
         models: see `ModelOptions.names`.
         head: see `ModelOptions.head`.
         event_means: see `LabelOptions.event_means`.
+        covariates: see `LabelOptions.covariates`.
         ids: see `run_mil`.
         plan: see `run_mil`.
         seeds: see `ModelOptions.seeds`.
@@ -264,6 +273,7 @@ def run_survival(
             time=time,
             event=event,
             event_means=event_means,
+            covariates=tuple(covariates),
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
@@ -327,7 +337,8 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
             outcome=np.stack([times, events], axis=1),
             strata=event_strata(events, folds=folds),
         )
-    task, classes, outcome = read_target(cohort, columns, spec.labels.task)
+    task, classes, outcome = read_target(cohort, columns, spec.labels.task, order=spec.labels.order)
+    check_ordered(spec)
     check_tails(spec.fit, task, spec.folds)
     return _Targets(
         task=task,
@@ -415,6 +426,7 @@ def _study(
         patients=_patients(cohort, target.outcome, rows),
         covariates=spec.labels.covariates,
         covariate_fusion=spec.models.covariate_fusion if spec.labels.covariates else "late",
+        is_ordered=spec.labels.is_ordered,
     )
 
 

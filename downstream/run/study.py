@@ -100,6 +100,7 @@ class Study:
         sites: where the sites of patients come from; empty where none are asked for.
         covariates: clinical covariates that models see beside the tiles.
         covariate_fusion: how they meet the tiles of a MIL model.
+        is_ordered: whether the classes are in an order, from the lowest to the highest.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -136,6 +137,7 @@ class Study:
     sites: str = ""
     covariates: tuple[str, ...] = ()
     covariate_fusion: "CovariateFusionName" = "late"
+    is_ordered: bool = False
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -173,6 +175,7 @@ class Study:
             "settings": asdict(self.settings),
             "pooled": asdict(self.pooled) if self.pooled else None,
             **self._covariate_config(),
+            **({"is_ordered": True} if self.is_ordered else {}),
             **self._extensions(),
         }
 

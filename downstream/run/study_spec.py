@@ -15,7 +15,7 @@ from downstream.run.study_errors import StudyError
 from downstream.splits.fold_plan import Plan
 
 Kind = Literal["mil", "survival"]
-TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
+TaskName = Literal["auto", "binary", "multiclass", "multilabel", "ordinal", "regression"]
 Head = Literal["hazards", "cox"]
 EventMeans = Literal["auto", "event", "censored"]
 PatientsFrom = Literal["agree", "labels"]
@@ -32,8 +32,9 @@ class LabelOptions:
             `lake:NAME` for an annotation of the lake.
         target: Column to predict, or several columns of 0 and 1 that do not exclude each other;
             of two classes the last in order is the positive one.
-        task: `binary`, `multiclass`, `multilabel` or `regression`; `auto` decides by the column's
-            values.
+        task: `binary`, `multiclass`, `multilabel`, `ordinal` (classes in an order: numbers by
+            value, texts by `order`) or `regression`; `auto` decides by the column's values.
+        order: Classes from the lowest to the highest; they are then `ordinal`.
         time: Survival: column of the time to the event or to the end of follow-up.
         event: Survival: column that is 1 where the event was observed and 0 where the patient is
             censored.
@@ -54,6 +55,7 @@ class LabelOptions:
     table: str
     target: tuple[str, ...] = ()
     task: TaskName = "auto"
+    order: tuple[str, ...] = ()
     time: str | None = None
     event: str | None = None
     event_means: EventMeans = "auto"
@@ -63,6 +65,11 @@ class LabelOptions:
     distinct_ids: bool = False
     patients_from: PatientsFrom = "agree"
     covariates: tuple[str, ...] = ()
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the classes are in an order."""
+        return bool(self.order) or self.task == "ordinal"
 
     @property
     def id_options(self) -> dict[str, Any]:

@@ -90,6 +90,10 @@ COX_COVARIATES = command_line(
     "survival {bags} --labels {labels} --time months --event dead --features good "
     "--model covariates --covariates tumour --covariate-fusion late --folds 2 --json"
 )
+MIL_ORDER = command_line(
+    "mil {bags} --labels {labels} --target kind --order B,A,C --features good --model linear "
+    "--folds 2 --json"
+)
 MIL_SPLITS = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear "
     "--splits {tmp}/splits.parquet --json"
@@ -130,6 +134,12 @@ PREDICT_COVARIATES = command_line(
     "predict {bags} --run {covariate_run} --covariates {labels} --json"
 )
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
+
+
+def test_an_order_of_classes_is_kept(run: Run) -> None:
+    study = run(MIL_ORDER).value
+    assert study["config"]["classes"] == ["B", "A", "C"]
+    assert study["metrics"]["good"]["metric"] == "kappa_quadratic"
 
 
 def test_covariates_are_read_and_asked_for_again(run: Run, places: Places) -> None:

@@ -59,9 +59,11 @@ class Experts(MilModel):
         std_D: Tensor | None = None,
     ) -> None:
         super().__init__(aggregator, task, mean_D=mean_D, std_D=std_D)
-        if task.kind != "multiclass":
+        if task.kind != "multiclass" or task.is_ordered:
+            order = " in an order" if task.is_ordered else ""
             msg = (
-                f"a {task.kind} task; experts are for classes that exclude each other (multiclass)"
+                f"a {task.kind} task{order}; experts are for classes that exclude each other "
+                "(multiclass) and have no order"
             )
             raise MilError(msg)
         self.agreement, self.balanced = agreement, make_head(aggregator, task)
