@@ -82,6 +82,18 @@ MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
     "--model mean --epochs 1 --folds 2 --distinct-ids --experts --json"
 )
+MIL_COVARIATES = command_line(
+    "mil {bags} --labels {labels} --target tumour --features good --model linear "
+    "--model covariates --covariates months,kind --covariate-fusion gated --folds 2 --json"
+)
+COX_COVARIATES = command_line(
+    "survival {bags} --labels {labels} --time months --event dead --features good "
+    "--model covariates --covariates tumour --covariate-fusion late --folds 2 --json"
+)
+MIL_ORDER = command_line(
+    "mil {bags} --labels {labels} --target kind --order B,A,C --features good --model linear "
+    "--folds 2 --json"
+)
 MIL_SPLITS = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear "
     "--splits {tmp}/splits.parquet --json"
@@ -118,7 +130,30 @@ PREDICT = command_line(
     "predict {bags} --run {mil_run} --run-lake {bags} --arm good --labels {labels} "
     "--out {tmp}/predicted.csv --at 8 --quiet --json"
 )
+PREDICT_COVARIATES = command_line(
+    "predict {bags} --run {covariate_run} --covariates {labels} --json"
+)
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
+
+
+def test_an_order_of_classes_is_kept(run: Run) -> None:
+    study = run(MIL_ORDER).value
+    assert study["config"]["classes"] == ["B", "A", "C"]
+    assert study["metrics"]["good"]["metric"] == "kappa_quadratic"
+
+
+def test_covariates_are_read_and_asked_for_again(run: Run, places: Places) -> None:
+    study = run(MIL_COVARIATES).value
+    assert list(study["metrics"]) == ["good / linear", "covariates"]
+    expected = {"covariates": ["months", "kind"], "categories": ["kind"],
+                "covariate_fusion": "gated"}  # fmt: skip
+    assert settings_of(study, expected) == expected
+    places["covariate_run"] = study["run"]
+    found = run(PREDICT_COVARIATES).value
+    assert len(found["patients"]) == study["patients"]
+    survival = run(COX_COVARIATES).value
+    assert list(survival["metrics"]) == ["covariates"]
+    assert survival["config"]["covariates"] == ["tumour"]
 
 
 def test_mil_trains_with_the_given_settings(run: Run) -> None:
