@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from featurestore.read.slide_means import MeanType
     from featurestore.read.stream import Stream
     from featurestore.read.stream_tiles import Pixels
+    from featurestore.read.tile_pixels import Decode
     from featurestore.read.torch_bags import Bags, By
     from featurestore.read.webdataset_tiles import TilePipeline, TilePixels
 
@@ -709,7 +710,7 @@ class Lake:
             plan, shuffle=shuffle, buffer_tiles=buffer_tiles, seed=seed, rank=rank, world=world
         )
 
-    # Fifteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
+    # Nineteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
     def stream(
         self,
         teachers: str | Sequence[str],
@@ -724,9 +725,13 @@ class Lake:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        threads: int = 2,
+        threads: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
+        input_px: int | None = None,
+        decode: "Decode" = "full",
+        cache_pixels_gb: float = 0.0,
+        cache_folder: str | None = None,
     ) -> "Stream":
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
@@ -743,19 +748,29 @@ class Lake:
             seed: seed of the order.
             rank: rank of this process.
             world: number of processes; each has other tiles and equally many batches.
-            threads: number of threads that read ahead; the batches do not depend on it.
+            threads: number of threads that read ahead and decode; None for as many as torch uses
+                in this process: the cores that it has. The batches do not depend on it.
             shuffle: false for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
+            input_px: side of decoded tiles in pixels, at most the stored one; None for that.
+            decode: how tiles get smaller: "full" decodes all pixels and resizes them as `extract`
+                does; "scaled" is libjpeg's decode to 1/2, 1/4 or 1/8, resized from there, which
+                takes less time and gives slightly other pixels (docs/reading.md).
+            cache_pixels_gb: greatest size in GB of a file of decoded tiles that later epochs and
+                runs read; 0 for none. The pixels do not depend on it.
+            cache_folder: folder of such files, on a disk of this machine; $SLIDELAKE_PIXEL_CACHE
+                or ~/.cache/slidelake/pixels if None.
 
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
-                number is not allowed.
+                setting is not allowed.
 
         >>> stream = lake.stream("efficientnet_lite0", mpp=0.5, batch_tiles=16, pixels="uint8")
         >>> [batch.pixels.shape for batch in stream]
         [(16, 32, 32, 3), (16, 32, 32, 3), (5, 32, 32, 3)]
         """
         from featurestore.read.stream import Stream
+        from featurestore.read.tile_pixels import TileDecoder
 
         order = functools.partial(
             Order,
@@ -777,6 +792,9 @@ class Lake:
             under={finer: names_of(names) for finer, names in (under or {}).items()},
             order=order,
             threads=threads,
+            decoder=TileDecoder(tile_px=self.config.tile_px, input_px=input_px, decode=decode),
+            cache_bytes=round(cache_pixels_gb * 1e9),
+            cache_folder=cache_folder,
         )
 
     def pairs(

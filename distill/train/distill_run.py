@@ -126,7 +126,7 @@ def plan_run(
     }
     hashed_inputs = {
         "student": student,
-        "recipe": asdict(recipe),
+        "recipe": _hashed_recipe(recipe),
         "identities": identities,
         "train": train,
         "held_out": held,
@@ -143,6 +143,14 @@ def plan_run(
         lake_version=lake.version,
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
     )
+
+
+def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe without later fields at their defaults, so that earlier runs go on."""
+    settings = asdict(recipe)
+    if settings["student"].get("decode") == "full":
+        del settings["student"]["decode"]
+    return settings
 
 
 def _own_terms(recipe: Recipe) -> dict[str, Any]:
