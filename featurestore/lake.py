@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from featurestore.codecs.codec_files import read_codec
 from featurestore.commits.lance_commit import FEW_SLIDES, Committer
 from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
@@ -20,7 +21,8 @@ from featurestore.messages import did_you_mean
 from featurestore.notebook.lake_card import lake_line, lake_page
 from featurestore.notebook.thumbnail import decoded_thumbnail
 from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
-from featurestore.query.lance_scan import as_type, scan
+from featurestore.query.lance_nearest_codes import nearest_by_codes
+from featurestore.query.lance_scan import Decoder, as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.lake_view import similar_slide
@@ -47,8 +49,10 @@ from featurestore.tables.schema import (
     SLIDES,
     SLIDES_SCHEMA,
     TILE_COLUMNS,
+    dim_of,
     features_table,
     identity_of,
+    is_quantised,
     is_teacher,
     kind_of,
 )
@@ -250,7 +254,9 @@ class Lake:
         (31, 2)
         """
         rel = features_table(self.known_mpp(mpp))
-        frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+        frame = scan(
+            functools.partial(self.table, rel), self.table(rel).schema.names, self._decoders(rel)
+        )
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
@@ -270,8 +276,19 @@ class Lake:
         """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
-        frame = scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        names = [*TILE_COLUMNS, teacher]
+        frame = scan(functools.partial(self.table, rel), names, self._decoders(rel))
         return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def _decoders(self, rel: str) -> dict[str, Decoder]:
+        """Return the decoders of a features table's quantised columns; codecs are read on use."""
+
+        def decoder(field: pa.Field) -> Decoder:
+            codec = functools.cache(lambda: read_codec(self.store, field))
+            return Decoder(dim=dim_of(field), decode=lambda codes: codec().decode(codes))
+
+        schema = self.table(rel).schema
+        return {field.name: decoder(field) for field in schema if is_quantised(field)}
 
     def annotations(self) -> dict[str, Annotation]:
         """Return users' own columns of tiles, slides and patients, by name.
@@ -341,7 +358,7 @@ class Lake:
         {'efficientnet_lite0': 8, 'efficientnet_lite1': 6}
         """
         schema = self.table(features_table(self.known_mpp(mpp))).schema
-        return {field.name: field.type.list_size for field in schema if is_teacher(field)}
+        return {field.name: dim_of(field) for field in schema if is_teacher(field)}
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
         """Return all settings that decide the numbers of a teacher's column, as kept with it.
@@ -573,7 +590,11 @@ class Lake:
         column = SearchedColumn(
             store=self.store, table=table, teacher=teacher, where=where, exact=exact
         )
-        return nearest(column, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
+        queries = queries_of(query, teacher, self.teachers(mpp=mpp)[teacher])
+        decoder = self._decoders(features_table(self.known_mpp(mpp))).get(teacher)
+        if decoder is not None:
+            return nearest_by_codes(column, decoder, queries, k)
+        return nearest(column, queries, k)
 
     def _known_numbers(self, slide_ids: Sequence[str]) -> list[int]:
         """Return the numbers of slides.
