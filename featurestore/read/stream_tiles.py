@@ -291,13 +291,27 @@ class TileSource:
         if jpeg is None:  # what the cache had is not whole
             slide = int(self.selection.locate(np.array([row])).slide[0])
             (jpeg,) = self.jpegs(slide, np.array([key]))
+        self._decode_jpeg(jpeg, key, into)
+        if self.cache is not None:
+            self.cache.write(row, key, into)
+
+    def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> UInt8Array:
+        """Return the decoded pixels [B, H, W, 3] of JPEGs.
+
+        Raises:
+            DamageError: a tile is no JPEG of the lake's size; it is named.
+        """
+        pixels = empty_tiles(len(jpegs), self.decoder.side_px)
+        for jpeg, key, into in zip(jpegs, tile_id.tolist(), pixels, strict=True):
+            self._decode_jpeg(jpeg, key, into)
+        return pixels
+
+    def _decode_jpeg(self, jpeg: memoryview, key: int, into: UInt8Array) -> None:
         try:
             self.decoder.decoded(jpeg, into)
         except NotATileError as error:
             msg = f"{self._name(key)} {error}"
             raise DamageError(msg) from error
-        if self.cache is not None:
-            self.cache.write(row, key, into)
 
     def _name(self, key: int) -> str:
         slides = self.selection.slides
