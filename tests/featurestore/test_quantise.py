@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import pairwise_distances_argmin
 
+from downstream.run.feature_bags import read_patient
 from featurestore import (
     ColumnWriter,
     DamageError,
@@ -202,6 +203,10 @@ def test_every_reader_decodes(lake: Lake) -> None:
     np.testing.assert_array_equal(query(lake, sql)[NAME].to_numpy(), want["b"])
     tiles = {tile["tile_id"]: tile[NAME] for tile in lake.webdataset(NAME, mpp=0.5, pixels="none")}
     np.testing.assert_array_equal(np.stack([tiles[key] for key in bag.tile_id]), want["a"])
+    patient = read_patient(lake, ["a", "b"], f"t+{NAME}", [0.5])
+    np.testing.assert_array_equal(
+        patient.features[:, DIM:], np.concatenate([want["a"], want["b"]])
+    )
     adata = lake.to_anndata("a", NAME, mpp=0.5)
     np.testing.assert_array_equal(adata.X, want["a"].astype(np.float32))
 
