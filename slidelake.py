@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
+    from featurestore.codecs.lance_quantising import Quantised, quantise
     from featurestore.errors import InUseError, LicenceError
     from featurestore.interop.foreign_slide import InteropError
     from featurestore.read.stream import Stream
@@ -133,6 +134,7 @@ PUBLIC = {
     "Plan": "downstream",
     "ProbeError": "downstream",
     "ProbeOptions": "downstream",
+    "Quantised": "featurestore.codecs.lance_quantising",
     "Recipe": "distill",
     "RetrievalError": "downstream.retrieval.search_query",
     "Segmenter": "ingest.tissue.own_segmenter",
@@ -161,6 +163,7 @@ PUBLIC = {
     "make_recipe": "distill.recipes.recipe_table",
     "open_lake": "featurestore",
     "predict_patients": "downstream.kept.predict_patients",
+    "quantise": "featurestore.codecs.lance_quantising",
     "query": "featurestore",
     "rename": "featurestore",
     "repair": "featurestore",
@@ -214,6 +217,7 @@ __all__ = [
     "Plan",
     "ProbeError",
     "ProbeOptions",
+    "Quantised",
     "Recipe",
     "RetrievalError",
     "Segmenter",
@@ -242,6 +246,7 @@ __all__ = [
     "make_recipe",
     "open_lake",
     "predict_patients",
+    "quantise",
     "query",
     "rename",
     "repair",

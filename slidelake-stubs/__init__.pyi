@@ -65,6 +65,8 @@ from featurestore import repair as repair
 from featurestore import restore as restore
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
+from featurestore.codecs.lance_quantising import Quantised as Quantised
+from featurestore.codecs.lance_quantising import quantise as quantise
 from featurestore.errors import InUseError as InUseError
 from featurestore.errors import LicenceError as LicenceError
 from featurestore.interop.foreign_slide import InteropError as InteropError
@@ -129,6 +131,7 @@ __all__ = [
     "Plan",
     "ProbeError",
     "ProbeOptions",
+    "Quantised",
     "Recipe",
     "RetrievalError",
     "Segmenter",
@@ -157,6 +160,7 @@ __all__ = [
     "make_recipe",
     "open_lake",
     "predict_patients",
+    "quantise",
     "query",
     "rename",
     "repair",

@@ -45,6 +45,8 @@ class RecipeOptions:
     Attributes:
         architecture: timm's name of the student's network.
         input_px: Side in pixels of the student's input.
+        decode: How tiles become the input in training: full, or scaled (faster, slightly other
+            pixels).
         epochs: Passes over the training tiles.
         batch_tiles: Tiles in a step, over all workers.
         accumulate: Parts of a step, for batches beyond the memory.
@@ -64,6 +66,7 @@ class RecipeOptions:
 
     architecture: str | None = None
     input_px: int | None = None
+    decode: Annotated[str | None, typer.Option(show_default="full")] = None
     epochs: int | None = None
     batch_tiles: int | None = None
     accumulate: int | None = None
@@ -96,6 +99,8 @@ class DistillOptions:
         name: Name of the student.
         slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
         checkpoint_s: Seconds between checkpoints, at least.
+        cache_pixels: GB of decoded tiles that each machine keeps in $SLIDELAKE_PIXEL_CACHE for
+            later epochs.
     """
 
     lake: LakeArg
@@ -113,6 +118,7 @@ class DistillOptions:
     like: LikeOpt = None
     workers: WorkerOptions
     checkpoint_s: float = 60.0
+    cache_pixels: float = 0.0
     address: AddressOpt = None
     at: AtOpt = None
     permission: PermissionOpt = None
@@ -147,6 +153,7 @@ def distill_command(options: DistillOptions) -> None:
         checkpoint_s=options.checkpoint_s,
         address=options.address,
         permission=options.permission,
+        cache_pixels_gb=options.cache_pixels,
     )
     keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run", "licences")
     answer = {key: report[key] for key in keys} | {"recipe": report["recipe"]["name"]}

@@ -142,7 +142,7 @@ def plan_run(
     }
     hashed_inputs = {
         "student": student,
-        "recipe": asdict(recipe),
+        "recipe": _hashed_recipe(recipe),
         "identities": identities,
         "train": train,
         "held_out": held,
@@ -161,6 +161,14 @@ def plan_run(
         licences=licences,
         permission=permission,
     )
+
+
+def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe without later fields at their defaults, so that earlier runs go on."""
+    settings = asdict(recipe)
+    if settings["student"].get("decode") == "full":
+        del settings["student"]["decode"]
+    return settings
 
 
 def _own_terms(recipe: Recipe) -> dict[str, Any]:

@@ -317,7 +317,8 @@ COMPILE = command_line(
 )
 DISTILL_LIKE = command_line(
     "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
-    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 --json"
+    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 "
+    "--decode scaled --cache-pixels 0.01 --json"
 )
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
@@ -373,7 +374,10 @@ def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -
     assert not verify(lake).damage
 
 
-def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:
+def test_a_student_is_distilled_like_another_run(
+    run: Run, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDELAKE_PIXEL_CACHE", str(tmp_path / "pixels"))
     places["student_run"] = run(DISTILL).value["run"]
     report = run(DISTILL_LIKE).value
     recipes = [
@@ -383,7 +387,10 @@ def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> No
     first, second = recipes
     first["schedule"] |= {"batch_tiles": 8, "weight_decay": 0.01}
     first["terms"][1]["weight"] = 0.2
+    first["student"]["decode"] = "scaled"
     assert second == first
+    [kept] = (tmp_path / "pixels").glob("*.pixels")
+    assert kept.stat().st_blocks > 0
 
 
 def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:
