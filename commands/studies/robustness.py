@@ -101,7 +101,8 @@ def passport_text(passport: dict[str, Any]) -> str:
     """Return the measures of each column, what is undefined, and what was left out."""
     from downstream.robustness.robustness_measures import MEASURES
 
-    lines, reasons = [], {}
+    lines: list[str] = []
+    reasons: dict[str, None] = {}
     for column, metrics in passport["metrics"].items():
         lines.append(f"{column}:")
         for name, measure in metrics["measures"].items():

@@ -86,7 +86,7 @@ def probe_site(
             f"{': ' + listing(names) if names else ''}; a probe of the site needs two"
         )
         raise RobustnessError(msg)
-    kept = np.flatnonzero(np.isin(sites, names))
+    kept = [at for at, site in enumerate(sites) if site in names]
     rows = pl.DataFrame(
         {
             "patient_id": [patients[at] for at in kept],

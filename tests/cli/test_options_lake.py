@@ -229,7 +229,7 @@ def test_stats_leave_out_a_share_of_the_patients(run: Run) -> None:
     assert fitted["slides"] == 12
 
 
-def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run) -> None:
+def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run, places: Places) -> None:
     study = run(PROBE).value
     assert study["lake_version"] == 8
     assert (study["tiles"], study["patients"]) == (100, 12)
