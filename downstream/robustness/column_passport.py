@@ -124,7 +124,7 @@ class Passport:
 
     def add_over_replicates(self, name: str, mean: float, value_J: Floats, overlap: float) -> None:
         """Add a measure with the interval of the corrected resampled t test."""
-        limits = corrected_limits(value_J, overlap=overlap)
+        limits = corrected_limits(mean, value_J, overlap=overlap)
         if limits is None or not np.isfinite(mean):
             self.add_undefined(name, "the balanced probe of the class is not better than chance")
             return

@@ -240,11 +240,20 @@ def nipd(accuracies_SJ: Floats, steps: Sequence[float], *, chance: float = CHANC
     return float(np.trapezoid((mean_S - mean_S[0]) / skill, np.asarray(steps)))
 
 
-def corrected_limits(value_J: Floats, *, overlap: float) -> tuple[float, float] | None:
-    """Return the limits of the 95 % interval of a mean over replicates, whose patients overlap.
+def corrected_limits(
+    estimate: float, value_J: Floats, *, overlap: float
+) -> tuple[float, float] | None:
+    """Return the limits of the 95 % interval of an estimate over replicates that share patients.
 
-    The variance is that of the corrected resampled t test (Nadeau and Bengio 2003); None for fewer
-    than two values.
+    The variance is that of the corrected resampled t test (Nadeau and Bengio 2003).
+
+    Args:
+        estimate: the number over all replicates.
+        value_J: its value on each replicate, or the jackknife's pseudo-values.
+        overlap: test patients over training patients.
+
+    Returns:
+        The limits; None for fewer than two values, or one that is undefined.
     """
     from scipy.special import stdtrit
 
@@ -252,7 +261,7 @@ def corrected_limits(value_J: Floats, *, overlap: float) -> tuple[float, float] 
         return None
     error = np.sqrt((1 / len(value_J) + overlap) * value_J.var(ddof=1))
     reach = float(stdtrit(len(value_J) - 1, 0.975) * error)
-    return float(value_J.mean()) - reach, float(value_J.mean()) + reach
+    return estimate - reach, estimate + reach
 
 
 def nipd_pseudo_values(accuracies_SJ: Floats, steps: Sequence[float]) -> Floats:

@@ -66,6 +66,7 @@ def robustness_page(lake_uri: str, passport: Json, samples: pl.DataFrame) -> str
         pictures=_pictures(passport, samples) if with_classes else [],
         worst=_worst(passport, samples),
         measures=[MEASURES[name] for name in _names(passport)],
+        details=[(column, _detail_text(part)) for column, part in passport["details"].items()],
         missing=listed(passport["missing"]),
         surplus=listed(passport["surplus"]),
         settings=[
@@ -123,6 +124,23 @@ def _undefined(passport: Json) -> list[str]:
     return [
         f"{MEASURES[name].shown}{columns}: {why}" for (name, why), columns in of_columns.items()
     ]
+
+
+def _detail_text(details: Json) -> str:
+    """Return the numbers behind a column's measures in words.
+
+    >>> _detail_text({"k": 3, "tau": 0.25, "ri_support": 0.5, "clusters": 2})
+    'k 3, tau 0.25, RI and MaRI from 50 % of the samples; 2 clusters'
+    """
+    parts = []
+    if "k" in details:
+        support = f"RI and MaRI from {100 * details['ri_support']:.0f} % of the samples"
+        parts.append(f"k {details['k']}, tau {details['tau']:.3g}, {support}")
+    if "clusters" in details:
+        parts.append(f"{details['clusters']} clusters")
+    if details.get("sites_without_probe"):
+        parts.append(f"sites that are not probed: {', '.join(details['sites_without_probe'])}")
+    return "; ".join(parts)
 
 
 def _panels(passport: Json) -> list[Picture]:

@@ -36,7 +36,10 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return build(tmp_path_factory.mktemp("lake") / "lake", planted())
 
 
-@pytest.mark.parametrize(("kind", "model"), [("mil", "linear"), ("survival", "cox")])
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("mil", "linear"), pytest.param("survival", "cox", marks=pytest.mark.slow)],
+)
 def test_a_study_says_how_well_its_features_tell_the_site(
     lake: Lake, kind: "Kind", model: str
 ) -> None:
@@ -131,7 +134,7 @@ def test_the_page_of_an_evaluation_shows_robustness_to_sites() -> None:
               "run": "r", "machine": {"cpu": "c", "threads": 1, "gpu": None},
               "embeddings": [embedding],
               "splits": [], "students": {}, "left_out": [], "classes": [],
-              "amortisation": None}  # fmt: skip
+              "amortisation": None, "verdicts": [], "used_by": []}  # fmt: skip
     page = evaluation_page(report)
     assert "Biology against site (ward)" in page
     assert "0.250 to 0.750" in page
