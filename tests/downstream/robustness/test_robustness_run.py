@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from downstream.cohorts.cohort_errors import CohortError
+from downstream.report.finished_run import RunError, read_run
 from downstream.robustness.column_passport import SampleCodes, column_passport
 from downstream.robustness.robustness_measures import MEASURES
 from downstream.robustness.robustness_run import run_passport, run_robustness
@@ -142,6 +143,8 @@ def test_a_run_is_kept_found_again_and_listed(
 ) -> None:
     again = run_passport(lake.uri, spec)
     assert (again["run"], again["seconds"]) == (passport["run"], passport["seconds"])
+    with pytest.raises(RunError, match="has no predictions"):
+        read_run(lake, passport["run"])
     other = run_passport(lake.uri, replace(spec, measures=replace(QUICK, seed=1)))
     assert other["run"] != passport["run"]
     rows = run_table(lake).filter(pl.col("run") == passport["run"])
