@@ -34,7 +34,7 @@ from featurestore import (
 from featurestore.codecs import codec as codec_module
 from featurestore.codecs import lance_quantising
 from featurestore.codecs.codec import Codec, loss_of
-from featurestore.codecs.fitting import fit_codec
+from featurestore.codecs.codec_fitting import fit_codec
 from featurestore.codecs.lance_quantising import quantise
 from featurestore.commits.lance_commit import Committer
 from featurestore.interop.exporting import export_folder
@@ -204,9 +204,7 @@ def test_every_reader_decodes(lake: Lake) -> None:
     tiles = {tile["tile_id"]: tile[NAME] for tile in lake.webdataset(NAME, mpp=0.5, pixels="none")}
     np.testing.assert_array_equal(np.stack([tiles[key] for key in bag.tile_id]), want["a"])
     patient = read_patient(lake, ["a", "b"], f"t+{NAME}", [0.5])
-    np.testing.assert_array_equal(
-        patient.features[:, DIM:], np.concatenate([want["a"], want["b"]])
-    )
+    np.testing.assert_array_equal(patient.features[:, DIM:], np.concatenate([want["a"], want["b"]]))
     adata = lake.to_anndata("a", NAME, mpp=0.5)
     np.testing.assert_array_equal(adata.X, want["a"].astype(np.float32))
 
