@@ -103,7 +103,7 @@ class Codec:
         if torch := sys.modules.get("torch"):
             # torch refuses arrays that can't be written, as those of Arrow and of files.
             arrays = (codes, self.arrays["step"], self.arrays["low"])
-            line, step, low = (torch.from_numpy(np.require(a, None, "CW")) for a in arrays)
+            line, step, low = (torch.from_numpy(np.require(a, None, ["C", "W"])) for a in arrays)
             line = line.float().mul_(step).add_(low)
             into_ND[:] = line.half().numpy().reshape(into_ND.shape)
             return

@@ -356,7 +356,8 @@ def test_a_killed_run_goes_on_at_the_next_fragment(
     shutil.copytree(made, tmp_path / "lake")
     lake = open_lake(tmp_path / "lake")
     monkeypatch.setattr(lance_quantising, "COMMIT_FRAGMENTS", 1)
-    commit, commits = Committer.commit_columns, []
+    commit = Committer.commit_columns
+    commits: list[Any] = []
 
     def killed(self: Committer, mpp: float, files: Any) -> None:  # noqa: ANN401
         if len(commits) == 1:
