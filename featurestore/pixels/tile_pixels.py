@@ -8,6 +8,7 @@ resize; so `decode` is a setting of whoever reads, and never chosen by the machi
 Shape letters: B samples, H W pixels, C channels.
 """
 
+import functools
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,12 +58,12 @@ class PixelDecoder:
             )
             raise LakeError(msg)
 
-    @property
+    @functools.cached_property
     def side_px(self) -> int:
         """Return the side of the decoded squares."""
         return self.input_px or self.tile_px
 
-    @property
+    @functools.cached_property
     def scale(self) -> int:
         """Return by how much libjpeg divides the side of a tile: 1, 2, 4 or 8.
 
