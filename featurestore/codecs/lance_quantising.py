@@ -50,7 +50,7 @@ class Quantised(Shown):
         version: version of the lake that has it.
 
     Examples:
-        >>> [made] = sl.quantise(sl.open_lake("my-lake"), "student")
+        >>> [made] = sl.quantise(sl.open_lake("my-lake"), "student", mpps=[0.5])
         >>> made.column, made.tiles, made.cosine > 0.999
         ('student~int8', 312, True)
     """
@@ -98,11 +98,12 @@ def quantise(
         DamageError: the source's features are not what was written.
 
     Examples:
-        >>> [made] = sl.quantise(sl.open_lake("my-lake"), "uni2_h", codec="pq16")
+        >>> lake = sl.open_lake("my-lake")
+        >>> [made] = sl.quantise(lake, "student", codec="pq16", mpps=[0.5])
         >>> made.column, made.bytes_per_tile, made.source_bytes_per_tile
-        ('uni2_h~pq16', 192, 3072)
-        >>> sl.open_lake("my-lake").bag("s01a", "uni2_h~pq16", mpp=0.5).features.shape
-        (24, 1536)
+        ('student~pq16', 4, 128)
+        >>> lake.refreshed().bag("s01a", "student~pq16", mpp=0.5).features.shape
+        (24, 64)
     """
     piece_values(codec)  # raises if there is no such codec
     lake.committer.recover()
