@@ -101,7 +101,7 @@ def quantise(
         >>> lake = sl.open_lake("my-lake")
         >>> [made] = sl.quantise(lake, "student", codec="pq16", mpps=[0.5])
         >>> made.column, made.bytes_per_tile, made.source_bytes_per_tile
-        ('student~pq16', 4, 128)
+        ('student~pq16', 8, 128)
         >>> lake.refreshed().bag("s01a", "student~pq16", mpp=0.5).features.shape
         (24, 64)
     """
