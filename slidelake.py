@@ -80,7 +80,7 @@ if TYPE_CHECKING:
         verify,
     )
     from featurestore.codecs.lance_quantising import Quantised, quantise
-    from featurestore.errors import InUseError
+    from featurestore.errors import InUseError, LicenceError
     from featurestore.interop.foreign_slide import InteropError
     from featurestore.read.stream import Stream
     from featurestore.read.torch_bags import Bags
@@ -127,6 +127,7 @@ PUBLIC = {
     "LakeError": "featurestore",
     "LakeMissingError": "featurestore",
     "LeakageError": "downstream",
+    "LicenceError": "featurestore.errors",
     "MilSettings": "downstream",
     "Pairs": "featurestore",
     "PatientPredictions": "downstream.kept.predict_patients",
@@ -209,6 +210,7 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "LeakageError",
+    "LicenceError",
     "MilSettings",
     "Pairs",
     "PatientPredictions",

@@ -17,6 +17,7 @@ from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.licences import Licence, field_licence
 from featurestore.messages import did_you_mean
 from featurestore.notebook.lake_card import lake_line, lake_page
 from featurestore.notebook.thumbnail import decoded_thumbnail
@@ -368,6 +369,14 @@ class Lake:
         """
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
+    def licence(self, teacher: str, *, mpp: float) -> Licence | None:
+        """Return the licence that is kept with a teacher's column; None in columns of old lakes.
+
+        >>> lake.licence("efficientnet_lite0", mpp=0.5) is None
+        True
+        """
+        return field_licence(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
+
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""
         teachers = self.teachers(mpp=mpp)
@@ -427,9 +436,9 @@ class Lake:
         >>> lake.info()["tiles"]
         {'0.5': 37, '1.0': 18}
         """
-        with reading(self.store, f"table {self.store.url(SLIDES)}"):
+        with reading(self.store, f"table {self.store.shown(SLIDES)}"):
             states = count_states(self.table(SLIDES))
-        with reading(self.store, f"table {self.store.url(CATALOG)}"):
+        with reading(self.store, f"table {self.store.shown(CATALOG)}"):
             tile_counts = count_tiles(self.table(CATALOG)).tiles
         features = [
             {

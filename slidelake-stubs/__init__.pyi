@@ -68,6 +68,7 @@ from featurestore import verify as verify
 from featurestore.codecs.lance_quantising import Quantised as Quantised
 from featurestore.codecs.lance_quantising import quantise as quantise
 from featurestore.errors import InUseError as InUseError
+from featurestore.errors import LicenceError as LicenceError
 from featurestore.interop.foreign_slide import InteropError as InteropError
 from featurestore.read.stream import Stream as Stream
 from featurestore.read.torch_bags import Bags as Bags
@@ -123,6 +124,7 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "LeakageError",
+    "LicenceError",
     "MilSettings",
     "Pairs",
     "PatientPredictions",

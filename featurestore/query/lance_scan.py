@@ -20,6 +20,7 @@ from featurestore.errors import LakeError
 from featurestore.query.pushdown import Schema, lance_filter
 from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
+from featurestore.tables.lance_tables import shown_uri
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once
@@ -132,7 +133,7 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows in order, from number `start` on among the rows that pass the filter."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
-    with reading(Store(table.uri), f"table {table.uri}"):
+    with reading(Store(shown_uri(table)), f"table {shown_uri(table)}"):
         scanner = table.scanner(
             columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
         )

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
+from featurestore.licences import Licence, licence_metadata
 
 SLIDES = "slides.lance"
 CATALOG = "catalog.lance"
@@ -147,13 +148,16 @@ def tiles_table(mpp: float, tile_px: int, columns: Mapping[str, Any]) -> pa.Tabl
     return pa.table(arrays, schema=schema)
 
 
-def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
+def teacher_field(
+    name: str, dim: int, identity: Mapping[str, Any], licence: Licence | None = None
+) -> pa.Field:
     """Return the column of a teacher: a nullable fixed-size list of float16.
 
     Args:
         name: the teacher's name; it is the column's name.
         dim: length of an embedding.
         identity: weights hash, pooling, preprocessing, precision: all that decides the numbers.
+        licence: licence of the encoder; None if nothing is known of it.
 
     Raises:
         LakeError: the name has other characters than letters, digits and `_ : @ -` (`+` joins
@@ -167,7 +171,7 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
         raise LakeError(msg)
     element = pa.field("item", pa.float16(), nullable=True)
     text = json.dumps(identity, sort_keys=True)
-    metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER}
+    metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER, **licence_metadata(licence)}
     return pa.field(name, pa.list_(element, dim), nullable=True, metadata=metadata)
 
 
