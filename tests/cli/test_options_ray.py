@@ -118,6 +118,11 @@ PREDICT = command_line(
     "predict {bags} --run {mil_run} --run-lake {bags} --arm good --labels {labels} "
     "--out {tmp}/predicted.csv --at 8 --quiet --json"
 )
+PREDICT_PAGE = command_line(
+    "predict {bags} --run {mil_run} --labels {labels} --unseen-students "
+    "--out {tmp}/predicted.html --json"
+)
+PREDICT_MAPS = command_line("predict {bags} --run {mil_run} --heatmaps {tmp}/maps")
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
 
 
@@ -205,6 +210,11 @@ def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places
     measured = predicted["measures"]["seen"]
     assert measured["patients"] == len(predicted["patients"]) == first["patients"]
     assert pl.read_csv(str(places["tmp"]) + "/predicted.csv").height == first["patients"]
+    run(PREDICT_PAGE)
+    page = Path(str(places["tmp"]), "predicted.html").read_text()
+    assert page.count("<tr>") > first["patients"]
+    refused = run(PREDICT_MAPS, code=None).stderr  # a linear model looks at no tile
+    assert "its models do not weigh tiles" in refused
     refused = run(SET_WRONG, code=2).stderr
     assert "--set fit.epoch: there is no such field; fields are" in refused
     assert "fit.epochs" in refused
