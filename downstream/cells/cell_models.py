@@ -59,6 +59,7 @@ def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
         task=task.kind,
         classes=max(len(study.classes), 1),
         seed=patients.cell.random_seed(split.inner),
+        inverse_penalty=study.settings.inverse_penalty,
     )
     test = probe.scores(patients.pooled(split.test))
     return Member(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from downstream.survival.pooled_models import PooledModel
 
 #: Models whose risk is linear in the features.
-LINEAR = ("cox", "coxnet")
+LINEAR = ("cox", "coxnet", "coxnet_fixed")
 
 
 def kept_cox(model: "PooledModel") -> KeptModel | None:
@@ -27,11 +27,13 @@ def kept_cox(model: "PooledModel") -> KeptModel | None:
     if model.name not in LINEAR:
         return None
     (step,) = (part for _, part in model.pipeline.steps)
-    width = len(step.mean_)
+    width = int(step.n_features_in_)
     # a linear function is known from its values at 0 and at each unit vector
     at_zero = model.risk(np.zeros((1, width)))[0]
     if model.name == "cox":
         weight_D = np.asarray(step.components_.T @ model.estimator.coef_)
+    elif model.name == "coxnet_fixed":  # on features as they are
+        weight_D = model.estimator.coef_[:, 0]
     else:
         column = int(np.argmin(np.abs(model.estimator.alphas_ - model.options["alpha"])))
         weight_D = model.estimator.coef_[:, column] / step.scale_

@@ -7,6 +7,7 @@ D width of the features, C classes or numbers, K neighbours.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,12 +72,13 @@ def fit_probe(
     task: "TaskKind",
     classes: int,
     seed: int = 0,
+    inverse_penalty: float = 0.5,
 ) -> Probe:
     """Fit a probe on training rows.
 
     Args:
-        name: name in `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by
-            cosine).
+        name: name in `PROBES`: `linear` (logistic regression; ridge for numbers), `knn` (by
+            cosine), or `logistic` (regression of fixed penalty on features as they are).
         x_PD: features of the training rows.
         y: targets: class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
         validation: features and targets of the validation rows; None, or no rows, for `DEFAULTS`.
@@ -85,7 +87,8 @@ def fit_probe(
         task: task that the probe predicts.
         classes: number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
-        seed: seed of the solvers; neither probe depends on it.
+        seed: seed of the solvers; no probe depends on it.
+        inverse_penalty: inverse penalty of `logistic`.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in
@@ -105,6 +108,9 @@ def fit_probe(
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
     fit = load(PROBES[name].loader)
+    if PROBES[name].is_raw:
+        mean, spread = np.zeros_like(mean), np.ones_like(spread)
+        fit = partial(fit, inverse=inverse_penalty)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)

@@ -93,6 +93,27 @@ def read_target(
     return class_task, classes, label.astype(np.float64)[:, None]
 
 
+def named_classes(classes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the classes under the names that the settings give their values.
+
+    Raises:
+        StudyError: An entry is not VALUE=NAME, or two classes would have one name.
+
+    >>> named_classes(["0", "1"], ["0=wild type", "1=mutant"])
+    ['wild type', 'mutant']
+    """
+    pairs = [entry.partition("=") for entry in names]
+    name_of = {value.strip(): name.strip() for value, _, name in pairs}
+    named = [name_of.get(one, one) for one in classes]
+    if not all(sign and name.strip() for _, sign, name in pairs) or len({*named}) < len(named):
+        msg = (
+            f"class names {', '.join(names)} of classes {', '.join(classes)}; give each value one "
+            "name of its own, as 0=normal"
+        )
+        raise StudyError(msg)
+    return named
+
+
 def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:
     """Return the strata of folds: the class, the combination of labels, or quarters of a number.
 

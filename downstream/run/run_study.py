@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
+from downstream.cohorts.cohort import Cohort, keep_slides, patient_table, with_external
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
 from downstream.cohorts.site_facts import site_facts, site_notes
@@ -25,10 +25,12 @@ from downstream.run.label_targets import (
     check_models,
     check_tails,
     event_strata,
+    named_classes,
     read_target,
     strata_of,
 )
 from downstream.run.model_tables import models_of
+from downstream.run.protocols import protocol_facts
 from downstream.run.saved_specs import save_spec
 from downstream.run.study import Outcome, Patient, Study, arm_name, check_features
 from downstream.run.study_errors import StudyError
@@ -88,7 +90,9 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
+    protocol = {} if spec.protocol == "none" else {"protocol": protocol_facts(spec)}
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
+    cohort = replace(cohort, facts={**cohort.facts, **protocol})
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
@@ -325,6 +329,7 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
         )
     task, classes, outcome = read_target(cohort, columns, spec.labels.task)
     check_tails(spec.fit, task, spec.folds)
+    classes = named_classes(classes, spec.labels.class_names)
     return _Targets(
         task=task,
         classes=tuple(classes),
@@ -387,6 +392,7 @@ def _study(
         seed=spec.seed,
         columns=spec.label_columns,
         classes=target.classes,
+        protocol="" if spec.protocol == "none" else spec.protocol,
         head=spec.models.head if is_survival else "",
         reference=_reference(spec.comparison.reference, features, models),
         margin=spec.comparison.margin,
@@ -406,10 +412,21 @@ def _study(
 def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     """Return the lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
-    from featurestore.annotations import labels_of
 
     lake = open_lake(lake_uri, version=spec.features.version)
-    table = load_labels(labels_of(lake, spec.labels.table), **spec.labels.id_options)
+    cohort, sha256 = _cohort_of(lake, spec, spec.labels.table)
+    if spec.labels.test_table is not None:
+        other, more = _cohort_of(lake, spec, spec.labels.test_table)
+        cohort, sha256 = with_external(cohort, other), f"{sha256}-{more}"
+    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
+    return lake, keep_slides(cohort, usable), sha256
+
+
+def _cohort_of(lake: "Lake", spec: StudySpec, path: str) -> tuple[Cohort, str]:
+    """Return the cohort of one table of labels, and the hash of the file."""
+    from featurestore.annotations import labels_of
+
+    table = load_labels(labels_of(lake, path), **spec.labels.id_options)
     columns = spec.label_columns
     numbers = columns[:1] if spec.kind == "survival" else ()
     if spec.labels.task == "regression":
@@ -417,8 +434,7 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     cohort = patient_table(
         lake.slides(), table, columns, extra_columns=spec.folds.columns, numbers=numbers
     )
-    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
-    return lake, keep_slides(cohort, usable), table.sha256
+    return cohort, table.sha256
 
 
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:

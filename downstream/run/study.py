@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from downstream.run.study_spec import Kind
     from downstream.splits.folds import Split
 
-FORMAT = 4
+FORMAT = 5
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
@@ -89,6 +89,7 @@ class Study:
         accuracy: for classes, target accuracy of selective prediction.
         guarantee: for classes, coverage of conformal sets.
         sites: where the sites of patients come from; empty where none are asked for.
+        protocol: name of the protocol that is followed; empty for none.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -123,6 +124,7 @@ class Study:
     patients: tuple[Patient, ...]
     guarantee: float = 0.9
     sites: str = ""
+    protocol: str = ""
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -155,6 +157,7 @@ class Study:
             "accuracy": self.accuracy,
             "guarantee": self.guarantee,
             "sites": self.sites,
+            "protocol": self.protocol,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),

@@ -17,6 +17,7 @@ from downstream.splits.fold_plan import Plan
 Kind = Literal["mil", "survival"]
 TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
 Head = Literal["hazards", "cox"]
+ProtocolName = Literal["none", "patho-bench", "stamp", "clam"]
 EventMeans = Literal["auto", "event", "censored"]
 PatientsFrom = Literal["agree", "labels"]
 DEFAULT_MODELS: dict[str, tuple[str, ...]] = {"mil": ("abmil",), "survival": ("cox",)}
@@ -29,8 +30,11 @@ class LabelOptions:
     Attributes:
         table: Path or URI of the table with `slide_id` and/or `patient_id` and the labels, or
             `lake:NAME` for an annotation of the lake.
+        test_table: A second table with the same columns, of other patients: all of them are tested
+            by models of the patients of `table` (external validation).
         target: Column to predict, or several columns of 0 and 1 that do not exclude each other;
             of two classes the last in order is the positive one.
+        class_names: Names of the target's values on pages and in files, each as VALUE=NAME.
         task: `binary`, `multiclass`, `multilabel` or `regression`; `auto` decides by the column's
             values.
         time: Survival: column of the time to the event or to the end of follow-up.
@@ -48,7 +52,9 @@ class LabelOptions:
     """
 
     table: str
+    test_table: str | None = None
     target: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     task: TaskName = "auto"
     time: str | None = None
     event: str | None = None
@@ -168,6 +174,8 @@ class StudySpec(JsonSettings):
         fit: Settings of MIL models and their training.
         pooled: Settings of survival models on pooled features.
         comparison: Settings of the comparison of arms, and of selective prediction.
+        protocol: Protocol of another tool that sets folds, model and measures: `patho-bench`,
+            `stamp` or `clam`. What differs from it is told on the page.
         seed: Seed of folds, training and bootstrap.
 
     Raises:
@@ -182,6 +190,7 @@ class StudySpec(JsonSettings):
     fit: MilSettings = field(default_factory=MilSettings)
     pooled: SurvivalSettings = field(default_factory=SurvivalSettings)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    protocol: ProtocolName = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
