@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from downstream.report.finished_run import Json, Run
 
 MOST_LISTED = 100
+FEW = 20
+"""Shares of fewer are told as numbers."""
 _MANY_REDRAWN = 0.01
 
 _QUESTIONS = {
@@ -205,6 +207,17 @@ def _verdict(row: Mapping[str, Any]) -> str:
     if row["not_inferior"]:
         return f"yes: less than {row['margin']:g} worse"
     return f"not shown: it may be {row['margin']:g} worse or more"
+
+
+def share_text(share: float, of: int) -> str:
+    """Return a share as a percentage, of few as the numbers themselves.
+
+    A percentage of seven patients claims more than seven patients can say.
+
+    >>> share_text(0.9512, 200), share_text(2 / 3, 6)
+    ('95%', '4 of 6')
+    """
+    return f"{share:.0%}" if of >= FEW else f"{round(share * of)} of {of}"
 
 
 def p_text(p_value: float | None) -> str:

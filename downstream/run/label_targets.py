@@ -24,7 +24,7 @@ from downstream.run.study_errors import StudyError
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
-    from downstream.run.study import Outcome
+    from downstream.run.study import Outcome, Study
     from downstream.splits.fold_plan import Plan
 
 
@@ -146,14 +146,48 @@ def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[st
     return [text if counts[text] >= least else other for text in texts]
 
 
-def event_strata(event_P: NDArray[np.bool_], *, folds: int) -> list[int]:
-    """Return the strata of survival folds: the event, unless few patients are censored.
+def event_strata(event_P: NDArray[np.bool_], *, folds: int, inner: int = 1) -> list[int]:
+    """Return the strata of survival folds: the event, unless too few patients are censored.
 
-    A handful of censored patients cannot be in every part, and need not be.
+    Censored patients that are fewer than folds, or than the inner splits of a fold need, cannot be
+    in every part, and need not be.
 
     >>> event_strata(np.array([True, True, False]), folds=2)
     [0, 0, 0]
+    >>> event_strata(np.array([True, True, True, False, False, False]), folds=2)
+    [1, 1, 1, 0, 0, 0]
     """
-    if int((~event_P).sum()) < 2 * folds:
+    censored = int((~event_P).sum())
+    beside_test = censored - -(-censored // folds)
+    if censored < folds or beside_test < max(inner, 2):
         return [0] * len(event_P)
     return [int(event) for event in event_P]
+
+
+def check_bins(study: "Study") -> None:
+    """Refuse more time bins than the events of a training part fill, before anything is trained.
+
+    Raises:
+        StudyError: Names the fold, its events, and the number of bins.
+    """
+    if study.head != "hazards" or not any(model in AGGREGATORS for model in study.models):
+        return
+    from downstream.survival.risks import SurvivalError
+    from downstream.survival.survival_losses import fit_bins
+
+    outcome_of = {patient.patient_id: patient.outcome for patient in study.patients}
+    for split in study.splits:
+        outcome = np.array([outcome_of[one] for one in split.train])
+        try:
+            fit_bins(
+                outcome[:, 0],
+                outcome[:, 1] == 1,
+                patients=list(split.train),
+                bins=study.settings.bins,
+            )
+        except SurvivalError as error:
+            msg = (
+                f"repetition {split.repeat}, fold {split.fold}: {error}; or take --head cox, which "
+                "has no bins"
+            )
+            raise StudyError(msg) from error

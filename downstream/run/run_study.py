@@ -22,6 +22,7 @@ from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
+    check_bins,
     check_models,
     check_tails,
     event_strata,
@@ -98,6 +99,7 @@ def run_study(
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
     cohort, splits = _with_students(lake, cohort, splits, spec.features)
     study = _study(spec, lake, cohort, target, splits, sha256)
+    check_bins(study)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
     return ResultDict(result_json, name=spec.kind, uri=lake.uri)
@@ -325,7 +327,7 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
             task="survival",
             classes=(),
             outcome=np.stack([times, events], axis=1),
-            strata=event_strata(events, folds=folds),
+            strata=event_strata(events, folds=folds, inner=spec.folds.inner),
         )
     task, classes, outcome = read_target(cohort, columns, spec.labels.task)
     check_tails(spec.fit, task, spec.folds)

@@ -317,3 +317,14 @@ def test_mean_and_spread_over_parts() -> None:
     assert mean_over_parts(np.array([np.nan]))["mean"] is None
     one = mean_over_parts(np.array([0.8]))
     assert (one["mean"], one["sd"], one["low"]) == (0.8, None, None)
+
+
+def test_too_many_time_bins_are_refused_before_anything_is_trained(
+    lake: Lake, run_here: RunHere, tmp_path: Path
+) -> None:
+    task = write_task(tmp_path / "OS", survival=True)
+    hazards = {"models.names": ("abmil",), "models.head": "hazards", "fit.bins": 9}
+    before = lake.store.names("runs")
+    with pytest.raises(StudyError, match=r"fold 0: 9 bins from \d .* ask for fewer bins"):
+        run_here(spec_of(task, "survival", **hazards))
+    assert lake.store.names("runs") == before

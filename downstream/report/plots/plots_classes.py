@@ -25,6 +25,7 @@ from downstream.report.plots.plots_base import (
     shortened,
     to_svg,
 )
+from downstream.report.run_tables import FEW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -240,7 +241,9 @@ def confusion_svg(counts_CC: NDArray[np.int64], names: Sequence[str], *, title: 
         for column in range(classes):
             share = share_CC[row, column]
             colour = "white" if share > _DARK else "black"
-            text = f"{counts_CC[row, column]}\n{share:.0%}"
+            text = f"{counts_CC[row, column]}"
+            if of_row_C[row] >= FEW:  # a percentage of a few patients says less than their number
+                text += f"\n{share:.0%}"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     shown = [plain(shortened(name, 16)) for name in names]
     axes.set_xticks(range(classes), labels=shown, rotation=30 if classes > 2 else 0, fontsize=9)

@@ -23,6 +23,7 @@ from downstream.report.plots.plots_classes import (
     roc_svg,
 )
 from downstream.report.plots.plots_report import forest_svg
+from downstream.report.run_tables import share_text
 from downstream.report.views.picture_sections import (
     MOST_CURVES,
     MOST_PANELS,
@@ -305,8 +306,7 @@ def _abstention(run: "Run") -> Section:
         sure = _likeliest_class_scores(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
     arm_texts = [
-        f"{arm}: {one['coverage']:.0%} answered"
-        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them correctly")
+        _coverage_text(arm, one, run.rows(arm).height)
         for arm, one in run.result.get("coverage", {}).items()
     ]
     target = next((one["target"] for one in run.result.get("coverage", {}).values()), None)
@@ -335,20 +335,34 @@ def _abstention(run: "Run") -> Section:
     if len(together(list(curves))) > 1:
         section.notes.insert(0, caption)
     for arm, promise in run.result.get("guarantees", {}).items():
-        section.notes.append(_guarantee_text(arm, promise))
+        section.notes.append(_guarantee_text(arm, promise, run.rows(arm).height))
         section.notes.extend(f"{sentence}." for sentence in guarantee_warnings(arm, promise))
     return section
 
 
-def _guarantee_text(arm: str, promise: Mapping[str, Any]) -> str:
+def _coverage_text(arm: str, one: Mapping[str, Any], predictions: int) -> str:
+    """Return how many predictions of an arm were answered, and how many of them correctly."""
+    answered = share_text(one["coverage"], predictions)
+    if one["accuracy"] is None:
+        return f"{arm}: {answered} answered"
+    told = round(one["coverage"] * predictions)
+    return f"{arm}: {answered} answered, {share_text(one['accuracy'], told)} of them correctly"
+
+
+def _guarantee_text(arm: str, promise: Mapping[str, Any], predictions: int) -> str:
     """Return what conformal sets and deferral of an arm did, in a sentence."""
     sets, deferral, level = promise["sets"], promise["deferral"], promise["level"]
-    wrong = "" if deferral["wrong"] is None else f", {deferral['wrong']:.0%} of them wrongly"
+    told = round(deferral["told"] * predictions)
+    wrong = ""
+    if deferral["wrong"] is not None:
+        wrong = f", {share_text(deferral['wrong'], told)} of them wrongly"
     return (
-        f"{arm}: conformal sets of {level:.0%} hold the class of {sets['coverage']:.0%} of the "
-        f"patients with {sets['size']:.2f} classes each, {sets['single']:.0%} are a single class. "
-        f"Deferral that allows {1 - level:.0%} wrong among the answered: {deferral['told']:.0%} "
-        f"answered{wrong}."
+        f"{arm}: conformal sets of {level:.0%} hold the class of "
+        f"{share_text(sets['coverage'], predictions)} of the "
+        f"patients with {sets['size']:.2f} classes each, "
+        f"{share_text(sets['single'], predictions)} are a single class. "
+        f"Deferral that allows {1 - level:.0%} wrong among the answered: "
+        f"{share_text(deferral['told'], predictions)} answered{wrong}."
     )
 
 
