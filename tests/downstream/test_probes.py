@@ -131,7 +131,8 @@ CHOOSING = [name for name, entry in PROBES.items() if not entry.is_raw]
 
 def test_a_plain_regression_is_scikit_learns_and_predicts_no_number() -> None:
     (x, y), (xt, _) = classes_of(90, 3, 0), classes_of(40, 3, 1)
-    x, xt = x / x.std(axis=0), xt / x.std(axis=0)
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    x, xt = (x - mean) / spread, (xt - mean) / spread
     theirs = LogisticRegression(C=4.0, class_weight="balanced", max_iter=10_000).fit(x, y)
     ours = fit_probe(
         "logistic", x, y, validation=None, task="multiclass", classes=3, inverse_penalty=4.0
