@@ -31,6 +31,7 @@ class PredictOptions:
         run_lake: Lake that holds the run, where it is another one.
         arm: Arm of the run; the first if not given.
         labels: Table of labels, with the columns of the run: then measures are told, too.
+        covariates: Table with the covariates of the run, where it has any.
         out: Write the predictions: .csv, .parquet, or .html for a page that can be sorted, with a
             CSV beside it.
         heatmaps: Folder for the attention of every slide: picture, GeoJSON, top tiles, and
@@ -44,6 +45,7 @@ class PredictOptions:
     run_lake: Annotated[str | None, typer.Option(metavar="LAKE"), PathKind.LAKE] = None
     arm: str | None = None
     labels: Annotated[str | None, typer.Option(metavar="FILE"), PathKind.FILES] = None
+    covariates: Annotated[str | None, typer.Option(metavar="FILE"), PathKind.FILES] = None
     out: Annotated[Path | None, typer.Option(metavar="FILE"), PathKind.OUTPUT] = None
     heatmaps: Annotated[Path | None, typer.Option(metavar="DIR"), PathKind.OUTPUT] = None
     unseen_students: Annotated[bool, typer.Option("--unseen-students")] = False
@@ -68,6 +70,7 @@ def predict_command(options: PredictOptions) -> None:
         options.run,
         run_lake=options.run_lake,
         arm=options.arm,
+        covariates=options.covariates,
         version=options.at,
         unseen_students=options.unseen_students,
         heatmaps=options.heatmaps,
@@ -152,23 +155,32 @@ def _measures(predictions: "PatientPredictions", options: PredictOptions) -> dic
     from downstream.run.saved_specs import saved_settings
 
     lake, home, run = _lakes_and_run(options)
+    told = saved_settings(home, options.run)["labels"]
     return measured_predictions(
         lake,
         predictions,
         str(options.labels),
         run.result["config"]["columns"],
         classes=run.classes,
-        event_means=saved_settings(home, options.run)["labels"].get("event_means", "auto"),
+        event_means=told.get("event_means", "auto"),
+        class_names=told.get("class_names", ()),
     )
 
 
 def _truth(predictions: "PatientPredictions", options: PredictOptions) -> dict[str, str]:
     """Return the label of each labelled patient as text."""
     from downstream.kept.measured import labelled_rows
+    from downstream.run.saved_specs import saved_settings
 
-    lake, _, run = _lakes_and_run(options)
+    lake, home, run = _lakes_and_run(options)
     columns = run.result["config"]["columns"]
-    rows, _ = labelled_rows(lake, predictions, str(options.labels), columns)
+    rows, _ = labelled_rows(
+        lake,
+        predictions,
+        str(options.labels),
+        columns,
+        class_names=saved_settings(home, options.run)["labels"].get("class_names", ()),
+    )
     return {
         row["patient_id"]: ", ".join(str(row[column]) for column in columns)
         for row in rows.to_dicts()

@@ -21,6 +21,7 @@ from downstream.measures.class_measures import (
 from downstream.measures.intervals import bca_or_percentile, interval
 from downstream.measures.number_measures import regression_measures
 from downstream.measures.weighted import auroc_folds
+from downstream.run.label_targets import value_names
 from downstream.survival.survival_weighted import concordance
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def measured_predictions(
     *,
     classes: "Sequence[str]",
     event_means: "EventMeans" = "auto",
+    class_names: "Sequence[str]" = (),
     ids: "Mapping[str, Any] | None" = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the measures of predictions with intervals, for patients the run has seen and others.
@@ -57,6 +59,7 @@ def measured_predictions(
         columns: label columns of the run: the target, or time and event.
         classes: classes of the run, in its order.
         event_means: what 1 means in the column of events, see `survival_labels`.
+        class_names: names that the run gives the values of its target, see `LabelOptions`.
         ids: options of `load_labels`.
 
     Returns:
@@ -71,7 +74,9 @@ def measured_predictions(
     if predictions.task in _NOT_HERE:
         msg = f"{predictions.task} predictions are not measured; compare them with the labels"
         raise KeptModelError(msg)
-    rows, labelled = labelled_rows(lake, predictions, labels, columns, ids=ids)
+    rows, labelled = labelled_rows(
+        lake, predictions, labels, columns, class_names=class_names, ids=ids
+    )
     groups = {"seen": rows.filter("seen"), "unseen": rows.filter(~pl.col("seen"))}
     missed = labelled - rows.height
     not_predicted = {"not predicted": {"patients": missed, "measures": {}}} if missed else {}
@@ -91,6 +96,7 @@ def labelled_rows(
     labels: str | PathLike[str],
     columns: "Sequence[str]",
     *,
+    class_names: "Sequence[str]" = (),
     ids: "Mapping[str, Any] | None" = None,
 ) -> tuple[pl.DataFrame, int]:
     """Return the predictions of labelled patients with their labels, and how many are labelled.
@@ -100,6 +106,7 @@ def labelled_rows(
         predictions: predictions of one arm.
         labels: table of labels, as for a study.
         columns: label columns of the run.
+        class_names: names that the run gives the values of its target, as VALUE=NAME.
         ids: options of `load_labels`.
 
     Raises:
@@ -118,6 +125,9 @@ def labelled_rows(
             "`slidelake annotate --name patients`"
         )
         raise KeptModelError(msg)
+    if class_names:
+        named = pl.col(columns[0]).cast(pl.String).replace(value_names(class_names))
+        rows = rows.with_columns(named)
     return rows, cohort.patients.height
 
 

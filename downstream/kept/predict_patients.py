@@ -6,15 +6,18 @@ only by models that were not trained on them.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from os import PathLike
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from cluster import counted
+from downstream.cohorts.cohort import patient_table
 from downstream.cohorts.cohort_errors import listing
+from downstream.cohorts.covariates import CovariateRow, table_rows
+from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.student_patients import student_facts, student_notes, trained_students
 from downstream.kept.kept_model import KeptModelError
 from downstream.kept.lake_patients import LakePatients
@@ -27,6 +30,8 @@ from downstream.run.feature_bags import slides_with_tiles, teachers_of
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
     from featurestore import Lake
+
+_IN_TABLE = "is in the table of covariates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ def predict_patients(
     *,
     run_lake: str | None = None,
     arm: str | None = None,
+    covariates: str | PathLike[str] | None = None,
     version: int | str | None = None,
     unseen_students: bool = False,
     heatmaps: str | PathLike[str] | None = None,
@@ -83,6 +89,9 @@ def predict_patients(
         run: name of a finished run of `run_mil` or `run_survival`.
         run_lake: the lake that holds the run; None if it is the same.
         arm: arm of the run; the first if None.
+        covariates: table with the covariates of the run, where it has any, in the columns that the
+            run's labels had. What is missing for a patient is filled in as in training; a patient
+            who is not in the table is not predicted.
         version: version of the lake, or a snapshot; the newest if None.
         unseen_students: whether patients that a student among the features was trained on are left
             out.
@@ -98,7 +107,8 @@ def predict_patients(
         RunError: There is no such run, or no such arm.
         KeptModelError: The run keeps no models, or the lake's columns are of another encoder,
             mpp or tile size; heatmaps of a model that does not weigh tiles; nothing says whom a
-            student was trained on that is to be unseen.
+            student was trained on that is to be unseen; or the run has covariates and no table of
+            them is given, or the reverse.
 
     Examples:
         >>> quick = sl.MilSettings(epochs=1)
@@ -123,7 +133,12 @@ def predict_patients(
     if not slides_of:
         msg = f"no ready slide of {lake.uri} has features of {features!r}: {listing(lost)}"
         raise KeptModelError(msg)
-    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"])
+    rows_of = _covariates(lake, finished, covariates)
+    if rows_of is not None:
+        absent = [one for one in slides_of if one not in rows_of]
+        lost += [f"{one}: not in the table of covariates" for one in absent]
+        slides_of = {one: slides for one, slides in slides_of.items() if one in rows_of}
+    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"], rows_of)
     trained_on = trained_students([home, lake], features, slides_of)
     if unseen_students:
         lost += _without_seen(reader, trained_on)
@@ -173,6 +188,41 @@ def _without_seen(
         )
         raise KeptModelError(msg)
     return lost
+
+
+def _covariates(
+    lake: "Lake", run: "Run", path: str | PathLike[str] | None
+) -> dict[str, CovariateRow] | None:
+    """Return the covariates of each patient of a table; None for a run without covariates.
+
+    Raises:
+        KeptModelError: A table for a run without covariates, none for one with them, or a table
+            with none of the lake's patients.
+        CohortError: The table lacks a covariate, or has other cells than the run's labels had.
+    """
+    from featurestore.annotations import labels_of
+
+    config = run.result["config"]
+    names = config.get("covariates", [])
+    if not names:
+        if path is not None:
+            msg = f"run {run.name} has no covariates; leave out the table of covariates"
+            raise KeptModelError(msg)
+        return None
+    if path is None:
+        msg = (
+            f"run {run.name} takes covariates ({', '.join(names)}); give a table with these "
+            "columns by --covariates (covariates in Python)"
+        )
+        raise KeptModelError(msg)
+    readings = {name: "texts" if name in config["categories"] else "numbers" for name in names}
+    table = load_labels(labels_of(lake, fspath(path))).read(readings)
+    # every row counts, also one whose covariates are all unknown
+    marked = table.table.with_columns(pl.lit(1).alias(_IN_TABLE))
+    whole = replace(table, source=None, table=marked)
+    patients = patient_table(lake.slides(), whole, [_IN_TABLE], covariates=names).patients
+    ids = patients["patient_id"].to_list()
+    return dict(zip(ids, table_rows(patients, names), strict=True))
 
 
 def _arm(run: "Run", arm: str | None) -> str:

@@ -19,12 +19,14 @@ from downstream.run.model_tables import PROBES, load
 if TYPE_CHECKING:
     from downstream.cohorts.outcomes import TaskKind
     from downstream.probes.heads import Linear, Nearest
+    from downstream.probes.ordinal_head import Ordinal
 
 Floats = NDArray[np.float64]
 Rows = tuple[NDArray[Any], NDArray[Any]]
 
 
 _CONSTANT = 1e-12
+_ORDINAL = "downstream.probes.ordinal_head:fit_ordinal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Probe:
     chosen: tuple[float, ...]
     mean: Floats
     spread: Floats
-    heads: "tuple[Linear | Nearest, ...]"
+    heads: "tuple[Linear | Nearest | Ordinal, ...]"
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
@@ -73,6 +75,8 @@ def fit_probe(
     classes: int,
     seed: int = 0,
     inverse_penalty: float = 0.5,
+    covariates: int = 0,
+    is_ordered: bool = False,
 ) -> Probe:
     """Fit a probe on training rows.
 
@@ -89,6 +93,11 @@ def fit_probe(
             `binary` 2. Several labels and numbers do not need it.
         seed: seed of the solvers; no probe depends on it.
         inverse_penalty: inverse penalty of `logistic`.
+        covariates: number of last columns that are standardised covariates. Each is given as much
+            variance as all features together, so that the penalty on many features hardly shrinks
+            the few covariates; not in `logistic`, which takes all columns as they are.
+        is_ordered: whether the classes of `multiclass` are in an order: `linear` is then an
+            ordinal logistic regression.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in
@@ -107,7 +116,11 @@ def fit_probe(
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
-    fit = load(PROBES[name].loader)
+    if covariates:
+        mean[-covariates:] = 0.0
+        spread[-covariates:] = (x_PD.shape[1] - covariates) ** -0.5
+    is_ordinal = is_ordered and name == "linear" and task == "multiclass"
+    fit = load(_ORDINAL if is_ordinal else PROBES[name].loader)
     if PROBES[name].is_raw:
         mean, spread = np.zeros_like(mean), np.ones_like(spread)
         fit = partial(fit, inverse=inverse_penalty)

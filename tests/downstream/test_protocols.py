@@ -20,6 +20,8 @@ from sksurv.util import Surv
 from commands.studies import study_options
 from downstream.cohorts.cohort_errors import CohortError
 from downstream.cohorts.task_folders import read_task_folder
+from downstream.kept.measured import measured_predictions
+from downstream.kept.predict_patients import predict_patients
 from downstream.measures.protocol_measures import mean_over_parts
 from downstream.run import run_study as run_study_module
 from downstream.run.protocols import PROTOCOLS, protocol_facts, protocol_settings
@@ -169,6 +171,21 @@ def test_a_task_folder_gives_patho_benchs_probabilities(
     assert "Mean and standard deviation over test parts" in page.words
     assert "Set otherwise in this run" not in page.words
     assert page.loads_nothing
+
+
+def test_predictions_of_named_classes_are_measured_by_the_tables_values(
+    lake: Lake, run_here: RunHere, tmp_path: Path
+) -> None:
+    task = write_task(tmp_path / "tumour")
+    spec = spec_of(task, protocol="patho-bench")
+    result = run_here(spec)
+    found = predict_patients(lake.uri, result["run"])
+    classes, names = ["wild type", "mutant"], spec.labels.class_names
+    groups = measured_predictions(
+        lake, found, spec.labels.table, ["tumour"], classes=classes, class_names=names
+    )
+    ours = groups["seen"]["measures"]["auroc_folds"]["estimate"]
+    assert ours == pytest.approx(result["metrics"]["good"]["estimate"])
 
 
 def test_what_is_set_otherwise_than_the_protocol_is_told(
