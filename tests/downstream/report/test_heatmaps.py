@@ -15,6 +15,7 @@ from downstream.kept.kept_model import KeptModelError
 from downstream.kept.measured import measured_predictions
 from downstream.kept.predict_patients import predict_patients
 from downstream.measures.weighted import auroc_folds
+from downstream.report import attention_maps
 from downstream.report.attention_maps import file_stem, write_attention
 from downstream.report.heatmaps.all_attention import write_all_attention
 from downstream.report.listing.prediction_page import write_prediction_page
@@ -120,8 +121,10 @@ def test_a_slide_that_is_gone_is_named_and_the_others_go_on(tmp_path: Path) -> N
 
 
 def test_predictions_show_where_their_models_looked(
-    lake: Lake, run: dict[str, Any], tmp_path: Path
+    lake: Lake, run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # the pictures are those of the other tests, and take most of the time
+    monkeypatch.setattr(attention_maps, "_attention_picture", lambda *_, **__: b"PNG")
     found = predict_patients(lake.uri, run["run"], arm="good / abmil", heatmaps=tmp_path)
     assert found.heatmaps is not None
     assert found.heatmaps.new == 2 * PATIENTS
