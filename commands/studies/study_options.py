@@ -15,7 +15,7 @@ from commands.options.field_options import Changes, FieldOption
 from commands.options.path_kind import PathKind
 from commands.options.set_fields import parse_assignment, with_values
 from commands.options.shared_options import AddressOpt, JsonOpt, LakeArg, LikeOpt, QuietOpt, SetOpt
-from downstream.run.protocols import protocol_settings
+from downstream.protocols.protocols import protocol_settings
 from downstream.run.study_spec import FeatureOptions, LabelOptions, Resources, StudySpec
 
 SPLITS, TRAINING, TABLES, COMPARISON = "Splits", "Training", "Tables", "Comparison"
@@ -211,7 +211,7 @@ def _changes_of_task(options: StudyOptions, kind: str) -> Changes:
     """Return the fields of the settings that a task folder sets; none without one."""
     if options.task_folder is None:
         return {}
-    from downstream.cohorts.task_folders import read_task_folder
+    from downstream.protocols.task_folders import read_task_folder
 
     return read_task_folder(options.task_folder).changes(kind)
 

@@ -65,6 +65,7 @@ class Probe:
         return outputs[0][:, 0] if self.is_flat else outputs[0]
 
 
+# Long by its docstring: each argument says what it is for which of the probes.
 def fit_probe(
     name: str,
     x_PD: NDArray[Any],

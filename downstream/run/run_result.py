@@ -13,7 +13,7 @@ from downstream.measures.arm_comparisons import compare_arms
 from downstream.measures.arm_scores import main_name, score, study_times
 from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
-from downstream.measures.protocol_measures import mean_over_parts, protocol_measures
+from downstream.protocols.protocol_measures import mean_over_parts, protocol_measures
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes

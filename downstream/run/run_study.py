@@ -19,6 +19,7 @@ from downstream.cohorts.student_patients import (
     student_notes,
     unseen_splits,
 )
+from downstream.protocols.protocols import protocol_facts
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
@@ -34,7 +35,6 @@ from downstream.run.label_targets import (
     strata_of,
 )
 from downstream.run.model_tables import models_of
-from downstream.run.protocols import protocol_facts
 from downstream.run.saved_specs import save_spec
 from downstream.run.study import Outcome, Patient, Study, arm_name, check_features
 from downstream.run.study_errors import StudyError

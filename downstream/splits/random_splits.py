@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from cluster import counted
 from downstream.splits.folds import (
     inner_part_count,
     inner_splits,
@@ -91,7 +92,9 @@ def external_splits(
     """
     others = sorted(set(label_of) - set(tested))
     if not others or not tested:
-        msg = f"{len(others)} patients to train on, {len(tested)} to test; both need patients"
+        msg = (
+            f"{counted(len(others), 'patient')} to train on, {len(tested)} to test; both need some"
+        )
         raise SplitError(msg)
     if not validation:
         return [Split(train=tuple(others), validation=(), test=tuple(sorted(tested)))]

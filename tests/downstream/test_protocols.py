@@ -19,12 +19,12 @@ from sksurv.util import Surv
 
 from commands.studies import study_options
 from downstream.cohorts.cohort_errors import CohortError
-from downstream.cohorts.task_folders import read_task_folder
 from downstream.kept.measured import measured_predictions
 from downstream.kept.predict_patients import predict_patients
-from downstream.measures.protocol_measures import mean_over_parts
+from downstream.protocols.protocol_measures import mean_over_parts
+from downstream.protocols.protocols import PROTOCOLS, protocol_facts, protocol_settings
+from downstream.protocols.task_folders import read_task_folder
 from downstream.run import run_study as run_study_module
-from downstream.run.protocols import PROTOCOLS, protocol_facts, protocol_settings
 from downstream.run.run_study import run_study
 from downstream.run.study_errors import StudyError
 from downstream.run.study_spec import FeatureOptions, LabelOptions, StudySpec
