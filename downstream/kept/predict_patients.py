@@ -17,7 +17,7 @@ from cluster import counted
 from downstream.cohorts.cohort import patient_table
 from downstream.cohorts.cohort_errors import listing
 from downstream.cohorts.covariates import CovariateRow, table_rows
-from downstream.cohorts.label_tables import load_labels
+from downstream.cohorts.label_tables import Reading, load_labels
 from downstream.cohorts.student_patients import student_facts, student_notes, trained_students
 from downstream.kept.kept_model import KeptModelError
 from downstream.kept.lake_patients import LakePatients
@@ -215,7 +215,9 @@ def _covariates(
             "columns by --covariates (covariates in Python)"
         )
         raise KeptModelError(msg)
-    readings = {name: "texts" if name in config["categories"] else "numbers" for name in names}
+    readings: dict[str, Reading] = {
+        name: "texts" if name in config["categories"] else "numbers" for name in names
+    }
     table = load_labels(labels_of(lake, fspath(path))).read(readings)
     # every row counts, also one whose covariates are all unknown
     marked = table.table.with_columns(pl.lit(1).alias(_IN_TABLE))

@@ -107,7 +107,7 @@ def write_task(folder: Path, patients: range = range(PATIENTS), *, survival: boo
     return folder
 
 
-def spec_of(folder: Path | str, kind: str = "mil", **given: object) -> StudySpec:
+def spec_of(folder: Path | str, kind: str = "mil", /, **given: object) -> StudySpec:
     """Settings of a command line with a task folder and a protocol."""
     template = {
         "mil": study_options.MIL_TEMPLATE, "survival": study_options.SURVIVAL_TEMPLATE,

@@ -5,7 +5,7 @@ nothing needs a display. Colours are Okabe and Ito's, which colour-blind readers
 """
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -56,8 +56,8 @@ def to_svg(figure: "Figure") -> bytes:
     """
     from matplotlib import rc_context
 
-    buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    buffer, style = io.BytesIO(), cast("Any", _STYLE)  # the stubs name every setting
+    with rc_context(style):
         figure.savefig(
             buffer, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
         )
