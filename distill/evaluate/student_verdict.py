@@ -5,7 +5,7 @@ the centred cosine of the read-out (0: the mean feature, 1: the teacher), or, wi
 of the teacher's balanced accuracy above chance that a linear probe on the student reaches.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Report = Mapping[str, Any]
@@ -19,7 +19,8 @@ def student_verdicts(report: Report) -> list[dict[str, Any]]:
         A dict for each student and teacher: `student`, `teacher`; `kept`, the centred cosine;
         `kept_probe`, the share of the teacher's balanced accuracy above chance, by mpp; `speed`,
         how often the teacher's network fits into the student's time; `smaller`, the ratio of their
-        parameters; each None where it was not measured; `is_useful`, whether it is better than the
+        parameters; each None where it was not measured; `speed_kept_at_extract`, whether the
+        teacher was timed by its extract alone; `is_useful`, whether it is better than the
         teacher's mean feature and than the same network untrained; and `text`, the sentence.
     """
     embeddings = report["embeddings"]
@@ -42,7 +43,8 @@ def _verdict(report: Report, student: Report, teacher: str) -> dict[str, Any]:
         "teacher": teacher,
         "kept": kept,
         "kept_probe": dict(_kept_probe(report, student, teacher)),
-        "speed": _ratio(_network_rate(student), _network_rate(_named(report, teacher))),
+        "speed": _ratio(_network_rate(student), _teacher_rate(report, teacher)),
+        "speed_kept_at_extract": teacher in _kept(report),
         "smaller": _ratio(_parameters(_named(report, teacher)), _parameters(student)),
         "is_useful": is_useful,
     }
@@ -70,7 +72,8 @@ def _useful_text(verdict: Mapping[str, Any]) -> str:
     )
     parts = [f"{verdict['student']} {kept} on held-out patients"]
     if verdict["speed"] is not None:
-        parts.append(f"at {_times(verdict['speed'])} its speed")
+        source = " (by the times of its extract)" if verdict["speed_kept_at_extract"] else ""
+        parts.append(f"at {_times(verdict['speed'])} its speed{source}")
     if verdict["smaller"] is not None:
         larger = verdict["smaller"] < 1
         size = 1 / verdict["smaller"] if larger else verdict["smaller"]
@@ -110,13 +113,26 @@ def _named(report: Report, teacher: str) -> Report:
 
 def _of_kind(report: Report, kind: str, teacher: str, measure: str) -> Report | None:
     """Return a measure of the first embedding of a kind, or None."""
-    found = (e["fidelity"].get(teacher, {}) for e in report["embeddings"] if e["kind"] == kind)
-    return next((f["all"][measure] for f in found if f), None)
+    fidelities = (e["fidelity"].get(teacher, {}) for e in report["embeddings"] if e["kind"] == kind)
+    return next((f["all"][measure] for f in fidelities if f), None)
 
 
 def _network_rate(embedding: Report) -> float | None:
     """Return the tiles per second of a network; the slowest over the mpps."""
     return _least(embedding, "network_tiles_s")
+
+
+def _teacher_rate(report: Report, teacher: str) -> float | None:
+    """Return a teacher's tiles per second: timed here, or as its extract left them in the lake."""
+    rate = _network_rate(_named(report, teacher))
+    if rate is None and teacher in _kept(report):
+        return 1 / float(report["amortisation"]["teacher_seconds_per_tile"][teacher])
+    return rate
+
+
+def _kept(report: Report) -> Sequence[str]:
+    """Return the teachers whose times are those of their extract."""
+    return (report.get("amortisation") or {}).get("kept_at_extract", [])
 
 
 def _parameters(embedding: Report) -> float | None:

@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 
+from cluster import Placement
 from commands.students.distill import next_step
+from distill.evaluate.cost import kept_seconds
 from distill.evaluate.evaluation import runs_of_students
 from distill.evaluate.student_verdict import student_verdicts
 from featurestore import Lake
+from ingest.estimate.extract_record import keep_rates
 from tests.worlds.run_folders import write_run
 
 
@@ -62,6 +65,25 @@ def test_what_was_not_measured_is_not_told() -> None:
     (verdict,) = student_verdicts(numbers)
     assert verdict["text"] == "small keeps 94% of uni2_h (centred cosine) on held-out patients"
     assert (verdict["speed"], verdict["smaller"]) == (None, None)
+
+
+def test_a_teacher_without_weights_is_timed_by_its_extract() -> None:
+    numbers = report()
+    numbers["embeddings"][2]["throughput"] = None
+    seconds = {"uni2_h": 0.1}
+    numbers["amortisation"] = {"kept_at_extract": ["uni2_h"], "teacher_seconds_per_tile": seconds}
+    (verdict,) = student_verdicts(numbers)
+    assert verdict["text"].endswith("at 38 x its speed (by the times of its extract)")
+    assert verdict["smaller"] is None
+
+
+def test_times_of_an_extract_are_those_of_the_same_device(small: Lake) -> None:
+    placement = Placement(device="cuda", workers=2, cpus_per_worker=1.0, gpus_per_worker=1.0)
+    counts = {"uni2_h": {"tiles": 100, "seconds": 2.0, "stall": 0.2}}
+    assert kept_seconds(small.store, ["uni2_h"], "cuda") == {}
+    keep_rates(small.store, counts, placement)
+    assert kept_seconds(small.store, ["uni2_h", "other"], "cuda:0") == {"uni2_h": 1 / 40}
+    assert kept_seconds(small.store, ["uni2_h"], "cpu") == {}
 
 
 def test_a_student_that_has_learnt_nothing_is_not_recommended() -> None:
