@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
+from downstream.cohorts.cohort import Cohort, keep_slides, patient_table, with_external
 from downstream.cohorts.covariates import CovariateRow, covariate_notes, covariate_rows
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
@@ -19,15 +19,18 @@ from downstream.cohorts.student_patients import (
     student_notes,
     unseen_splits,
 )
+from downstream.protocols.protocols import protocol_facts
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
+    check_bins,
     check_covariates,
     check_models,
     check_ordered,
     check_tails,
     event_strata,
+    named_classes,
     read_target,
     strata_of,
 )
@@ -91,14 +94,17 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
+    protocol = {} if spec.protocol == "none" else {"protocol": protocol_facts(spec)}
     check_covariates(spec)
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
+    cohort = replace(cohort, facts={**cohort.facts, **protocol})
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
     cohort, splits = _with_students(lake, cohort, splits, spec.features)
     cohort = _with_covariates(cohort, spec.labels.covariates)
     study = _study(spec, lake, cohort, target, splits, sha256)
+    check_bins(study)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
     return ResultDict(result_json, name=spec.kind, uri=lake.uri)
@@ -335,11 +341,12 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
             task="survival",
             classes=(),
             outcome=np.stack([times, events], axis=1),
-            strata=event_strata(events, folds=folds),
+            strata=event_strata(events, folds=folds, inner=spec.folds.inner),
         )
     task, classes, outcome = read_target(cohort, columns, spec.labels.task, order=spec.labels.order)
     check_ordered(spec)
     check_tails(spec.fit, task, spec.folds)
+    classes = named_classes(classes, spec.labels.class_names)
     return _Targets(
         task=task,
         classes=tuple(classes),
@@ -411,6 +418,7 @@ def _study(
         seed=spec.seed,
         columns=spec.label_columns,
         classes=target.classes,
+        protocol="" if spec.protocol == "none" else spec.protocol,
         head=spec.models.head if is_survival else "",
         reference=_reference(spec.comparison.reference, features, models),
         margin=spec.comparison.margin,
@@ -433,10 +441,21 @@ def _study(
 def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     """Return the lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
-    from featurestore.annotations import labels_of
 
     lake = open_lake(lake_uri, version=spec.features.version)
-    table = load_labels(labels_of(lake, spec.labels.table), **spec.labels.id_options)
+    cohort, sha256 = _cohort_of(lake, spec, spec.labels.table)
+    if spec.labels.test_table is not None:
+        other, more = _cohort_of(lake, spec, spec.labels.test_table)
+        cohort, sha256 = with_external(cohort, other), f"{sha256}-{more}"
+    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
+    return lake, keep_slides(cohort, usable), sha256
+
+
+def _cohort_of(lake: "Lake", spec: StudySpec, path: str) -> tuple[Cohort, str]:
+    """Return the cohort of one table of labels, and the hash of the file."""
+    from featurestore.annotations import labels_of
+
+    table = load_labels(labels_of(lake, path), **spec.labels.id_options)
     columns = spec.label_columns
     numbers = columns[:1] if spec.kind == "survival" else ()
     if spec.labels.task == "regression":
@@ -449,8 +468,7 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
         numbers=numbers,
         covariates=spec.labels.covariates,
     )
-    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
-    return lake, keep_slides(cohort, usable), table.sha256
+    return cohort, table.sha256
 
 
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:

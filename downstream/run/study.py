@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from downstream.run.study_spec import CovariateFusionName, Kind
     from downstream.splits.folds import Split
 
-FORMAT = 4
+FORMAT = 5
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
@@ -98,6 +98,7 @@ class Study:
         accuracy: for classes, target accuracy of selective prediction.
         guarantee: for classes, coverage of conformal sets.
         sites: where the sites of patients come from; empty where none are asked for.
+        protocol: name of the protocol that is followed; empty for none.
         covariates: clinical covariates that models see beside the tiles.
         covariate_fusion: how they meet the tiles of a MIL model.
         is_ordered: whether the classes are in an order, from the lowest to the highest.
@@ -135,6 +136,7 @@ class Study:
     patients: tuple[Patient, ...]
     guarantee: float = 0.9
     sites: str = ""
+    protocol: str = ""
     covariates: tuple[str, ...] = ()
     covariate_fusion: "CovariateFusionName" = "late"
     is_ordered: bool = False
@@ -170,6 +172,7 @@ class Study:
             "accuracy": self.accuracy,
             "guarantee": self.guarantee,
             "sites": self.sites,
+            "protocol": self.protocol,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),

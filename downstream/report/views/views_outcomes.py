@@ -11,9 +11,9 @@ import polars as pl
 
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.report.plots.plots_outcomes import (
-    km_png,
-    scatter_png,
-    survival_calibration_png,
+    km_svg,
+    scatter_svg,
+    survival_calibration_svg,
     survival_groups,
 )
 from downstream.report.views.picture_sections import MOST_PANELS, Section, first
@@ -42,7 +42,7 @@ def number_section(run: "Run", arms: list[str]) -> Section:
         true_numbers, predicted_numbers = rows["value"].to_numpy(), rows["found"].to_numpy()
         section.add(
             partial(
-                scatter_png,
+                scatter_svg,
                 true_numbers,
                 predicted_numbers,
                 title=arm,
@@ -73,7 +73,7 @@ def km_section(run: "Run", arms: list[str]) -> Section:
             continue
         time, event, high = (rows[name].to_numpy() for name in ("time", "event", "high"))
         section.add(
-            partial(km_png, time, event, high, title=arm, xlabel=_time_name(run)),
+            partial(km_svg, time, event, high, title=arm, xlabel=_time_name(run)),
             f"Kaplan-Meier curves of {arm}",
             f"{arm}: high risk is above the median risk of the fold's TRAINING patients; {_ONE}, "
             f"{rows.height:,} patients. Bands are 95 %, ticks are patients whose follow-up ends. "
@@ -125,7 +125,7 @@ def _calibration(
         section.notes.append(f"{arm}: not drawn, {error}.")
         return
     section.add(
-        partial(survival_calibration_png, groups, title=arm, at=name),
+        partial(survival_calibration_svg, groups, title=arm, at=name),
         f"Predicted against observed survival of {arm}",
         f"{arm}: survival at {name}, in {len(groups.predicted)} groups of about "
         f"{int(groups.patients.mean())} patients by predicted survival; observed is the "
