@@ -101,13 +101,17 @@ def _measures(predictions: "PatientPredictions", options: PredictOptions) -> dic
     home = lake if options.run_lake is None else open_lake(options.run_lake)
     run = read_run(home, options.run)
     columns = run.result["config"]["columns"]
+    saved = saved_settings(home, options.run)["labels"]
     return measured_predictions(
         lake,
         predictions,
         str(options.labels),
         columns,
         classes=run.classes,
-        event_means=saved_settings(home, options.run)["labels"].get("event_means", "auto"),
+        # whether 1 is the event of interest was settled with the causes
+        event_means="event" if saved.get("cause") else saved.get("event_means", "auto"),
+        cause=saved.get("cause"),
+        censored=saved.get("censored", "0"),
     )
 
 

@@ -1,5 +1,6 @@
 """Measures of a run's predictions on labelled patients, seen and unseen apart."""
 
+from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import polars as pl
 
 from cluster import counted
 from downstream.cohorts.cohort import patient_table
+from downstream.cohorts.competing import competing_labels
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
 from downstream.kept.kept_model import KeptModelError
@@ -39,6 +41,8 @@ def measured_predictions(
     *,
     classes: "Sequence[str]",
     event_means: "EventMeans" = "auto",
+    cause: str | None = None,
+    censored: str = "0",
     ids: "Mapping[str, Any] | None" = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the measures of predictions with intervals, for patients the run has seen and others.
@@ -53,6 +57,8 @@ def measured_predictions(
         columns: label columns of the run: the target, or time and event.
         classes: classes of the run, in its order.
         event_means: what 1 means in the column of events, see `survival_labels`.
+        cause: event of interest among competing ones, see `competing_labels`.
+        censored: value of patients without an event, likewise.
         ids: options of `load_labels`.
 
     Returns:
@@ -72,6 +78,10 @@ def measured_predictions(
     table = load_labels(labels_of(lake, fspath(labels)), **dict(ids or {}))
     numbers = columns[:1] if predictions.task in {"survival", "regression"} else ()
     cohort = patient_table(lake.slides(), table, columns, numbers=numbers)
+    if cause is not None:
+        found = competing_labels(cohort.patients, *columns, cause=cause, censored=censored)
+        event = pl.Series(columns[1], (found.cause == 1).astype(np.int64))
+        cohort = replace(cohort, patients=cohort.patients.with_columns(event))
     rows = predictions.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
     if rows.is_empty():
         msg = (
