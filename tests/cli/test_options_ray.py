@@ -319,7 +319,8 @@ DISTILL = command_line(
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
     "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 1 --cpus-per-worker 0.5 "
-    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --quiet --json"
+    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --i-have-permission 'the authors, by letter' "
+    "--quiet --json"
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
@@ -327,14 +328,17 @@ COMPILE = command_line(
 )
 DISTILL_LIKE = command_line(
     "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
-    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 --json"
+    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 "
+    "--decode scaled --cache-pixels 0.01 --json"
 )
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
     "--device cpu --threads 1 --at 8 --quiet --json"
 )
-EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
+EXPORT_STUDENT = command_line(
+    "export-student {bags} both {tmp}/exported --onnx --i-have-permission letter --json"
+)
 EXTRACT_STUDENT = command_line("extract {bags} --teacher both --engine onnxruntime --json")
 EXTRACT = command_line(
     "extract {bags} --teacher efficientnet_lite0 --weights {tmp}/weights --mpp 0.5 "
@@ -352,6 +356,7 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
     kept = json.loads(Path(str(places["bags"]), "students/both/report.json").read_text())
     workers = {"device": "cpu", "workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
     assert {name: kept[name] for name in workers} == workers
+    assert config["permission"] == kept["permission"] == "the authors, by letter"
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
     expected = {
@@ -380,7 +385,10 @@ def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -
     assert not verify(lake).damage
 
 
-def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:
+def test_a_student_is_distilled_like_another_run(
+    run: Run, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDELAKE_PIXEL_CACHE", str(tmp_path / "pixels"))
     places["student_run"] = run(DISTILL).value["run"]
     report = run(DISTILL_LIKE).value
     recipes = [
@@ -390,7 +398,10 @@ def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> No
     first, second = recipes
     first["schedule"] |= {"batch_tiles": 8, "weight_decay": 0.01}
     first["terms"][1]["weight"] = 0.2
+    first["student"]["decode"] = "scaled"
     assert second == first
+    [kept] = (tmp_path / "pixels").glob("*.pixels")
+    assert kept.stat().st_blocks > 0
 
 
 def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:
@@ -410,6 +421,8 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     assert {name: judged["settings"][name] for name in expected} == expected
     files = run(EXPORT_STUDENT).value["files"]
     assert "model.onnx" in files
+    permission = Path(str(places["tmp"]), "exported", "permission.txt").read_text()
+    assert permission == "letter\n"
     run(EXTRACT_STUDENT)
     lake = open_lake(Path(str(places["bags"])))
     assert lake.identity("both", mpp=0.5)["engine"] == "onnxruntime"
