@@ -42,8 +42,8 @@ def competing_labels(
         CohortError: No patient with the event of interest, or none with another; a censored value
             that is the cause; times that `survival_labels` refuses.
     """
-    values = _as_text(patients[event])
-    present = sorted(set(values))
+    kinds = _as_text(patients[event])
+    present = sorted(set(kinds))
     others = tuple(name for name in present if name not in {cause, censored})
     if cause == censored or cause not in present or not others:
         shown = ", ".join(present[:8])
@@ -55,10 +55,10 @@ def competing_labels(
         raise CohortError(msg)
     names = (cause, *others)
     index = {name: at for at, name in enumerate(names, start=1)} | {censored: 0}
-    flags = patients.with_columns(pl.Series(event, [int(value == cause) for value in values]))
+    flags = patients.with_columns(pl.Series(event, [int(kind == cause) for kind in kinds]))
     times, _ = survival_labels(flags, time, event, event_means="event")
     return CausesOfPatients(
-        times=times, cause=np.array([index[value] for value in values]), names=names
+        times=times, cause=np.array([index[kind] for kind in kinds]), names=names
     )
 
 
@@ -87,4 +87,4 @@ def _as_text(column: pl.Series) -> list[str]:
         column = column.cast(pl.Int8)
     if column.dtype.is_float() and bool((column == column.floor()).all()):
         column = column.cast(pl.Int64)
-    return [str(value) for value in column.cast(pl.String).to_list()]
+    return [str(cell) for cell in column.cast(pl.String).to_list()]

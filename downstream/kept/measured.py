@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _NOT_HERE = ("multilabel",)
 
 
+# Long by its docstring, and with the options that a study's labels have.
 def measured_predictions(
     lake: "Lake",
     predictions: "PatientPredictions",
@@ -79,8 +80,8 @@ def measured_predictions(
     numbers = columns[:1] if predictions.task in {"survival", "regression"} else ()
     cohort = patient_table(lake.slides(), table, columns, numbers=numbers)
     if cause is not None:
-        found = competing_labels(cohort.patients, *columns, cause=cause, censored=censored)
-        event = pl.Series(columns[1], (found.cause == 1).astype(np.int64))
+        causes = competing_labels(cohort.patients, *columns, cause=cause, censored=censored)
+        event = pl.Series(columns[1], (causes.cause == 1).astype(np.int64))
         cohort = replace(cohort, patients=cohort.patients.with_columns(event))
     rows = predictions.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
     if rows.is_empty():

@@ -64,6 +64,7 @@ class Probe:
         return outputs[0][:, 0] if self.is_flat else outputs[0]
 
 
+# Long by its docstring.
 def fit_probe(
     name: str,
     x_PD: NDArray[Any],

@@ -336,16 +336,16 @@ class _Targets:
 def _competing_targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     """Return times and cause-specific events, with the cause of each patient."""
     labels = spec.labels
-    found = competing_labels(
+    causes = competing_labels(
         cohort.patients, *spec.label_columns, cause=str(labels.cause), censored=labels.censored
     )
-    events = found.cause == 1
+    events = causes.cause == 1
     return _Targets(
         task="survival",
         classes=(),
-        outcome=np.stack([found.times, events, found.cause], axis=1),
+        outcome=np.stack([causes.times, events, causes.cause], axis=1),
         strata=event_strata(events, folds=spec.folds.folds),
-        causes=found.names,
+        causes=causes.names,
     )
 
 
