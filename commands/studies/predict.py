@@ -155,15 +155,18 @@ def _measures(predictions: "PatientPredictions", options: PredictOptions) -> dic
     from downstream.run.saved_specs import saved_settings
 
     lake, home, run = _lakes_and_run(options)
-    told = saved_settings(home, options.run)["labels"]
+    saved = saved_settings(home, options.run)["labels"]
     return measured_predictions(
         lake,
         predictions,
         str(options.labels),
         run.result["config"]["columns"],
         classes=run.classes,
-        event_means=told.get("event_means", "auto"),
-        class_names=told.get("class_names", ()),
+        class_names=saved.get("class_names", ()),
+        # whether 1 is the event of interest was settled with the causes
+        event_means="event" if saved.get("cause") else saved.get("event_means", "auto"),
+        cause=saved.get("cause"),
+        censored=saved.get("censored", "0"),
     )
 
 

@@ -65,6 +65,7 @@ class Cohort:
         return sorted(self.patients["slide_ids"].explode().to_list())
 
 
+# Long by its docstring.
 def patient_table(
     slides: pl.LazyFrame,
     labels: pl.DataFrame | LabelTable,

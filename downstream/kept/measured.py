@@ -1,5 +1,6 @@
 """Measures of a run's predictions on labelled patients, seen and unseen apart."""
 
+from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import polars as pl
 
 from cluster import counted
 from downstream.cohorts.cohort import patient_table
+from downstream.cohorts.competing import competing_labels
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import survival_labels
 from downstream.kept.kept_model import KeptModelError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _NOT_HERE = ("multilabel",)
 
 
+# Long by its docstring, and with the options that a study's labels have.
 def measured_predictions(
     lake: "Lake",
     predictions: "PatientPredictions",
@@ -43,6 +46,8 @@ def measured_predictions(
     classes: "Sequence[str]",
     event_means: "EventMeans" = "auto",
     class_names: "Sequence[str]" = (),
+    cause: str | None = None,
+    censored: str = "0",
     ids: "Mapping[str, Any] | None" = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the measures of predictions with intervals, for patients the run has seen and others.
@@ -60,6 +65,8 @@ def measured_predictions(
         classes: classes of the run, in its order.
         event_means: what 1 means in the column of events, see `survival_labels`.
         class_names: names that the run gives the values of its target, see `LabelOptions`.
+        cause: event of interest among competing ones, see `competing_labels`.
+        censored: value of patients without an event, likewise.
         ids: options of `load_labels`.
 
     Returns:
@@ -75,7 +82,14 @@ def measured_predictions(
         msg = f"{predictions.task} predictions are not measured; compare them with the labels"
         raise KeptModelError(msg)
     rows, labelled = labelled_rows(
-        lake, predictions, labels, columns, class_names=class_names, ids=ids
+        lake,
+        predictions,
+        labels,
+        columns,
+        class_names=class_names,
+        cause=cause,
+        censored=censored,
+        ids=ids,
     )
     groups = {"seen": rows.filter("seen"), "unseen": rows.filter(~pl.col("seen"))}
     missed = labelled - rows.height
@@ -97,6 +111,8 @@ def labelled_rows(
     columns: "Sequence[str]",
     *,
     class_names: "Sequence[str]" = (),
+    cause: str | None = None,
+    censored: str = "0",
     ids: "Mapping[str, Any] | None" = None,
 ) -> tuple[pl.DataFrame, int]:
     """Return the predictions of labelled patients with their labels, and how many are labelled.
@@ -107,6 +123,8 @@ def labelled_rows(
         labels: table of labels, as for a study.
         columns: label columns of the run.
         class_names: names that the run gives the values of its target, as VALUE=NAME.
+        cause: event of interest among competing ones, see `competing_labels`.
+        censored: value of patients without an event, likewise.
         ids: options of `load_labels`.
 
     Raises:
@@ -117,6 +135,10 @@ def labelled_rows(
     table = load_labels(labels_of(lake, fspath(labels)), **dict(ids or {}))
     numbers = columns[:1] if predictions.task in {"survival", "regression"} else ()
     cohort = patient_table(lake.slides(), table, columns, numbers=numbers)
+    if cause is not None:
+        causes = competing_labels(cohort.patients, *columns, cause=cause, censored=censored)
+        event = pl.Series(columns[1], (causes.cause == 1).astype(np.int64))
+        cohort = replace(cohort, patients=cohort.patients.with_columns(event))
     rows = predictions.rows.join(cohort.patients.drop("slide_ids"), on="patient_id", how="inner")
     if rows.is_empty():
         msg = (

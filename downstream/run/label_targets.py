@@ -162,8 +162,8 @@ def check_ordered(spec: "StudySpec") -> None:
         return
     branched = [name for name in spec.model_names if _has_class_branches(name)]
     if branched or spec.fit.experts:
-        what = f"model {branched[0]!r}, with a branch for each class," if branched else "experts"
-        msg = f"{what} and classes in an order, which have one score; take another model"
+        named = f"model {branched[0]!r}, with a branch for each class," if branched else "experts"
+        msg = f"{named} and classes in an order, which have one score; take another model"
         raise StudyError(msg)
 
 

@@ -191,7 +191,7 @@ def models_of(kind: str) -> dict[str, str]:
     """Return the models of a kind of study, by name, with their summaries; for checks and help.
 
     >>> sorted(models_of("survival"))[:3], models_of("mil")["abmil"]
-    (['abmil', 'boosting', 'clam_mb'], 'gated attention')
+    (['abmil', 'acmil', 'boosting'], 'gated attention')
     """
     return {name: table[name].summary for table, _ in TRAINERS[kind] for name in table}
 

@@ -18,6 +18,7 @@ from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
 from downstream.splits.split_tables import to_table
+from downstream.survival.group_incidence import incidence_of_groups
 from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
             arm.name: _arm_metric(study, tested.filter(pl.col("arm") == arm.name))
             for arm in study.arms
         },
+        **_incidence(study, tested),
         "coverage": _coverage(study, predictions),
         "guarantees": _guarantees(study, predictions, cohort),
         "comparisons": compare_arms(study, tested),
@@ -166,7 +168,8 @@ def _written(lake: "Lake", study: "Study") -> list[str]:
 
 def predictions_table(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Return the predictions of all cells; survival also has `rank`, comparable over folds."""
-    frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
+    cause = {"cause": pl.Int32} if study.causes else {}
+    frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task], **cause})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
     return _with_ranks(frame) if study.task == "survival" else frame
 
@@ -210,6 +213,21 @@ def _protocol(study: "Study", tested: pl.DataFrame, cohort: "Cohort") -> dict[st
         for arm in study.arms
     }
     return {"protocol": {**cohort.facts["protocol"], "measures": measures}}
+
+
+def _incidence(study: "Study", tested: pl.DataFrame) -> dict[str, Any]:
+    """Return the cumulative incidence of each cause in the risk groups of each arm, as JSON.
+
+    Empty for events of one kind.
+    """
+    if not study.causes:
+        return {}
+    return {
+        "incidence": {
+            arm.name: incidence_of_groups(tested.filter(pl.col("arm") == arm.name), study.causes)
+            for arm in study.arms
+        }
+    }
 
 
 def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import Cohort, keep_slides, patient_table, with_external
+from downstream.cohorts.competing import competing_labels
 from downstream.cohorts.covariates import CovariateRow, covariate_notes, covariate_rows
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
@@ -216,6 +217,8 @@ def run_survival(
     models: Sequence[str] = ("cox",),
     head: str = "hazards",
     event_means: EventMeans = "auto",
+    cause: str | None = None,
+    censored: str = "0",
     covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
@@ -244,6 +247,8 @@ def run_survival(
         models: see `ModelOptions.names`.
         head: see `ModelOptions.head`.
         event_means: see `LabelOptions.event_means`.
+        cause: see `LabelOptions.cause`.
+        censored: see `LabelOptions.censored`.
         covariates: see `LabelOptions.covariates`.
         ids: see `run_mil`.
         plan: see `run_mil`.
@@ -279,6 +284,8 @@ def run_survival(
             time=time,
             event=event,
             event_means=event_means,
+            cause=cause,
+            censored=censored,
             covariates=tuple(covariates),
             **label_id_options(ids),
         ),
@@ -322,17 +329,37 @@ class _Targets:
         classes: names of the classes or labels.
         outcome: outcomes of the patients, [P, K].
         strata: stratum of each patient, for the folds.
+        causes: names of competing events, the event of interest first.
     """
 
     task: Outcome
     classes: tuple[str, ...]
     outcome: NDArray[np.float64]
     strata: Sequence[Any]
+    causes: tuple[str, ...] = ()
+
+
+def _competing_targets(spec: StudySpec, cohort: Cohort) -> _Targets:
+    """Return times and cause-specific events, with the cause of each patient."""
+    labels = spec.labels
+    causes = competing_labels(
+        cohort.patients, *spec.label_columns, cause=str(labels.cause), censored=labels.censored
+    )
+    events = causes.cause == 1
+    return _Targets(
+        task="survival",
+        classes=(),
+        outcome=np.stack([causes.times, events, causes.cause], axis=1),
+        strata=event_strata(events, folds=spec.folds.folds),
+        causes=causes.names,
+    )
 
 
 def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     """Return the task, the classes, and the outcome and stratum of each patient."""
     columns, folds = spec.label_columns, spec.folds.folds
+    if spec.kind == "survival" and spec.labels.cause is not None:
+        return _competing_targets(spec, cohort)
     if spec.kind == "survival":
         times, events = survival_labels(
             cohort.patients, *columns, event_means=spec.labels.event_means
@@ -435,6 +462,7 @@ def _study(
         covariates=spec.labels.covariates,
         covariate_fusion=spec.models.covariate_fusion if spec.labels.covariates else "late",
         is_ordered=spec.labels.is_ordered,
+        causes=target.causes,
     )
 
 

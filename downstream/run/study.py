@@ -43,7 +43,8 @@ class Patient:
     Attributes:
         patient_id: id of the patient.
         slide_ids: the patient's slides, sorted.
-        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1).
+        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1); of
+            competing events (time, whether it is the event of interest, number of the cause).
         covariates: the study's covariates, None where not known; empty without any.
     """
 
@@ -102,6 +103,8 @@ class Study:
         covariates: clinical covariates that models see beside the tiles.
         covariate_fusion: how they meet the tiles of a MIL model.
         is_ordered: whether the classes are in an order, from the lowest to the highest.
+        causes: names of competing events, the event of interest first; empty for events of one
+            kind.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -140,6 +143,7 @@ class Study:
     covariates: tuple[str, ...] = ()
     covariate_fusion: "CovariateFusionName" = "late"
     is_ordered: bool = False
+    causes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -179,6 +183,7 @@ class Study:
             "pooled": asdict(self.pooled) if self.pooled else None,
             **self._covariate_config(),
             **({"is_ordered": True} if self.is_ordered else {}),
+            **({"causes": list(self.causes)} if self.causes else {}),
             **self._extensions(),
         }
 

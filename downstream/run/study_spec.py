@@ -44,6 +44,9 @@ class LabelOptions:
             censored.
         event_means: Survival: what 1 means in that column: `event`, or `censored` (MCAT, SurvPath:
             `censorship`). `auto` is `event`, and refuses a column whose name says the opposite.
+        cause: Survival, where the event column holds several kinds of events: the value of the
+            event of interest; others but `censored` are competing events.
+        censored: Survival with `cause`: the value of patients without an event.
         slide_table: Table that lists the slides of each patient, where the labels do not.
         patient_column: Column of the patient, where it has another name or several could be it.
         slide_column: Column of the slide, likewise.
@@ -65,6 +68,8 @@ class LabelOptions:
     time: str | None = None
     event: str | None = None
     event_means: EventMeans = "auto"
+    cause: str | None = None
+    censored: str = "0"
     slide_table: str | None = None
     patient_column: str | None = None
     slide_column: str | None = None

@@ -98,6 +98,10 @@ MIL_ORDER = command_line(
     "mil {bags} --labels {labels} --target kind --order B,A,C --features good --model linear "
     "--folds 2 --json"
 )
+COMPETING = command_line(
+    "survival {bags} --labels {labels} --time months --event kind --cause B --censored C "
+    "--features good --model mean --head cox --epochs 1 --folds 2 --json"
+)
 MIL_SPLITS = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear "
     "--splits {tmp}/splits.parquet --json"
@@ -157,6 +161,13 @@ PREDICT_COVARIATES = command_line(
     "predict {bags} --run {covariate_run} --covariates {labels} --json"
 )
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
+
+
+def test_competing_events_are_told_apart(run: Run) -> None:
+    study = run(COMPETING).value
+    assert study["config"]["causes"] == ["B", "A"]
+    assert study["outcomes"]["competing"] == {"A": 4}
+    assert set(study["incidence"]["good"]) >= {"at"}
 
 
 def test_an_order_of_classes_is_kept(run: Run) -> None:

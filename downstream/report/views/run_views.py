@@ -17,7 +17,7 @@ from downstream.report.views.views_classes import (
     label_sections,
 )
 from downstream.report.views.views_outcomes import (
-    km_section,
+    groups_section,
     number_section,
     number_sections,
     survival_sections,
@@ -92,7 +92,7 @@ SUMMARY_SECTION: dict[str, Callable[["Run", list[str]], Section]] = {
     "multiclass": class_section,
     "multilabel": label_section,
     "regression": number_section,
-    "survival": km_section,
+    "survival": groups_section,
 }
 """The section of some arms that represents a run on the page of the lake, by task."""
 
