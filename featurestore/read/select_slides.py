@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.messages import listing
 from featurestore.read.lake_view import LakeView, similar_slide
-from featurestore.read.selection import Selection
+from featurestore.read.selection import Int64Array, Selection
 
 
 def select(
@@ -27,17 +28,17 @@ def select(
         DamageError: the catalog's rows of a teacher differ from those of the tiles.
     """
     mpp = lake.known_mpp(mpp)
-    tiles = lake.tiles_of(mpp=mpp, slide_ids=slide_ids)
+    rows = lake.places_of(teachers, mpp=mpp, slide_ids=slide_ids)
+    tiles = rows.filter(pl.col("teacher").is_null())
     unknown = sorted(set(slide_ids or ()) - set(tiles["slide_id"]))
     if unknown:
         msg = f"not in {lake.uri} at mpp {mpp_name(mpp)}: {listing(unknown)}"
         msg += similar_slide(lake, unknown[0])
         raise LakeError(msg)
     tiles = tiles.filter(pl.col("tiles") > 0)
-    place = ["slide", "fragment", "row_start", "tiles"]
-    crc32: dict[str, Sequence[int]] = {}
+    crc32: dict[str, Int64Array] = {}
     for teacher in teachers:
-        with_features = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
+        with_features = rows.filter(pl.col("teacher") == teacher)
         missing = tiles.join(with_features, on="slide", how="anti")["slide_id"].to_list()
         if missing:
             msg = (
@@ -45,12 +46,23 @@ def select(
                 f"{mpp_name(mpp)}: {listing(missing)}; run slidelake extract, or name other slides"
             )
             raise LakeError(msg)
-        other = tiles.join(with_features, on=place, how="anti")["slide_id"].to_list()
-        if other:
+        sums = checksums_of(tiles, with_features)
+        if sums.has_nulls():
+            other = tiles.filter(sums.is_null())["slide_id"].to_list()
             msg = f"the catalog gives '{teacher}' other rows than the tiles: {listing(other)}"
             raise DamageError(msg)
-        sums = tiles.join(
-            with_features.select("slide", of="crc32"), on="slide", maintain_order="left"
-        )
-        crc32[teacher] = sums["of"].to_list()
+        crc32[teacher] = sums.to_numpy().astype(np.int64)
     return Selection(tiles, mpp, crc32)
+
+
+def checksums_of(tiles: pl.DataFrame, with_features: pl.DataFrame) -> pl.Series:
+    """Return the checksum of one teacher's features of each slide; null where there is none.
+
+    Args:
+        tiles: the catalog's rows of slides' tiles.
+        with_features: the catalog's rows of the teacher; what has another place than the tiles, or
+            is there twice, is none.
+    """
+    place = ["slide", "fragment", "row_start", "tiles"]
+    once = with_features.filter(pl.col("slide").is_unique()).select(*place, of="crc32")
+    return tiles.select(place).join(once, on=place, how="left", maintain_order="left")["of"]

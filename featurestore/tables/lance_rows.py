@@ -23,7 +23,7 @@ from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, values_crc32
 from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column
-from featurestore.tables.schema import ANNOTATION, SCORE, TILE_COLUMNS, kind_of
+from featurestore.tables.schema import ANNOTATION, SCORE, TILE_COLUMNS, is_teacher, kind_of
 
 OPEN_FILES = 256
 KEPT_LAYOUTS = 16384
@@ -157,6 +157,8 @@ class RowReader:
     def __init__(self, store: Store, rel: str, table: lance.LanceDataset) -> None:
         self.store, self._rel, self._table = store, rel, table
         self._fields = {field.name(): field.id() for field in table.lance_schema.fields()}
+        # Lance makes a schema anew each time.
+        self._dims = {f.name: int(f.type.list_size) for f in table.schema if is_teacher(f)}
         self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_reader)
         self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._flat_column)
 
@@ -166,7 +168,7 @@ class RowReader:
         Raises:
             DamageError: a data file is gone or short, or a row has no features.
         """
-        rows = Rows.empty(int(ranges.rows.sum()), {name: self._dim(name) for name in teachers})
+        rows = Rows.empty(int(ranges.rows.sum()), {name: self.dim(name) for name in teachers})
         self.fill(ranges, rows, 0)
         return rows
 
@@ -211,13 +213,14 @@ class RowReader:
 
     def features(self, fragment: int, start: int, rows: int, teacher: str) -> Float16Array:
         """Return a teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
-        array = np.empty((rows, self._dim(teacher)), np.float16)
+        array = np.empty((rows, self.dim(teacher)), np.float16)
         part = _Part(np.array([start]), np.array([rows]), np.array([0]))
         self._fill_teacher(fragment, teacher, part, array)
         return array
 
-    def _dim(self, teacher: str) -> int:
-        return int(self._table.schema.field(teacher).type.list_size)
+    def dim(self, teacher: str) -> int:
+        """Return the number of values in a teacher's features of a tile."""
+        return self._dims[teacher]
 
     def _fill_place(self, fragment: int, part: "_Part", into: Rows) -> None:
         table = self._open(fragment, PLACE).take(part.source)
@@ -278,7 +281,7 @@ class RowReader:
             return None
         file = self._data_file(fragment, teacher)
         pages = self._open(fragment, (teacher,)).pages(file.index)
-        return flat_column(self.store.path(file.path), pages, self._dim(teacher))
+        return flat_column(self.store.path(file.path), pages, self.dim(teacher))
 
 
 class _Part:
