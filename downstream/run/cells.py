@@ -12,6 +12,7 @@ from downstream.cells.cell_models import fit_member
 from downstream.cells.cell_patients import CellPatients
 from downstream.cells.prediction_rows import attention_table, rows_of
 from downstream.cells.trials import settings_of
+from downstream.run.held_lake import held_lake
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,9 +27,7 @@ def run_cell(cell: "Cell") -> float:
     Returns:
         The seconds of the cell, reading included.
     """
-    from featurestore import open_lake
-
-    return fit_and_store(open_lake(cell.study.lake_uri, version=cell.study.lake_version), cell)
+    return fit_and_store(held_lake(cell.study.lake_uri, cell.study.lake_version), cell)
 
 
 def fit_and_store(lake: "Lake", cell: "Cell") -> float:
