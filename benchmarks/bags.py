@@ -25,7 +25,7 @@ from benchmarks.store_lake import MPP, add_teacher, make_lake, random_features, 
 from benchmarks.store_peers import write_raw
 from downstream.run.feature_bags import PatientBags
 from featurestore import Lake
-from featurestore.read.bag_places import BagPlaces, look_up
+from featurestore.read.select_slides import BagPlaces, look_up
 
 TEACHER = "t"
 LARGE_DIM, SMALL_DIM = 1536, 256

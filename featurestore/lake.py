@@ -22,11 +22,11 @@ from featurestore.notebook.lake_card import lake_line, lake_page
 from featurestore.notebook.thumbnail import decoded_thumbnail
 from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
 from featurestore.query.lance_scan import as_type, scan
-from featurestore.read.bag_places import BagPlaces
 from featurestore.read.bags import Bag, names_of, read_slides
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.lake_view import similar_slide
 from featurestore.read.pairs import Pairs, read_pairs
+from featurestore.read.select_slides import BagPlaces
 from featurestore.read.stream_order import Order
 from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.roots.roots_file import Roots, readable_roots
@@ -343,12 +343,12 @@ class Lake:
         >>> lake.teachers(mpp=0.5)
         {'efficientnet_lite0': 8, 'efficientnet_lite1': 6}
         """
-        known = self.known_mpp(mpp)
-        if known not in self._dims:  # Lance makes a schema anew each time
-            schema = self.table(features_table(known)).schema
+        lake_mpp = self.known_mpp(mpp)
+        if lake_mpp not in self._dims:  # Lance makes a schema anew each time
+            schema = self.table(features_table(lake_mpp)).schema
             dims = {field.name: field.type.list_size for field in schema if is_teacher(field)}
-            self._dims[known] = dims
-        return dict(self._dims[known])
+            self._dims[lake_mpp] = dims
+        return dict(self._dims[lake_mpp])
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
         """Return all settings that decide the numbers of a teacher's column, as kept with it.

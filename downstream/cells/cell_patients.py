@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.cells.held_lake import held_bags
 from downstream.cells.member import Member
 from downstream.run.feature_bags import teachers_of
-from downstream.run.held_lake import held_bags
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
+    from downstream.mil.bag_moments import TileMoments
     from downstream.mil.train import Examples
-    from downstream.run.bag_moments import Moments
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Cell, Patient
@@ -90,7 +90,7 @@ class CellPatients:
         """Return one vector per patient, see `risks.pool`: [P, D], one bag in memory at a time."""
         return np.stack([self._bags.pooled(self._row[one]) for one in ids])
 
-    def moments(self, patient_id: str) -> "Moments":
+    def moments(self, patient_id: str) -> "TileMoments":
         """Return the number, mean and squares of a patient's tiles."""
         return self._bags.moments(self._row[patient_id])
 
@@ -107,6 +107,6 @@ class _BagView:
     def __getitem__(self, index: int, /) -> "PatientBag":
         return self._patients.bag(self._ids[index])
 
-    def moments(self, index: int, /) -> "Moments":
+    def moments(self, index: int, /) -> "TileMoments":
         """Return the number, mean and squares of a patient's tiles, without a second read."""
         return self._patients.moments(self._ids[index])

@@ -75,7 +75,7 @@ def run_trial(trial: Trial) -> float:
     """
     from downstream.cells.cell_models import fit_member
     from downstream.cells.cell_patients import CellPatients
-    from downstream.run.held_lake import held_lake
+    from downstream.cells.held_lake import held_lake
 
     study = trial.cell.study
     lake = held_lake(study.lake_uri, study.lake_version)

@@ -93,14 +93,14 @@ def patient_table(
             `distinct_ids`.
     """
     extra_columns = [column for column in extra_columns if column not in columns]
-    found = _labelled_slides(slides, labels, columns, extra_columns, numbers)
-    _refuse_conflicts(found.rows, [*columns, *extra_columns])
+    labelled = _labelled_slides(slides, labels, columns, extra_columns, numbers)
+    _refuse_conflicts(labelled.rows, [*columns, *extra_columns])
     return Cohort(
-        patients=_rows_by_patient(found.rows, columns, extra_columns),
-        missing=found.missing,
-        surplus=found.surplus,
-        notes=found.notes,
-        distinct_ids=found.distinct_ids,
+        patients=_rows_by_patient(labelled.rows, columns, extra_columns),
+        missing=labelled.missing,
+        surplus=labelled.surplus,
+        notes=labelled.notes,
+        distinct_ids=labelled.distinct_ids,
     )
 
 
@@ -138,10 +138,10 @@ def slide_table(
     Raises:
         CohortError: As `patient_table` does; also for a slide with two labels.
     """
-    found = _labelled_slides(slides, labels, [column], [], ())
-    _refuse_conflicts(found.rows, [column], key="slide_id")
-    rows = found.rows.select("slide_id", "patient_id", column).unique().sort("slide_id")
-    return replace(found, rows=rows)
+    labelled = _labelled_slides(slides, labels, [column], [], ())
+    _refuse_conflicts(labelled.rows, [column], key="slide_id")
+    rows = labelled.rows.select("slide_id", "patient_id", column).unique().sort("slide_id")
+    return replace(labelled, rows=rows)
 
 
 def _labelled_slides(

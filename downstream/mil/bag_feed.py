@@ -146,12 +146,12 @@ def sent_ahead(items: Iterable[Tensors], device: torch.device) -> Generator[Tens
 
     def made() -> Generator[tuple[Tensors, torch.cuda.Event]]:
         with torch.cuda.device(device), torch.cuda.stream(own):
-            for item in items:
-                yield item, own.record_event()
+            for step_input in items:
+                yield step_input, own.record_event()
 
-    for item, sent in read_ahead(made()):
+    for step_input, sent in read_ahead(made()):
         stream = torch.cuda.current_stream(device)
         stream.wait_event(sent)
-        for tensor in item.tensors():
+        for tensor in step_input.tensors():
             tensor.record_stream(stream)  # its memory is not given away before the step is done
-        yield item
+        yield step_input

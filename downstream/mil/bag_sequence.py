@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from downstream.mil.bag_moments import TileMoments, bag_moments, joined_moments
 from downstream.mil.padded_bags import MilError
-from downstream.run.bag_moments import Moments, bag_moments, joined_moments
 
 if TYPE_CHECKING:
     from downstream.run.feature_bags import PatientBag
@@ -36,7 +36,7 @@ class BagSequence(Protocol):
 class MeasuredBags(BagSequence, Protocol):
     """A sequence of bags that keeps their moments, so that they are not read for these again."""
 
-    def moments(self, index: int, /) -> Moments:
+    def moments(self, index: int, /) -> TileMoments:
         """Return the number, mean and squares of the tiles of one bag."""
 
 

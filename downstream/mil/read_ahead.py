@@ -36,8 +36,8 @@ def read_ahead(items: Iterable[Item], *, depth: int = 2) -> Generator[Item]:
 
     def work() -> None:
         try:
-            for item in items:
-                put((item,))
+            for finished in items:
+                put((finished,))
                 if stopped.is_set():
                     return
         except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for

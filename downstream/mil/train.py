@@ -173,7 +173,7 @@ def _train_epochs(
 
 def _train_epoch(
     model: "MilModel",
-    batches: Iterator["Batch"],
+    batches: Iterator["TrainBatch"],
     objective: "Objective",
     settings: "MilSettings",
     optimiser: torch.optim.Optimizer,
@@ -195,16 +195,19 @@ def _train_epoch(
             optimiser.step()
             losses.append(loss.detach())
             rows_of_losses.append(batch.rows)
-    values = torch.stack(losses).tolist() if losses else []
-    for value, rows in zip(values, rows_of_losses, strict=True):
-        if not math.isfinite(value):
-            msg = f"the loss of patients number {rows.tolist()} is {value}; lower the learning rate"
+    step_losses = torch.stack(losses).tolist() if losses else []
+    for step_loss, rows in zip(step_losses, rows_of_losses, strict=True):
+        if not math.isfinite(step_loss):
+            msg = (
+                f"the loss of patients number {rows.tolist()} is {step_loss}; lower the learning "
+                "rate"
+            )
             raise MilError(msg)
-    return float(np.mean(values)) if values else float("nan")
+    return float(np.mean(step_losses)) if step_losses else float("nan")
 
 
 def _batch_loss(
-    model: "MilModel", batch: "Batch", objective: "Objective", settings: "MilSettings"
+    model: "MilModel", batch: "TrainBatch", objective: "Objective", settings: "MilSettings"
 ) -> Tensor:
     """Return the loss of a batch, a scalar."""
     with _autocast(settings, batch.target.device):
@@ -221,7 +224,7 @@ def _batch_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class TrainBatch:
     """The input of one training step, on the device of the model.
 
     Attributes:
@@ -252,7 +255,7 @@ def _batches(
     objective: "Objective",
     settings: "MilSettings",
     rng: np.random.Generator,
-) -> Iterator[Batch]:
+) -> Iterator[TrainBatch]:
     """Yield the batches of one epoch; all that is drawn at random is drawn here, in this order."""
     # the second expert's patients, class by class, as many a step as the first one's
     order = np.empty(0, dtype=np.int64)
@@ -264,10 +267,10 @@ def _batches(
         others = order[at : at + len(rows)]
         at += len(rows)
         if not len(others):
-            yield Batch(rows=rows, padded=padded, target=target)
+            yield TrainBatch(rows=rows, padded=padded, target=target)
             continue
         balanced, labels = _padded_batch(feed, train, others, settings, rng)
-        yield Batch(rows=rows, padded=padded, target=target, balanced=balanced, labels=labels)
+        yield TrainBatch(rows=rows, padded=padded, target=target, balanced=balanced, labels=labels)
 
 
 def _patient_batches(

@@ -53,6 +53,11 @@ class LabelledSet:
     classes: list[str]
     query: Labels
 
+    def slides_by_class(self) -> dict[str, int]:
+        """Return the number of slides of each class."""
+        sizes = np.bincount(self.label, minlength=len(self.classes))
+        return dict(zip(self.classes, sizes.tolist(), strict=True))
+
     def of_class(self, label: int) -> Labels:
         """Return the places among the queries of the slides of one class."""
         return np.flatnonzero(self.label[self.query] == label)
@@ -96,10 +101,7 @@ def evaluate_search(
     answer: Json = {
         "target": options.target,
         "mpp": mpp,
-        "classes": {
-            name: int((examined.label == label).sum())
-            for label, name in enumerate(examined.classes)
-        },
+        "classes": examined.slides_by_class(),
         "slides": len(examined.slide_ids),
         "patients": int(examined.patient.max()) + 1,
         "queries": len(examined.query),

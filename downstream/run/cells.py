@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from downstream.cells.cell_models import fit_member
 from downstream.cells.cell_patients import CellPatients
+from downstream.cells.held_lake import held_lake
 from downstream.cells.prediction_rows import attention_table, rows_of
 from downstream.cells.trials import settings_of
-from downstream.run.held_lake import held_lake
 
 if TYPE_CHECKING:
     import polars as pl

@@ -26,7 +26,7 @@ from downstream.mil.aggregators.tile_canvas import (
     stack_slides,
     under_parents,
 )
-from downstream.run.bag_moments import Moments, bag_moments
+from downstream.mil.bag_moments import TileMoments, bag_moments
 
 if TYPE_CHECKING:
     from featurestore import Lake
@@ -235,7 +235,7 @@ class PatientBags:
         self._room = cache_bytes
         self._kept: dict[int, PatientBag] = {}
         self._pooled: dict[int, NDArray[np.float64]] = {}
-        self._moments: dict[int, Moments] = {}
+        self._moments: dict[int, TileMoments] = {}
 
     def __len__(self) -> int:
         """Return the number of patients."""
@@ -264,7 +264,7 @@ class PatientBags:
             self._pooled[index] = pooled_bag(self[index])
         return self._pooled[index]
 
-    def moments(self, index: int) -> Moments:
+    def moments(self, index: int) -> TileMoments:
         """Return the number, mean and squares of a patient's tiles; the bag is read for it once."""
         if index not in self._moments:
             self._moments[index] = bag_moments(self[index].features)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downstream.run.bag_moments import bag_moments
+from downstream.cells.held_lake import held_bags, held_lake
+from downstream.mil.bag_moments import bag_moments
 from downstream.run.feature_bags import PatientBags, pooled_bag
-from downstream.run.held_lake import held_bags, held_lake
 from featurestore import Lake, open_lake
 from tests.downstream.test_downstream_bags import MPP, PATIENTS, build, planted
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from downstream import MilSettings
 from downstream.mil import bag_feed, predict, train
 from downstream.mil.bag_feed import BagFeed, HasTensors, Room, SentBag
+from downstream.mil.bag_moments import TileMoments, bag_moments
 from downstream.mil.bag_sequence import tile_statistics
 from downstream.mil.losses import BagTask
 from downstream.mil.objective import LabelObjective
 from downstream.mil.read_ahead import read_ahead
 from downstream.mil.train import Examples, TrainedModel, train_mil
-from downstream.run.bag_moments import Moments, bag_moments
 from downstream.run.feature_bags import PatientBag
 
 CPU = torch.device("cpu")
@@ -194,7 +194,7 @@ def test_kept_moments_spare_the_read() -> None:
         def __getitem__(self, index: int) -> PatientBag:  # type: ignore[override]
             raise AssertionError(index)
 
-        def moments(self, index: int, /) -> Moments:
+        def moments(self, index: int, /) -> TileMoments:
             return bag_moments(BAGS[index].features)
 
     mean, std = tile_statistics(Measured(BAGS))

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from featurestore import DamageError, Lake, LakeError, open_lake
-from featurestore.read import bag_places
-from featurestore.read.bag_places import BagPlaces
+from featurestore.read import select_slides
+from featurestore.read.select_slides import BagPlaces
 from featurestore.read.selection import Selection
 from tests.worlds.training_lake import (
     DIMS,
@@ -132,7 +132,7 @@ def test_another_teachers_places_cost_one_more_scan(
 def test_large_catalogs_are_scanned_only_for_many_bags(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bag_places, "ROWS_A_LOOKUP", lake.catalog_rows() / 4)
+    monkeypatch.setattr(select_slides, "ROWS_A_LOOKUP", lake.catalog_rows() / 4)
     scans, fresh = count_scans(lake, monkeypatch), open_lake(lake.uri)
     for _ in range(5):
         fresh.bag("a", "plain", mpp=0.5)

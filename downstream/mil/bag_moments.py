@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments:
+class TileMoments:
     """Number, mean and squares of the tiles of a bag, or of many bags.
 
     Attributes:
@@ -27,14 +27,14 @@ class Moments:
     squares: Floats
 
 
-def bag_moments(features_ND: NDArray[np.float16]) -> Moments:
+def bag_moments(features_ND: NDArray[np.float16]) -> TileMoments:
     """Return the moments of one bag's tiles, in float64."""
     x_ND = features_ND.astype(np.float64)
     mean_D = x_ND.mean(axis=0)
-    return Moments(tiles=len(x_ND), mean=mean_D, squares=((x_ND - mean_D) ** 2).sum(axis=0))
+    return TileMoments(tiles=len(x_ND), mean=mean_D, squares=((x_ND - mean_D) ** 2).sum(axis=0))
 
 
-def joined_moments(parts: Iterable[Moments]) -> Moments:
+def joined_moments(parts: Iterable[TileMoments]) -> TileMoments:
     """Return the moments of all tiles together, whatever the size of the bags.
 
     Source: the pairwise update of Chan, Golub and LeVeque (1979); a plain sum of squares cancels
@@ -47,4 +47,4 @@ def joined_moments(parts: Iterable[Moments]) -> Moments:
         squares_D = squares_D + part.squares + shift_D**2 * tiles * part.tiles / total
         mean_D = mean_D + shift_D * part.tiles / total
         tiles = total
-    return Moments(tiles=tiles, mean=mean_D, squares=squares_D)
+    return TileMoments(tiles=tiles, mean=mean_D, squares=squares_D)
