@@ -18,7 +18,7 @@ class TileMoments:
 
     Attributes:
         tiles: number of tiles.
-        mean: mean of each feature [D]; not finite where a feature is not.
+        mean: mean of each feature [D]; NaN where any feature of a tile is not finite.
         squares: sum of the squared distances from the mean [D].
     """
 
@@ -30,6 +30,9 @@ class TileMoments:
 def bag_moments(features_ND: NDArray[np.float16]) -> TileMoments:
     """Return the moments of one bag's tiles, in float64."""
     x_ND = features_ND.astype(np.float64)
+    if not np.isfinite(x_ND).all():
+        unknown_D = np.full(x_ND.shape[1], np.nan)
+        return TileMoments(tiles=len(x_ND), mean=unknown_D, squares=unknown_D)
     mean_D = x_ND.mean(axis=0)
     return TileMoments(tiles=len(x_ND), mean=mean_D, squares=((x_ND - mean_D) ** 2).sum(axis=0))
 

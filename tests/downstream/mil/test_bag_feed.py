@@ -204,6 +204,7 @@ def test_kept_moments_spare_the_read() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_training_on_a_gpu_is_as_on_the_cpu() -> None:
     """Order and subsets are the same; sums differ in the last digits. No dropout: its draws do."""
     settings = MilSettings(epochs=3, hidden=8, max_tiles=6, dropout=0.0)
