@@ -69,6 +69,7 @@ def patient_table(
     *,
     extra_columns: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    covariates: Sequence[str] = (),
 ) -> Cohort:
     """Join labels with the ready slides of a lake: one row per patient.
 
@@ -85,6 +86,7 @@ def patient_table(
         extra_columns: further columns to keep, such as the site; they may be null. They are read as
             text: 0012 is not 12.
         numbers: columns of `columns` that must be numbers; the type of the others is detected.
+        covariates: further columns to keep, which may be null, of whatever type they look like.
 
     Raises:
         CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
@@ -92,11 +94,12 @@ def patient_table(
             that differ from another by case, blanks or Unicode form only, unless the labels have
             `distinct_ids`.
     """
-    extra_columns = [column for column in extra_columns if column not in columns]
-    labelled = _labelled_slides(slides, labels, columns, extra_columns, numbers)
-    _refuse_conflicts(labelled.rows, [*columns, *extra_columns])
+    texts = [c for c in extra_columns if c not in columns and c not in covariates]
+    kept_columns = [*texts, *covariates]
+    labelled = _labelled_slides(slides, labels, columns, texts, numbers, covariates)
+    _refuse_conflicts(labelled.rows, [*columns, *kept_columns])
     return Cohort(
-        patients=_rows_by_patient(labelled.rows, columns, extra_columns),
+        patients=_rows_by_patient(labelled.rows, columns, kept_columns),
         missing=labelled.missing,
         surplus=labelled.surplus,
         notes=labelled.notes,
@@ -138,7 +141,7 @@ def slide_table(
     Raises:
         CohortError: As `patient_table` does; also for a slide with two labels.
     """
-    labelled = _labelled_slides(slides, labels, [column], [], ())
+    labelled = _labelled_slides(slides, labels, [column], [], (), ())
     _refuse_conflicts(labelled.rows, [column], key="slide_id")
     rows = labelled.rows.select("slide_id", "patient_id", column).unique().sort("slide_id")
     return replace(labelled, rows=rows)
@@ -148,11 +151,13 @@ def _labelled_slides(
     slides: pl.LazyFrame,
     labels: pl.DataFrame | LabelTable,
     columns: Sequence[str],
-    extra_columns: Sequence[str],
+    texts: Sequence[str],
     numbers: Sequence[str],
+    covariates: Sequence[str],
 ) -> LabelledSlides:
     """Return the labelled ready slides of a lake, each with its one patient."""
-    table = _read_columns(labels, columns, extra_columns, numbers)
+    table = _read_columns(labels, columns, texts, numbers, covariates)
+    extra_columns = [*texts, *covariates]
     id_column = "slide_id" if "slide_id" in table.table.columns else "patient_id"
     rows, partial = _split_by_completeness(table.table, columns, extra_columns, id_column)
     lake_slides = slides.select("slide_id", "patient_id", "state").collect()
@@ -187,13 +192,15 @@ def _read_columns(
     columns: Sequence[str],
     extra_columns: Sequence[str],
     numbers: Sequence[str],
+    covariates: Sequence[str] = (),
 ) -> LabelTable:
     """Return the labels with each column read as the type that the study needs."""
     table = labels if isinstance(labels, LabelTable) else _label_table(labels)
-    _require_columns(table, [*columns, *extra_columns])
+    _require_columns(table, [*columns, *extra_columns, *covariates])
     return table.read(
         {column: "numbers" if column in numbers else "values" for column in columns}
         | dict.fromkeys(extra_columns, "texts")
+        | dict.fromkeys(covariates, "values")
     )
 
 

@@ -28,31 +28,41 @@ class WholeBag:
     Attributes:
         x: float32[N, D] features.
         coords: int64[N, K] places.
+        covariates: float32[1, K] encoded covariates of the patient; None without any.
     """
 
     x: Tensor
     coords: Tensor
+    covariates: Tensor | None
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors on the device."""
-        return [self.x, self.coords]
+        parts = [self.x, self.coords, self.covariates]
+        return [part for part in parts if part is not None]
 
 
-def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[np.float32]]]:
+def predict(
+    model: "MilModel", bags: BagSequence, covariates_PK: Floats | None = None
+) -> tuple[Floats, list[NDArray[np.float32]]]:
     """Return the logits and the attention of whole bags, predicted one at a time.
 
     Args:
         model: trained model; it is left in evaluation mode.
         bags: one bag per patient.
+        covariates_PK: encoded covariates of each patient, of a model that takes them.
 
     Returns:
         float64[P, C] logits, and float32[N] attention of each bag, which sums to 1.
     """
-    return predict_feed(model, BagFeed(bags, device_of(model), room=Room(0)))
+    return predict_feed(model, BagFeed(bags, device_of(model), room=Room(0)), covariates_PK)
 
 
 def predict_feed(
-    model: "MilModel", feed: BagFeed, *, with_attention: bool = True
+    model: "MilModel",
+    feed: BagFeed,
+    covariates_PK: Floats | None = None,
+    *,
+    with_attention: bool = True,
 ) -> tuple[Floats, list[NDArray[np.float32]]]:
     """Return what `predict` does, of bags that may be on the device already.
 
@@ -61,23 +71,27 @@ def predict_feed(
     Args:
         model: trained model; it is left in evaluation mode.
         feed: the bags.
+        covariates_PK: see `predict`.
         with_attention: whether the attention is returned, or an empty list.
     """
     model.eval()
     logits, attention = [], []
     with torch.inference_mode():
-        for bag in sent_ahead(_whole_bags(feed), feed.device):
-            prediction = model(bag.x, None, bag.coords)
+        for bag in sent_ahead(_whole_bags(feed, covariates_PK), feed.device):
+            prediction = model(bag.x, None, bag.coords, bag.covariates)
             logits.append(prediction.logits[0].double())
             if with_attention:
                 attention.append(prediction.pooled.attention[0].float())
     return torch.stack(logits).cpu().numpy(), [part.cpu().numpy() for part in attention]
 
 
-def _whole_bags(feed: BagFeed) -> Iterator[WholeBag]:
+def _whole_bags(feed: BagFeed, covariates_PK: Floats | None) -> Iterator[WholeBag]:
     for index in range(len(feed)):
         x_ND, places_NK = feed.tiles(feed.bag(index))
-        yield WholeBag(x=x_ND, coords=places_NK)
+        beside = None
+        if covariates_PK is not None:
+            beside = feed.send(torch.from_numpy(covariates_PK[index : index + 1]).float())
+        yield WholeBag(x=x_ND, coords=places_NK, covariates=beside)
 
 
 def device_of(model: "MilModel") -> torch.device:

@@ -9,9 +9,9 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from downstream.mil.objective import Objective
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
+    from downstream.run.study_spec import CovariateFusionName
 
 Floats = NDArray[np.float64]
+
+_TERM_RATE, _JOINT_TERM_RATE = 5e-3, 2.5e-2
+"""Least step size of covariates' terms and of thresholds, and that under a joint objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +47,19 @@ class Examples:
         bags: one bag per patient.
         target: targets: [P] class indices or numbers, [P, C] labels, probabilities, or (time,
             event).
+        covariates: encoded covariates of each patient [P, K]; None without any.
     """
 
     bags: BagSequence
     target: NDArray[np.float64]
+    covariates: Floats | None = None
 
     def __post_init__(self) -> None:
-        """Raise MilError unless each bag has one target."""
-        if len(self.bags) != len(self.target):
+        """Raise MilError unless each bag has one target, and covariates if there are any."""
+        beside = len(self.bags) if self.covariates is None else len(self.covariates)
+        if not len(self.bags) == len(self.target) == beside:
             msg = f"{len(self.bags)} bags with {len(self.target)} targets; give one target per bag"
+            msg += "" if self.covariates is None else f", and covariates, not {beside} rows"
             raise MilError(msg)
 
     @cached_property
@@ -93,6 +101,7 @@ def train_mil(
     widths: tuple[int, ...],
     seed: int,
     ratios: tuple[int, ...] = (),
+    covariate_fusion: "CovariateFusionName" = "late",
     device: str = "cpu",
 ) -> TrainedModel:
     """Train a MIL model with AdamW; return the weights of the least validation loss.
@@ -110,6 +119,7 @@ def train_mil(
         widths: feature width of each teacher of the feature set.
         seed: seed of initialisation, order, dropout and tile subsets.
         ratios: ratios between the mpps, coarse to fine.
+        covariate_fusion: how covariates of the examples meet the tiles, see `make_fusion`.
         device: Torch device to train on.
 
     Raises:
@@ -123,7 +133,15 @@ def train_mil(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(
-            name, objective.task, settings, widths=widths, ratios=ratios, mean_D=mean_D, std_D=std_D
+            name,
+            objective.task,
+            settings,
+            widths=widths,
+            ratios=ratios,
+            mean_D=mean_D,
+            std_D=std_D,
+            covariates=0 if train.covariates is None else train.covariates.shape[1],
+            covariate_fusion=covariate_fusion,
         ).to(device)
         return _train_epochs(model, train, validation, objective, settings, rng)
 
@@ -138,7 +156,7 @@ def _train_epochs(
 ) -> TrainedModel:
     """Train for all epochs, or until validation has not improved for `patience` epochs."""
     optimiser = torch.optim.AdamW(
-        model.parameters(),
+        _parameter_groups(model, settings, is_joint=objective.joint),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,
@@ -156,7 +174,9 @@ def _train_epochs(
         losses.append(_train_epoch(model, batches, objective, settings, optimiser))
         if watched is None or watched_feed is None:
             continue
-        validation_losses.append(_whole_loss(model, watched_feed, watched.target, objective))
+        validation_losses.append(
+            _whole_loss(model, watched_feed, watched.target, watched.covariates, objective)
+        )
         if validation_losses[-1] <= min(validation_losses):
             best, kept = epoch, copy.deepcopy(model.state_dict())
         if epoch - best >= settings.patience:
@@ -169,6 +189,28 @@ def _train_epochs(
         train_loss=tuple(losses),
         validation_loss=tuple(validation_losses),
     )
+
+
+def _parameter_groups(
+    model: "MilModel", settings: "MilSettings", *, is_joint: bool
+) -> list[dict[str, Any]]:
+    """Return the parameters of the network, and those of few terms with a step of their own.
+
+    These are of covariates, which are standardised, and the thresholds of ordered classes. At the
+    step of the tiles' network, a thousand steps would not bring them to where they belong. A joint
+    objective has few steps, of many patients each, and takes longer ones.
+    """
+    beside = [] if model.covariates is None else list(model.covariates.parameters())
+    beside += list(model.link.parameters())
+    known = {id(part) for part in beside}
+    groups: list[dict[str, Any]] = [
+        {"params": [part for part in model.parameters() if id(part) not in known]}
+    ]
+    if beside:
+        least = _JOINT_TERM_RATE if is_joint else _TERM_RATE
+        rate = max(settings.learning_rate, least)
+        groups.append({"params": beside, "lr": rate})
+    return groups
 
 
 def _train_epoch(
@@ -218,9 +260,10 @@ def _batch_loss(
             return model.pair_loss(batch.padded, batch.target, batch.balanced, batch.labels)
         # a mask of one bag hides nothing; looking whether it does makes a GPU wait
         mask = None if len(batch.rows) == 1 else batch.padded.mask
-        prediction = model(batch.padded.x, mask, batch.padded.coords)
-    own = objective.loss(prediction.logits, batch.target)
-    return model.with_own(own, prediction, batch.target).mean()
+        prediction = model(batch.padded.x, mask, batch.padded.coords, batch.padded.covariates)
+    return model.whole_loss(
+        lambda logits_BC: objective.loss(logits_BC, batch.target), prediction, batch.target
+    ).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +288,7 @@ class TrainBatch:
         """Return the tensors on the device."""
         parts = [self.target, self.labels]
         for bags in (self.padded, self.balanced):
-            parts += [] if bags is None else [bags.x, bags.mask, bags.coords]
+            parts += [] if bags is None else [bags.x, bags.mask, bags.coords, bags.covariates]
         return [part for part in parts if part is not None]
 
 
@@ -310,6 +353,9 @@ def _padded_batch(
     most = min(settings.max_tiles, share)
     tiles = [feed.tiles(bag, _tile_subset(bag, most, rng)) for bag in bags]
     padded = pad_bags([x_ND for x_ND, _ in tiles], [places_NK for _, places_NK in tiles])
+    if examples.covariates is not None:
+        beside = feed.send(torch.from_numpy(examples.covariates[rows]).float())
+        padded = replace(padded, covariates=beside)
     return padded, feed.send(torch.from_numpy(examples.target[rows]).float())
 
 
@@ -329,10 +375,14 @@ def _tile_subset(
 
 @torch.no_grad()
 def _whole_loss(
-    model: "MilModel", feed: BagFeed, target: NDArray[np.float64], objective: "Objective"
+    model: "MilModel",
+    feed: BagFeed,
+    target: NDArray[np.float64],
+    covariates_PK: Floats | None,
+    objective: "Objective",
 ) -> float:
     """Return the mean loss of the logits over patients, whole bags, no dropout."""
-    logits, _ = predict_feed(model, feed, with_attention=False)
+    logits, _ = predict_feed(model, feed, covariates_PK, with_attention=False)
     target_P = torch.from_numpy(target).float()
     return float(objective.loss(torch.from_numpy(logits).float(), target_P).mean())
 
