@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from downstream.mil.aggregators.tile_canvas import families, stack_levels
+from downstream.mil.bag_sequence import tile_statistics
 from downstream.mil.losses import BagTask, class_weights
 from downstream.mil.model import MilModel
 from downstream.mil.objective import LabelObjective
 from downstream.mil.padded_bags import MilError
-from downstream.mil.predict import predict, tile_statistics
+from downstream.mil.predict import predict
 from downstream.mil.pseudo import PseudoTiles
 from downstream.mil.train import Examples, TrainedModel, train_mil
 from downstream.run.feature_bags import PatientBag
