@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from downstream.report.lake_holding import package_versions
-from downstream.report.plots.plots_robustness import confounding_png, margins_png, panels_png
+from downstream.report.plots.plots_robustness import confounding_svg, margins_svg, panels_svg
 from downstream.report.report_page import render
 from downstream.report.run_tables import listed
 from downstream.report.views.picture_sections import Picture
@@ -163,7 +163,7 @@ def _panels(passport: Json) -> list[Picture]:
         names = ", ".join(name for name, _, _ in shown)
         pictures.append(
             Picture(
-                src=data_uri(panels_png(shown, columns), "image/png"),
+                src=data_uri(panels_svg(shown, columns), "image/svg+xml"),
                 alt=f"{names} of each column with intervals",
                 text=f"{names}. Lines are 95 % intervals; the dashed line is where biology and "
                 "site weigh the same, or nothing is lost.",
@@ -215,7 +215,7 @@ def _pictures(passport: Json, samples: pl.DataFrame) -> list[Picture]:
         support = next(iter(passport["details"].values()))["croma_support"]
         pictures.append(
             Picture(
-                src=data_uri(margins_png(margins), "image/png"),
+                src=data_uri(margins_svg(margins), "image/svg+xml"),
                 alt="Margins of the samples of each column, in order",
                 text="CRoMa's margin of each sample, lowest first: below the dashed line samples "
                 "of another class from the same site are nearer than those of the same class from "
@@ -227,7 +227,7 @@ def _pictures(passport: Json, samples: pl.DataFrame) -> list[Picture]:
         first = next(iter(curves.values()))
         pictures.append(
             Picture(
-                src=data_uri(confounding_png(curves), "image/png"),
+                src=data_uri(confounding_svg(curves), "image/svg+xml"),
                 alt="Balanced accuracy of probes over the confounding of their training",
                 text="Balanced accuracy of probes of the class on the same test patients, as class "
                 "and site go together in training: 0 not at all, 1 wholly. A column that leans on "

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_svg
 
 _PANEL_IN = 2.6
 
 
-def panels_png(
+def panels_svg(
     measures: Sequence[tuple[str, float | None, Mapping[str, tuple[float, float, float]]]],
     columns: Sequence[str],
 ) -> bytes:
@@ -22,7 +22,7 @@ def panels_png(
         columns: the columns, first name on top; one without an estimate has an empty line.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, panels = new_figure(
         1.6 + _PANEL_IN * len(measures), 1.0 + 0.36 * len(columns), len(measures)
@@ -43,17 +43,17 @@ def panels_png(
         names = [plain(shortened(column, 24)) for column in columns]
         axes.set_yticks(range(len(columns)), names if number == 0 else [""] * len(names))
         axes.tick_params(labelsize=9)
-    return to_png(figure)
+    return to_svg(figure)
 
 
-def margins_png(margins: Mapping[str, NDArray[np.float64]]) -> bytes:
+def margins_svg(margins: Mapping[str, NDArray[np.float64]]) -> bytes:
     """Draw the margins of the samples, from the lowest to the highest, a curve per column.
 
     Args:
         margins: column -> margins, without NaN.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(5.8, 3.6)
     axes.axhline(0, color="0.5", linestyle="--", linewidth=1)
@@ -65,17 +65,17 @@ def margins_png(margins: Mapping[str, NDArray[np.float64]]) -> bytes:
         axes.plot(share, np.sort(margin_N), color=colour, linestyle=style, label=plain(name))
     axes.set(xlabel="samples, lowest margin first, %", ylabel="margin", xlim=(0, 100))
     axes.legend(frameon=False, fontsize=8)
-    return to_png(figure)
+    return to_svg(figure)
 
 
-def confounding_png(curves: Mapping[str, Mapping[str, Any]]) -> bytes:
+def confounding_svg(curves: Mapping[str, Mapping[str, Any]]) -> bytes:
     """Draw the accuracy of the probes of the class over Cramér's V in training, a curve per column.
 
     Args:
         curves: column -> `cramers_v`, `accuracy` and `chance`.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(5.8, 3.6)
     for number, (name, curve) in enumerate(curves.items()):
@@ -97,4 +97,4 @@ def confounding_png(curves: Mapping[str, Mapping[str, Any]]) -> bytes:
         ylabel="balanced accuracy",
     )
     axes.legend(frameon=False, fontsize=8)
-    return to_png(figure)
+    return to_svg(figure)

@@ -164,7 +164,7 @@ def test_the_page_shows_every_measure_of_every_column(lake: Lake, passport: dict
         for measure in metrics["measures"].values():
             assert measure["estimate"] is None or f"{measure['estimate']:.3f}" in page
     assert "no two classes at two sites have 8 patients" in page
-    assert page.count('<img src="data:image/png') >= 3
+    assert page.count('<img src="data:image/svg+xml') >= 3
 
 
 def test_tiles_of_labelled_slides_and_labelled_tiles_are_samples(
