@@ -21,7 +21,17 @@ from commands.lakes import (
 )
 from commands.slides import build, extract, ingest, score, teachers
 from commands.students import distill, evaluate, export_student, stats
-from commands.studies import attention, mil, predict, probe, report, runs, search, survival
+from commands.studies import (
+    attention,
+    mil,
+    predict,
+    probe,
+    report,
+    robustness,
+    runs,
+    search,
+    survival,
+)
 
 #: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
@@ -40,6 +50,7 @@ COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
         survival.app,
         probe.app,
         predict.app,
+        robustness.app,
         attention.app,
         search.app,
         runs.app,

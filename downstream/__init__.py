@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from downstream.retrieval.labelled_search import evaluate_search
     from downstream.retrieval.search import search_lake
     from downstream.retrieval.search_options import LabelledSearchOptions, SearchOptions
+    from downstream.robustness.robustness_run import run_passport, run_robustness
+    from downstream.robustness.robustness_spec import (
+        RobustnessError,
+        RobustnessOptions,
+        RobustnessSpec,
+    )
     from downstream.run.feature_bags import BagError
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
     from downstream.run.run_study import run_mil, run_study, run_survival
@@ -60,6 +66,9 @@ MODULES = {
     "ProbeOptions": "downstream.probes.probe_spec",
     "ProbeSpec": "downstream.probes.probe_spec",
     "Resources": "downstream.run.study_spec",
+    "RobustnessError": "downstream.robustness.robustness_spec",
+    "RobustnessOptions": "downstream.robustness.robustness_spec",
+    "RobustnessSpec": "downstream.robustness.robustness_spec",
     "SearchOptions": "downstream.retrieval.search_options",
     "SpecError": "downstream.run.spec_json",
     "Split": "downstream.splits.folds",
@@ -84,6 +93,8 @@ MODULES = {
     "roc_svg": "downstream.report.plots.plots_classes",
     "run_table": "downstream.run.run_table",
     "run_mil": "downstream.run.run_study",
+    "run_passport": "downstream.robustness.robustness_run",
+    "run_robustness": "downstream.robustness.robustness_run",
     "run_study": "downstream.run.run_study",
     "run_survival": "downstream.run.run_study",
     "run_tile_probe": "downstream.probes.tile_probe",
@@ -112,6 +123,9 @@ __all__ = [
     "ProbeOptions",
     "ProbeSpec",
     "Resources",
+    "RobustnessError",
+    "RobustnessOptions",
+    "RobustnessSpec",
     "SearchOptions",
     "SpecError",
     "Split",
@@ -135,6 +149,8 @@ __all__ = [
     "read_labels",
     "roc_svg",
     "run_mil",
+    "run_passport",
+    "run_robustness",
     "run_study",
     "run_survival",
     "run_table",

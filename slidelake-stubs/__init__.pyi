@@ -23,11 +23,14 @@ from downstream import MilSettings as MilSettings
 from downstream import Plan as Plan
 from downstream import ProbeError as ProbeError
 from downstream import ProbeOptions as ProbeOptions
+from downstream import RobustnessError as RobustnessError
+from downstream import RobustnessOptions as RobustnessOptions
 from downstream import SplitError as SplitError
 from downstream import StudyError as StudyError
 from downstream import SurvivalError as SurvivalError
 from downstream import SurvivalSettings as SurvivalSettings
 from downstream import run_mil as run_mil
+from downstream import run_robustness as run_robustness
 from downstream import run_survival as run_survival
 from downstream import write_report as write_report
 from downstream.kept.kept_model import KeptModelError as KeptModelError
@@ -134,6 +137,8 @@ __all__ = [
     "Quantised",
     "Recipe",
     "RetrievalError",
+    "RobustnessError",
+    "RobustnessOptions",
     "Segmenter",
     "SettingsError",
     "SlideError",
@@ -167,6 +172,7 @@ __all__ = [
     "restore",
     "run_mil",
     "run_probe",
+    "run_robustness",
     "run_search",
     "run_survival",
     "sample_slide",

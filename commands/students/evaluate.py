@@ -30,10 +30,13 @@ class TileLabelOptions:
     Attributes:
         labels: Table of tiles' labels: slide_id, x, y and a column of labels.
         label_column: The column of labels, if there are several.
+        site: Column of the site in that table, or tcga: how far students and teachers know the
+            labels from the sites.
     """
 
     labels: Annotated[str | None, PathKind.FILES] = None
     label_column: str | None = None
+    site: Annotated[str | None, typer.Option(metavar="COLUMN")] = None
     distinct_ids: DistinctIdsOpt = False
 
 
@@ -74,8 +77,9 @@ def evaluate_command(options: EvaluateOptions) -> None:
     """Compare students with their teachers, PCA of them, and the same network undistilled.
 
     On held-out patients: fidelity by a linear read-out, CKA, neighbours; probes and retrieval on
-    labels of tiles; robustness to stains and scanners; speed and what caching saved. The meaning of
-    each number is in docs/evaluate.md. On a cluster (--address, RAY_ADDRESS) a worker does it.
+    labels of tiles; robustness to stains, scanners and sites; speed and what caching saved. The
+    meaning of each number is in docs/evaluate.md. On a cluster (--address, RAY_ADDRESS) a worker
+    does it.
 
     Example: slidelake evaluate my-lake --student small --student small-seed1 --student small-seed2
     """
@@ -85,6 +89,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
     spec = EvaluationSpec(
         labels=options.labels.labels,
         label_column=options.labels.label_column,
+        site=options.labels.site,
         distinct_ids=options.labels.distinct_ids,
         single=options.single,
         mpps=options.mpps or None,

@@ -42,6 +42,7 @@ PROBE_OPTIONS = (
     FieldOption(flag="--tiles", path="probe.tiles", least=1),
     FieldOption(flag="--folds", path="probe.folds", panel=SPLITS),
     UNSEEN_OPTION,
+    FieldOption(flag="--site", path="sites", panel=SPLITS, metavar="COLUMN"),
     *COMPARISON_OPTIONS,
     *ID_COLUMN_OPTIONS,
     FieldOption(flag="--seed", path="probe.seed"),

@@ -21,6 +21,7 @@ of a student, splits for a teacher); with an interval also `low` and `high`.
   `mode_switching`: teacher -> `best_mpp`, `worst_mpp`, `gap`, `flagged`;
   `probe`: mpp -> `linear`, `knn1`, `knn10`, `knn20` -> `balanced_accuracy`, `macro_f1`;
   `retrieval`: mpp -> `acc@1`, `acc@3`, `acc@5`, `map`, `queries`;
+  `sites`: mpp -> measure of `downstream.robustness` -> SPREAD with an interval;
   `robustness`: `all`, `cross_scanner`, `cross_stain`, `cross_both`, `stain NAME`,
   `scanner NAME`, `chance`, `board` (see `robustness`);
   `throughput`: mpp (`network` for a teacher) -> `parameters`, `network_tiles_s`,
@@ -52,6 +53,7 @@ from distill.evaluate.student_verdict import student_verdicts
 from distill.evaluate.subjects import Subject
 from distill.evaluate.tile_labels import read_labels, refuse_unmet
 from downstream import run_table
+from downstream.robustness import sites_of_barcodes
 from featurestore import Lake, mpp_name, open_lake
 from featurestore.storage import json_bytes, sealed
 
@@ -104,7 +106,24 @@ def _labels(lake: Lake, spec: EvaluationSpec) -> tuple[pl.DataFrame | None, list
     """Return the labels of tiles and the names of the classes; None and [] without a table."""
     if spec.labels is None:
         return None, []
-    return read_labels(spec.labels, lake, column=spec.label_column, distinct_ids=spec.distinct_ids)
+    column = None if spec.site == "tcga" else spec.site
+    labels, classes = read_labels(
+        spec.labels,
+        lake,
+        column=spec.label_column,
+        site=column,
+        distinct_ids=spec.distinct_ids,
+    )
+    return (_with_tcga_sites(lake, labels) if spec.site == "tcga" else labels), classes
+
+
+def _with_tcga_sites(lake: Lake, labels: pl.DataFrame) -> pl.DataFrame:
+    """Return the labels with the site in the TCGA barcode of each slide's patient."""
+    patients = lake.slides().select("slide_id", "patient_id").collect()
+    joined = labels.join(patients, on="slide_id", how="left", maintain_order="left")
+    patient_ids = joined["patient_id"].fill_null("").to_list()
+    sites = pl.Series("site", sites_of_barcodes(patient_ids), pl.String)
+    return joined.drop("patient_id").with_columns(sites)
 
 
 def _report(

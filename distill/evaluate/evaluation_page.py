@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluate.evaluation_plots import amortisation_png, bars_png, robustness_png
+from downstream.robustness import MEASURES
 from ingest.pages import data_uri, environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -43,6 +44,8 @@ def evaluation_page(report: Report) -> str:
         robust=ROBUST,
         flagged=list(flagged_students(report)),
         robustness_rows=list(_robustness_rows(report)),
+        site_measures=MEASURES,
+        site_mpps=_site_mpps(report),
         label_mpps=_label_mpps(report),
         pictures=draw_pictures(report, teachers),
     )
@@ -87,6 +90,11 @@ def _label_mpps(report: Report) -> list[str]:
     """Return the mpps at which labelled tiles were measured."""
     measured = (e.get(kind) or {} for e in report["embeddings"] for kind in ("probe", "retrieval"))
     return sorted({mpp for part in measured for mpp in part})
+
+
+def _site_mpps(report: Report) -> list[str]:
+    """Return the mpps at which robustness to sites was measured."""
+    return sorted({mpp for e in report["embeddings"] for mpp in e.get("sites") or {}})
 
 
 def mean_text(spread: Spread | None, digits: int = 3) -> str:

@@ -17,6 +17,8 @@ class EvaluationSpec:
     Attributes:
         labels: a table of tile labels, see `read_labels`; without one, no probe and no retrieval.
         label_column: column of the classes; the only other one if None.
+        site: column of the tile's site in that table, or `tcga` to read it off TCGA barcodes; None
+            if no site is known.
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different,
             see `read_labels`.
         single: the student of one teacher to compare with; the best of the same network if None.
@@ -34,6 +36,7 @@ class EvaluationSpec:
 
     labels: str | None = None
     label_column: str | None = None
+    site: str | None = None
     distinct_ids: bool = False
     single: str | None = None
     mpps: Sequence[float] | None = None
@@ -45,6 +48,9 @@ class EvaluationSpec:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.site is not None and self.labels is None:
+            msg = f"site={self.site!r} without labels; robustness to sites needs labels of tiles"
+            raise DistillError(msg)
         least = 1 if self.threads is None else self.threads
         if self.tiles < 16 or self.robust_tiles < 2 or least < 1:
             msg = (

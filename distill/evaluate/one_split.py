@@ -34,9 +34,11 @@ from distill.evaluate.sampled_tiles import (
 )
 from distill.evaluate.seed_summary import Tree, spread
 from distill.evaluate.subjects import Subject, gather_subjects
+from downstream.robustness import MEASURES, RobustnessError, RobustnessOptions, array_passport
 from featurestore import Lake, mpp_name
 
 Sampled = dict[float, SampledTiles]
+SITE_TRIALS = 10  # clusterings of the measures of robustness to sites
 
 
 @dataclass(kw_only=True)
@@ -110,7 +112,7 @@ def measure_split(
     split_tiles.notes += notes
     trees = []
     for subject in split_subjects:
-        trees.append(_measure_subject(lake, split, split_tiles, subject))
+        trees.append(_measure_subject(lake, split, split_tiles, subject, spec))
         bar.advance()
     for tree, numbers in zip(
         trees, _measured_robustness(split_subjects, trees, split_tiles, spec), strict=True
@@ -123,7 +125,11 @@ def measure_split(
 
 
 def _measure_subject(
-    lake: Lake, split: EvaluationSplit, split_tiles: SplitTiles, subject: Subject
+    lake: Lake,
+    split: EvaluationSplit,
+    split_tiles: SplitTiles,
+    subject: Subject,
+    spec: EvaluationSpec,
 ) -> Tree:
     train, held = (
         _embedded_tiles(subject, tiles, split) for tiles in (split_tiles.train, split_tiles.held)
@@ -135,6 +141,7 @@ def _measure_subject(
         "fidelity": {t: _by_mpp_name(by_mpp) for t, by_mpp in by_teacher.items()},
         "mode_switching": {t: numbers for t, numbers in switching.items() if numbers},
         **_label_scores(split_tiles, subject),
+        "sites": _site_scores(split_tiles, subject, spec),
         "throughput": _measured_throughput(lake, split, split_tiles, subject),
     }
 
@@ -161,6 +168,37 @@ def _by_mpp_name(by_mpp: Mapping[float, Mapping[str, float]]) -> Tree:
 
 
 # ---------------------------------------------------------------------- labels
+
+
+def _site_scores(split_tiles: SplitTiles, subject: Subject, spec: EvaluationSpec) -> Tree:
+    """Return how far an embedding knows classes from sites, on labelled held-out tiles, by mpp."""
+    tree: Tree = {}
+    for mpp, tiles in split_tiles.label_held.items():
+        if tiles.label is None or tiles.site is None:
+            continue
+        try:
+            passport = array_passport(
+                subject.embed(tiles),
+                tiles.label.tolist(),
+                tiles.site.tolist(),
+                [str(number) for number in tiles.patient],
+                classes=[str(label) for label in range(int(tiles.label.max()) + 1)],
+                column=str(spec.site),
+                options=RobustnessOptions(trials=SITE_TRIALS, seed=spec.seed),
+            )
+        except RobustnessError as error:
+            _note(split_tiles, f"{mpp_name(mpp)} mpp: no robustness to sites: {error}")
+            continue
+        tree[mpp_name(mpp)] = {
+            name: {key: measure[key] for key in ("estimate", "low", "high")}
+            for name, measure in passport.measures.items()
+            if measure["estimate"] is not None
+        }
+        for name, measure in passport.measures.items():
+            if measure["estimate"] is None:
+                shown = MEASURES[name].shown
+                _note(split_tiles, f"{mpp_name(mpp)} mpp: {shown}: {measure['undefined']}")
+    return tree
 
 
 def _label_scores(split_tiles: SplitTiles, subject: Subject) -> Tree:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import polars.selectors as cs
 
 from distill.evaluate.compared_students import EvaluationSplit
 from featurestore import Lake, ShardReader, TileBatch
@@ -37,6 +38,7 @@ class SampledTiles:
         features: raw features [N, D], by column.
         jpeg: JPEG files of the tiles, as they are stored [N].
         label: class of each tile [N], if the tiles have labels.
+        site: site of each tile [N], if the labels name one.
     """
 
     mpp: float
@@ -45,6 +47,7 @@ class SampledTiles:
     features: Mapping[str, Array]
     jpeg: Sequence[bytes]
     label: Int64Array | None = None
+    site: npt.NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.tile_id)
@@ -58,6 +61,7 @@ class SampledTiles:
             features={name: x[:count] for name, x in self.features.items()},
             jpeg=self.jpeg[:count],
             label=None if self.label is None else self.label[:count],
+            site=None if self.site is None else self.site[:count],
         )
 
     def batches(self) -> Iterator[tuple[Int64Array, RgbArray]]:
@@ -168,12 +172,14 @@ def _selected_tiles(tiles: SampledTiles, selected_rows: Int64Array) -> SampledTi
         features={name: x[selected_rows] for name, x in tiles.features.items()},
         jpeg=[tiles.jpeg[at] for at in selected_rows.tolist()],
         label=None if tiles.label is None else tiles.label[selected_rows],
+        site=None if tiles.site is None else tiles.site[selected_rows],
     )
 
 
 def joined_tiles(parts: Sequence[SampledTiles]) -> SampledTiles:
     """Join parts of the tiles of one mpp, one after the other."""
     labels = [part.label for part in parts if part.label is not None]
+    sites = [part.site for part in parts if part.site is not None]
     return SampledTiles(
         mpp=parts[0].mpp,
         tile_id=np.concatenate([part.tile_id for part in parts]),
@@ -184,6 +190,7 @@ def joined_tiles(parts: Sequence[SampledTiles]) -> SampledTiles:
         },
         jpeg=[jpeg for part in parts for jpeg in part.jpeg],
         label=np.concatenate(labels) if labels else None,
+        site=np.concatenate(sites) if sites else None,
     )
 
 
@@ -206,8 +213,8 @@ def sample_labelled_tiles(
         lake: the lake that holds the slides.
         split: the split; its columns at this mpp are read with the tiles.
         slides: ids of the slides.
-        labels: `slide_id`, `x`, `y` (level-0 pixels of a tile's top-left corner) and `label`, a
-            number.
+        labels: `slide_id`, `x`, `y` (level-0 pixels of a tile's top-left corner), `label`,
+            a number, and `site` where sites are known.
         mpp: mpp of the tiles.
         most: largest number of tiles; if there are more, that many are drawn.
         seed: seed of the draw.
@@ -243,7 +250,10 @@ def _tiles_of_slide(
         tiles.select("tile_id", "x", "y")
         .cast({"x": pl.Int64, "y": pl.Int64})
         .collect()
-        .join(labels.select("x", "y", "label"), on=["x", "y"])
+        .join(
+            labels.select(pl.col("x", "y", "label"), cs.by_name("site", require_all=False)),
+            on=["x", "y"],
+        )
         .sort("tile_id")
     )
     if labelled_rows.is_empty():
@@ -263,6 +273,9 @@ def _tiles_of_slide(
         features=features,
         jpeg=_stored_jpegs(lake, shard_row, keys),
         label=labelled_rows["label"].to_numpy().astype(np.int64),
+        site=np.array(labelled_rows["site"].to_list(), np.str_)
+        if "site" in labelled_rows.columns
+        else None,
     )
 
 

@@ -18,7 +18,12 @@ NEEDED = ("slide_id", "x", "y")
 
 
 def read_labels(
-    path: str, lake: Lake, *, column: str | None = None, distinct_ids: bool = False
+    path: str,
+    lake: Lake,
+    *,
+    column: str | None = None,
+    site: str | None = None,
+    distinct_ids: bool = False,
 ) -> tuple[pl.DataFrame, list[str]]:
     """Read a table of tile labels; return the labels and the sorted names of the classes.
 
@@ -27,19 +32,22 @@ def read_labels(
             corner in level-0 pixels), perhaps `mpp`, and the column of classes.
         lake: the lake that has the tiles; without a column `mpp` labels are for its finest mpp.
         column: name of the column of classes; the only other column if None.
+        site: name of the column of the tile's site; None if it has none.
         distinct_ids: whether slides and classes that differ only by case, blanks or Unicode form
             are different; else they are refused.
 
     Returns:
         A table with columns `slide_id`, `x`, `y`, `mpp` and `label`, the class's place among the
-        sorted names; rows without a class are left out. And these names.
+        sorted names, and `site` if one is asked for; rows without a class or a site are left out.
+        And these names.
 
     Raises:
         DistillError: the table or a cell of it can't be read, it lacks a column, has two
             classes for a tile, or names an mpp that the lake does not have.
     """
     with tables_raise(DistillError):
-        rows = _label_rows(read_table(labels_of(lake, path)), lake, column, distinct=distinct_ids)
+        table = read_table(labels_of(lake, path))
+        rows = _label_rows(table, lake, column, site, distinct=distinct_ids)
     rows = rows.drop_nulls().unique(maintain_order=True)
     if rows.is_empty():
         msg = f"{path} has no row with a slide, a place and a class"
@@ -56,14 +64,15 @@ def read_labels(
 
 
 def _label_rows(
-    table: UserTable, lake: Lake, column: str | None, *, distinct: bool
+    table: UserTable, lake: Lake, column: str | None, site: str | None, *, distinct: bool
 ) -> pl.DataFrame:
-    """Return the slide, place, mpp and class name of each row."""
-    lacking = [name for name in NEEDED if not table.has(name)]
+    """Return the slide, place, mpp and class name of each row, and its site if it has one."""
+    needed = [*NEEDED, *([site] if site else [])]
+    lacking = [name for name in needed if not table.has(name)]
     if lacking:
         msg = f"{table.name} has columns {[*table.columns]}; it lacks {', '.join(lacking)}"
         raise DistillError(msg)
-    column = _class_column(table, column)
+    column = _class_column(table, column, site)
     slides, names = table.ids("slide_id", distinct=distinct), table.texts(column)
     if not distinct:
         lake_slides = lake.slides().select("slide_id").collect().to_series()
@@ -74,11 +83,13 @@ def _label_rows(
     else:
         mpp = pl.Series([min(lake.config.mpps)]).new_from_index(0, table.height)
     places = [table.integers(axis).alias(axis) for axis in ("x", "y")]
-    return pl.DataFrame([slides.alias("slide_id"), *places, mpp.alias("mpp"), names.alias("name")])
+    sites = [table.texts(site).alias("site")] if site else []
+    keys = [slides.alias("slide_id"), *places, mpp.alias("mpp")]
+    return pl.DataFrame([*keys, names.alias("name"), *sites])
 
 
-def _class_column(table: UserTable, column: str | None) -> str:
-    used = table.find([*NEEDED, "mpp", "tile_id"])
+def _class_column(table: UserTable, column: str | None, site: str | None) -> str:
+    used = table.find([*NEEDED, "mpp", "tile_id", *([site] if site else [])])
     others = [name for name in table.columns if name not in used]
     if column is None and len(others) == 1:
         return others[0]

@@ -56,6 +56,8 @@ MORE = {
         "downstream.Resources",
         "downstream.ProbeSpec",
         "downstream.ProbeOptions",
+        "downstream.RobustnessSpec",
+        "downstream.RobustnessOptions",
         "downstream.SearchOptions",
         "downstream.load_labels",
         "downstream.nested_folds",

@@ -42,6 +42,7 @@ NAVIGATION = {
         "docs/mil",
         "docs/survival",
         "docs/probes",
+        "docs/robustness",
         "docs/search",
         "docs/report",
     ),

@@ -178,15 +178,7 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
         CohortError: Patients without a site, or with ids that are no barcodes.
     """
     if column == "tcga":
-        codes = {patient: _TCGA.match(patient) for patient in patients}
-        others = sorted(patient for patient, code in codes.items() if code is None)
-        if others:
-            msg = (
-                f"site 'tcga', but {counted(len(others), 'patient', 'have')} no TCGA barcode: "
-                f"{listing(others)}"
-            )
-            raise CohortError(msg)
-        return [code[1] for patient in patients if (code := codes[patient])]
+        return sites_of_barcodes(patients)
     if column not in cohort.patients.columns:
         msg = f"the cohort has no column {column!r}; it has {', '.join(cohort.patients.columns)}"
         raise CohortError(msg)
@@ -201,6 +193,26 @@ def site_of(patients: Sequence[str], cohort: "Cohort", column: str) -> list[str]
         )
         raise CohortError(msg)
     return [str(site_of_patient[patient]) for patient in patients]
+
+
+def sites_of_barcodes(patients: Sequence[str]) -> list[str]:
+    """Return the tissue source site in the TCGA barcode of each patient.
+
+    Raises:
+        CohortError: Ids that are no barcodes.
+
+    >>> sites_of_barcodes(["TCGA-A1-0001", "TCGA-B2-0001"])
+    ['A1', 'B2']
+    """
+    codes = {patient: _TCGA.match(patient) for patient in patients}
+    others = sorted(patient for patient, code in codes.items() if code is None)
+    if others:
+        msg = (
+            f"site 'tcga', but {counted(len(others), 'patient', 'have')} no TCGA barcode: "
+            f"{listing(others)}"
+        )
+        raise CohortError(msg)
+    return [code[1] for patient in patients if (code := codes[patient])]
 
 
 def survival_labels(

@@ -4,7 +4,7 @@ A row names a tile by its key, or by any place within it in level-0 pixels. Rows
 listed; a tile with two labels is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import polars as pl
 from cluster import counted
 from downstream.cohorts.cohort import listing, load_labels
 from downstream.cohorts.cohort_errors import CohortError
-from downstream.cohorts.outcomes import class_labels, guess_task
+from downstream.cohorts.outcomes import class_labels, guess_task, sites_of_barcodes
 from downstream.cohorts.patients import settle_patients
 from downstream.cohorts.pending import pending_note
 from downstream.cohorts.slide_names import match_notes, match_slides, refuse_near_slides
@@ -31,7 +31,7 @@ class TileLabels:
 
     Attributes:
         rows: `slide_id`, `patient_id`, `tile_id` and `label` (index of the class), each tile once,
-            sorted by slide and tile.
+            sorted by slide and tile; with sites also `site`.
         classes: names of the classes, in order.
         missing: labelled slides and places without a tile in the lake: `SLIDE`,
             `SLIDE tile KEY` or `SLIDE at X, Y`.
@@ -53,6 +53,7 @@ def read_tile_labels(
     *,
     mpp: float,
     ids: Mapping[str, Any] | None = None,
+    sites: str | None = None,
 ) -> TileLabels:
     """Join a table of tile labels with the tiles of a lake.
 
@@ -63,6 +64,8 @@ def read_tile_labels(
         target: column of classes; a row without one is no label.
         mpp: microns per pixel of the tiles.
         ids: options of `load_labels`: which columns name slides and patients.
+        sites: column of the tile's site, or `tcga` for that in the patient's barcode; None if no
+            site is asked for.
 
     Raises:
         CohortError: A table that cannot be read or lacks a column, slides of no or of two patients,
@@ -73,7 +76,8 @@ def read_tile_labels(
     from featurestore.annotations import labels_of
 
     table = load_labels(labels_of(lake, path), **dict(ids or {}))
-    places = _labelled_places(table, target, str(path))
+    site_columns = () if sites in (None, "tcga") else (str(sites),)
+    places = _labelled_places(table, target, str(path), site_columns)
     slides = lake.slides().select("slide_id", "patient_id", "state").collect()
     match = match_slides(places["slide_id"], slides["slide_id"])
     if not table.distinct_ids:
@@ -89,13 +93,11 @@ def read_tile_labels(
         _refuse_unmatched(places, tiles, str(path), pending)
     _refuse_two_labels(labelled, str(path))
     labelled = _with_patients(labelled, slides, table).unique("tile_id", maintain_order=True)
-    if labelled["label"].n_unique() < 2:
-        label = labelled["label"][0]
-        msg = f"all {labelled.height} labelled tiles are {label!r} in {target!r}; a probe "
-        msg += "needs two classes"
-        raise CohortError(msg)
+    _refuse_one_label(labelled, target)
     classes, label_N = class_labels(labelled, "label")
     rows = labelled.select("slide_id", "patient_id", "tile_id", pl.Series("label", label_N))
+    if sites is not None:
+        rows = rows.with_columns(_site_of_tiles(labelled, sites))
     return TileLabels(
         rows=rows.sort("slide_id", "tile_id"),
         classes=tuple(classes),
@@ -127,26 +129,52 @@ def sample_labels(labels: TileLabels, tiles: int, *, seed: int) -> TileLabels:
     return replace(labels, rows=rows, notes=(*labels.notes, note))
 
 
-def _labelled_places(labels: "LabelTable", target: str, path: str) -> pl.DataFrame:
-    """Return labelled rows: slide_id, perhaps patient_id, tile_id or x and y, and label."""
+def _site_of_tiles(labelled: pl.DataFrame, sites: str) -> pl.Series:
+    """Return the site of each labelled tile.
+
+    Raises:
+        CohortError: A tile without a site, or a patient whose id is no TCGA barcode.
+    """
+    if sites != "tcga":
+        lacking = labelled.filter(pl.col("site").is_null())["slide_id"].unique().sort().to_list()
+        if lacking:
+            msg = (
+                f"slides with tiles that have no site in {sites!r}: {listing(lacking)}; fill it in"
+            )
+            raise CohortError(msg)
+        return labelled["site"]
+    patients = labelled["patient_id"].to_list()
+    return pl.Series("site", sites_of_barcodes(patients), pl.String)
+
+
+def _labelled_places(
+    labels: "LabelTable", target: str, path: str, site_columns: Sequence[str] = ()
+) -> pl.DataFrame:
+    """Return labelled rows: slide_id, perhaps patient_id, tile_id or x and y, label, maybe site."""
     key_columns = ["tile_id"] if labels.has("tile_id") else ["x", "y"]
-    lacking = [name for name in ("slide_id", *key_columns, target) if not labels.has(name)]
+    needed = ("slide_id", *key_columns, target, *site_columns)
+    lacking = [name for name in needed if not labels.has(name)]
     if lacking:
         table = labels.table
         msg = (
             f"{path!r} has columns {table.columns}; it lacks {', '.join(lacking)}: give the slide, "
-            "tile_id or x and y in level-0 pixels, and the target"
+            "tile_id or x and y in level-0 pixels, the target, and the site if one is named"
         )
         raise CohortError(msg)
     kind: Reading = "integers" if key_columns == ["tile_id"] else "numbers"
-    reading_of: dict[str, Reading] = {target: "values", **dict.fromkeys(key_columns, kind)}
+    reading_of: dict[str, Reading] = {
+        target: "values",
+        **dict.fromkeys(key_columns, kind),
+        **dict.fromkeys(set(site_columns) - {target}, "texts"),
+    }
     table = labels.read(reading_of).table
     if guess_task(table[target]) == "regression":
         msg = f"{target!r} holds numbers such as {table[target].drop_nulls()[0]}; tiles are "
         msg += "classified: name a column of classes"
         raise CohortError(msg)
     patient = [name for name in ("patient_id",) if name in table.columns]
-    rows = table.select("slide_id", *patient, *key_columns, label=target)
+    site = [pl.col(name).cast(pl.String).alias("site") for name in site_columns]
+    rows = table.select("slide_id", *patient, *key_columns, pl.col(target).alias("label"), *site)
     return rows.drop_nulls(["slide_id", *key_columns, "label"]).unique(maintain_order=True)
 
 
@@ -212,6 +240,15 @@ def _refuse_two_labels(labelled: pl.DataFrame, path: str) -> None:
         msg = (
             f"{path!r} gives {counted(len(conflicts), 'tile')} two labels: {shown}; leave one each"
         )
+        raise CohortError(msg)
+
+
+def _refuse_one_label(labelled: pl.DataFrame, target: str) -> None:
+    """Refuse tiles of one class."""
+    if labelled["label"].n_unique() < 2:
+        label = labelled["label"][0]
+        msg = f"all {labelled.height} labelled tiles are {label!r} in {target!r}; a probe "
+        msg += "needs two classes"
         raise CohortError(msg)
 
 

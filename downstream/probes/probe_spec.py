@@ -79,6 +79,8 @@ class ProbeSpec(JsonSettings):
         features: The features that are measured, all on the tiles that all of them have; one mpp.
         probe: Settings of the probes.
         comparison: Settings of the comparison of arms; `accuracy` is ignored.
+        sites: Column of the tile's site, or `tcga` to read it off TCGA barcodes; each feature set
+            then has a site probe. None if no site is known.
 
     Raises:
         StudyError: Not one target, or not one mpp.
@@ -88,6 +90,7 @@ class ProbeSpec(JsonSettings):
     features: FeatureOptions
     probe: ProbeOptions = field(default_factory=ProbeOptions)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    sites: str | None = None
 
     def __post_init__(self) -> None:
         """Check that there is one target and one mpp."""

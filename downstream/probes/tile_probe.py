@@ -32,6 +32,7 @@ from downstream.probes.probe_labels import TileLabels, read_tile_labels, sample_
 from downstream.probes.probe_result import compare_probes, metrics_of
 from downstream.probes.probe_spec import ProbeError, ProbeOptions, ProbeSpec
 from downstream.report.run_page import write_run_page
+from downstream.robustness.study_sites import tile_sites
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import feature_identity, teachers_of
 from downstream.run.run_result import find_result, write_result
@@ -79,7 +80,9 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
     (target,), (mpp,), options = spec.labels.target, spec.features.mpps, spec.probe
     names = check_features(spec.features.names)
     lake = open_lake(lake_uri, version=spec.features.version)
-    labels = read_tile_labels(lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options)
+    labels = read_tile_labels(
+        lake, spec.labels.table, target, mpp=mpp, ids=spec.labels.id_options, sites=spec.sites
+    )
     labels = sample_labels(labels, options.tiles, seed=options.seed)
     arms = [arm for arm, _, _ in _arms(names, options)]
     if spec.comparison.reference not in (None, *arms):
@@ -90,6 +93,7 @@ def run_tile_probe(lake_uri: str, spec: ProbeSpec) -> dict[str, Any]:
         "reference": spec.comparison.reference or arms[0],
         "margin": spec.comparison.margin,
         "unseen_students": spec.features.unseen_students,
+        **({"site": spec.sites} if spec.sites else {}),
     }
     run = f"probe-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]}"
     save_spec(lake, run, spec)
@@ -162,16 +166,14 @@ def _probe_arms(
     """Fit and measure every arm; return the result and the files that belong to it."""
     names, classes = config["features"], len(labels.classes)
     features_of, rows, lost = _features(lake, labels, names, config["mpps"][0])
-    slides_of = {
-        str(patient): slides["slide_id"].unique().to_list()
-        for (patient,), slides in rows.group_by("patient_id")
-    }
+    slides_of = _slides_of_patients(rows)
     trained_on = seen_patients(lake, names, slides_of)
     splits = tile_splits(rows, options)
     if config["unseen_students"]:
         splits = list(unseen_splits(splits, trained_on))
     tested = [patient for split in splits for patient in split.test]
     facts = student_facts(trained_on, tested)
+    site, notes = tile_sites(rows, features_of, config.get("site"), seed=options.seed)
     arms = _arms(names, options)
     scores = {
         arm: scored(features_of[name], rows, splits, model, classes, options)
@@ -211,11 +213,20 @@ def _probe_arms(
         "run": run,
         "missing": sorted([*labels.missing, *lost]),
         "surplus": [],
-        "notes": [*labels.notes, *student_notes(facts)],
+        "notes": [*labels.notes, *notes, *student_notes(facts)],
         "students": facts,
+        **({"site": site} if site else {}),
         "config": config,
     }
     return probe_result, files
+
+
+def _slides_of_patients(rows: pl.DataFrame) -> dict[str, list[str]]:
+    """Return the slides of each patient with labelled tiles."""
+    return {
+        str(patient): slides["slide_id"].unique().to_list()
+        for (patient,), slides in rows.group_by("patient_id")
+    }
 
 
 def _config(

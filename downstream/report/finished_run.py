@@ -115,6 +115,9 @@ def read_run(lake: "Lake", name: str) -> Run:
     if not name or "/" in name or not lake.exists(path):
         raise RunError(_missing_run_message(lake, name))
     result = read_sealed(lake.store, path)
+    if result.get("kind") == "robustness":
+        msg = f"run {name!r} measures columns and has no predictions; name one of mil or survival"
+        raise RunError(msg)
     predictions = read_named(lake.store, f"runs/{name}/predictions.parquet", result)
     table = pl.read_parquet(io.BytesIO(predictions))
     scored = table.filter(pl.col("part") == "test").sort(*_ORDER, maintain_order=True)

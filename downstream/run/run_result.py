@@ -14,6 +14,7 @@ from downstream.measures.arm_scores import main_name, score, study_times
 from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
 from downstream.protocols.protocol_measures import mean_over_parts, protocol_measures
+from downstream.robustness.study_sites import site_probes
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
@@ -119,6 +120,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
     cells = [read_sealed(lake.store, cell.path) for cell in study.cells()]
     predictions = predictions_table(study, [row for cell in cells for row in cell["rows"]])
     tested = predictions.filter(pl.col("part") == "test")
+    facts, site_notes = site_probes(lake, study, cohort)
     study_result = {
         "kind": study.kind,
         "task": study.task,
@@ -139,14 +141,14 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "patients": len(study.patients),
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
         "outcomes": outcome_counts(study),
-        **cohort.facts,
+        **facts,
         **_protocol(study, tested, cohort),
         "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),
         "missing": cohort.missing,
         "surplus": cohort.surplus,
-        "notes": [*cohort.notes, *outcome_notes(study)],
+        "notes": [*cohort.notes, *site_notes, *outcome_notes(study)],
         "curve_times": _curve_times(study),
         "columns": _columns(lake, study),
         "config": study.config,

@@ -200,7 +200,7 @@ STATS = command_line(
 )
 PROBE = command_line(
     "probe {bags} --labels {tiles} --target side --features good --features noise --mpp 0.5 "
-    "--patients-from agree --unseen-students "
+    "--patients-from agree --unseen-students --site ward "
     "--distinct-ids --shots 3 --draws 4 --tiles 100 --folds 3 --reference 'noise / linear' "
     "--margin 0.1 --patient-column subject --slide-column picture --seed 2 --at 8 --json"
 )
@@ -238,7 +238,7 @@ def test_stats_leave_out_a_share_of_the_patients(run: Run) -> None:
     assert fitted["slides"] == 12
 
 
-def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run) -> None:
+def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run, places: Places) -> None:
     study = run(PROBE).value
     assert study["lake_version"] == 8
     assert (study["tiles"], study["patients"]) == (100, 12)
@@ -246,6 +246,10 @@ def test_probe_takes_the_table_as_it_is_and_says_what_was_set(run: Run) -> None:
     assert (row["other"], row["margin"]) == ("noise / linear", 0.1)
     config: dict[str, Any] = study["config"]
     assert config["classes"] == ["S", "s"]
+    assert (config["site"], study["site"]["patients"]) == ("ward", {"north": 6, "south": 6})
+    assert set(study["site"]["probe"]) == {"good", "noise"}
+    page = Path(str(places["bags"]), "runs", study["run"], "report.html").read_text()
+    assert "the site (&#39;ward&#39;) can be told with AUROC" in page
     expected = {"mpps": [0.5], "shots": 3, "draws": 4, "folds": 3, "seed": 2}
     assert {name: config[name] for name in expected} == expected
 

@@ -376,7 +376,7 @@ DISTILL_LIKE = command_line(
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
-    "--device cpu --threads 1 --at 8 --quiet --json"
+    "--site ward --device cpu --threads 1 --at 8 --quiet --json"
 )
 EXPORT_STUDENT = command_line(
     "export-student {bags} both {tmp}/exported --onnx --i-have-permission letter --json"
@@ -458,9 +458,11 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     assert kinds["single_teacher"] == "single"
     expected = {
         "tiles": 40, "robust_tiles": 2, "teacher_seconds": 0, "seed": 5, "device": "cpu",
-        "threads": 1, "mpps": [0.5],
+        "threads": 1, "mpps": [0.5], "site": "ward",
     }  # fmt: skip
     assert {name: judged["settings"][name] for name in expected} == expected
+    for one in judged["embeddings"]:  # tiles of two sites and two classes
+        assert one["sites"]["0.5"]["ri"]["mean"] <= 1
     files = run(EXPORT_STUDENT).value["files"]
     assert "model.onnx" in files
     permission = Path(str(places["tmp"]), "exported", "permission.txt").read_text()

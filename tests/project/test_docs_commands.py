@@ -172,6 +172,12 @@ def _probe(options: Any) -> None:  # noqa: ANN401
     probe_spec(options)
 
 
+def _robustness(options: Any) -> None:  # noqa: ANN401
+    from commands.studies.robustness import robustness_spec
+
+    robustness_spec(options)
+
+
 def _recipe(options: Any) -> None:  # noqa: ANN401
     from commands.students.distill import chosen_recipe
 
@@ -193,6 +199,7 @@ def _one_of(names: Any, *options: str) -> None:  # noqa: ANN401
 
 VALUE_CHECKS: dict[str, Callable[[Any], object]] = {
     "mil": _study("commands.studies.mil", "MIL"),
+    "robustness": _robustness,
     "survival": _study("commands.studies.survival", "SURVIVAL"),
     "probe": _probe,
     "distill": _recipe,
@@ -325,6 +332,7 @@ PARSED_ONLY = {
     "attention": "needs a trained run; tests/cli/test_options_lake.py runs it",
     "predict": "needs a trained run; tests/cli/test_options_ray.py runs it",
     "probe": "trains; tests/cli/test_options_lake.py runs it",
+    "robustness": "needs sites; tests/project/test_docs_downstream.py runs its page",
     "import": "needs other tools' files; tests/cli/test_interop_cli.py runs it",
 }
 #: Starts of pages whose lines are parsed and not run here, and why.

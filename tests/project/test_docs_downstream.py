@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import pytest
 
 import slidelake
 from downstream import MilSettings
 from tests.conftest import ROOT
 from tests.downstream.test_downstream_bags import PATIENTS, build, planted
+from tests.worlds.examples_folder import without_ray
 
 RUN = "mil-0123456789ab"
 """The name that pages give to a run."""
@@ -43,10 +45,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+#: Columns of the README, and those of the folder that stand for them.
+README_COLUMNS = {"efficientnet_lite0": "uni2_h", "student": "virchow2"}
+STUDIES = ("mil", "survival", "predict", "robustness")
+
+
+def test_studies_of_the_readme_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    defaults = cast("dict[str, Any]", MilSettings.__init__.__kwdefaults__)
+    monkeypatch.setitem(defaults, "epochs", 1)
+    made_run, ran = "", []
+    with without_ray():
+        for line in (ROOT / "README.md").read_text().splitlines():
+            words = shlex.split(line, comments=True) if line.startswith("slidelake ") else []
+            if not set(words[1:2]) & set(STUDIES):
+                continue
+            words = [made_run if word == RUN else README_COLUMNS.get(word, word) for word in words]
+            slidelake.app(words[1:], standalone_mode=False)
+            last = capsys.readouterr().out.strip().splitlines()[-1]
+            if words[1] == "predict":
+                assert pl.read_csv("predicted.csv").height == PATIENTS
+            else:
+                assert (folder / "my-lake" / last).exists(), line
+            made_run = made_run or Path(last).parent.name
+            ran.append(words[1])
+    assert set(ran) == set(STUDIES)
+
+
 PAGES = [
     pytest.param("mil.md", marks=pytest.mark.slow),
     pytest.param("survival.md", marks=pytest.mark.slow),
     "report.md",
+    "robustness.md",
     "search.md",
 ]
 

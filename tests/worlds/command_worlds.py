@@ -84,13 +84,14 @@ def slide_table(folder: Path) -> Path:
 
 
 def tile_table(folder: Path) -> Path:
-    """A class, s or S, for each tile of `bags_lake`; columns under names of a user's own."""
+    """A class, s or S, and a site for each tile of `bags_lake`; columns have a user's own names."""
     rows = [
-        f"p{name[1:3]},{name},{at * 256},{at * 256},{'s' if int(name[1:3]) % 2 else 'S'}"
+        f"p{name[1:3]},{name},{at * 256},{at * 256},{'s' if int(name[1:3]) % 2 else 'S'},"
+        f"{'north' if int(name[1:3]) < PATIENTS // 2 else 'south'}"
         for name in slide_names()
         for at in range(5)
     ]
-    (folder / "tiles.csv").write_text("\n".join(["subject,picture,x,y,side", *rows, ""]))
+    (folder / "tiles.csv").write_text("\n".join(["subject,picture,x,y,side,ward", *rows, ""]))
     return folder / "tiles.csv"
 
 
@@ -170,13 +171,13 @@ def stretched_slide(path: Path) -> Path:
 
 
 def class_table(folder: Path) -> Path:
-    """A class, s or S, for each tile of `bags_lake`, as `evaluate` reads it."""
+    """A class, s or S, and a site for each tile of `bags_lake`, as `evaluate` reads it."""
     rows = [
-        f"{name},{at * 256},{at * 256},{'s' if int(name[1:3]) % 2 else 'S'},{at}"
+        f"{name},{at * 256},{at * 256},{'s' if int(name[1:3]) % 2 else 'S'},{at},{'ab'[at % 2]}"
         for name in slide_names()
         for at in range(5)
     ]
-    (folder / "classes.csv").write_text("\n".join(["slide_id,x,y,side,number", *rows, ""]))
+    (folder / "classes.csv").write_text("\n".join(["slide_id,x,y,side,number,ward", *rows, ""]))
     return folder / "classes.csv"
 
 

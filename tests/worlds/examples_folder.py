@@ -35,8 +35,8 @@ def make_folder(folder: Path) -> None:
     """Make a lake and the tables of a study.
 
     `my-lake` has 13 slides of 12 patients, the second of whom has two, with 24 tiles each at 0.5
-    mpp and one at 2.0, and the columns of `COLUMNS`; `labels.csv` tells patients' grade and
-    survival, `regions.csv` the tissue of each tile.
+    mpp and one at 2.0, and the columns of `COLUMNS`; `labels.csv` tells patients' grade,
+    survival and hospital, `regions.csv` the tissue of each tile.
     """
     lake = painted_lake(folder / "my-lake", patients=PATIENTS, mpps=(0.5, 2.0))
     for name, dim in COLUMNS.items():
@@ -48,6 +48,7 @@ def make_folder(folder: Path) -> None:
             "grade": ["high" if n % 2 else "low" for n in patients],
             "months": (patients * 7 % 60 + 3).astype(float),
             "dead": (patients % 3 > 0).astype(int),
+            "hospital": ["north" if n < PATIENTS // 2 else "south" for n in patients],
         }
     ).write_csv(folder / "labels.csv")
     tiles = open_lake(folder / "my-lake").tiles(mpp=0.5).select("slide_id", "x", "y")
