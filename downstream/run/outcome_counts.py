@@ -72,12 +72,17 @@ def median_follow_up(times_P: np.ndarray[Any, Any], events_P: np.ndarray[Any, An
     return float(reached[0]) if len(reached) else None
 
 
-def outcome_notes(study: "Study") -> tuple[str, ...]:
-    """Return sentences on patients who are never tested and on classes that mean "missing"."""
+def outcome_notes(study: "Study", *, is_external: bool = False) -> tuple[str, ...]:
+    """Return sentences on patients who are never tested and on classes that mean "missing".
+
+    Args:
+        study: the run.
+        is_external: whether all patients of another table are tested; the others never are.
+    """
     notes = []
     tested = {patient for split in study.splits for patient in split.test}
     untested = sorted({patient.patient_id for patient in study.patients} - tested)
-    if untested:
+    if untested and not is_external:
         notes.append(
             f"{len(untested)} of {counted(len(study.patients), 'patient')} in no test part, and so "
             f"not measured: {listing(untested)}"

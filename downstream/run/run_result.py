@@ -148,7 +148,11 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "seconds": sum(cell["seconds"] for cell in cells),
         "missing": cohort.missing,
         "surplus": cohort.surplus,
-        "notes": [*cohort.notes, *site_notes, *outcome_notes(study)],
+        "notes": [
+            *cohort.notes,
+            *site_notes,
+            *outcome_notes(study, is_external=bool(cohort.external)),
+        ],
         "curve_times": _curve_times(study),
         "columns": _columns(lake, study),
         "config": study.config,

@@ -223,6 +223,7 @@ def test_trained_on_one_source_and_tested_on_another(
     assert "4 patients of the other table are tested by models of 8 patients" in " ".join(
         result["notes"]
     )
+    assert not any("in no test part" in note for note in result["notes"])  # as it is meant
     page = Page(lake.read_bytes(f"runs/{result['run']}/report.html").decode())
     assert "one split of patients" in page.words
     # without the protocol a part of the training patients decides, and nobody leaks
