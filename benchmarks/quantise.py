@@ -19,6 +19,7 @@ import typer
 import slidelake
 from benchmarks.recipes import LITE0, TOKENS
 from benchmarks.report import Line, write_report
+from benchmarks.search import embeddings
 from benchmarks.store import race
 from benchmarks.store_lake import (
     MPP,
@@ -73,6 +74,18 @@ def fidelity(lake: Lake, source: str, codecs: Sequence[str]) -> list[dict[str, A
                 "relative error": made.error,
             }
         )
+    return rows
+
+
+def generated(folder: Path, *, slides: int, tiles: int, codecs: Sequence[str]) -> list[Any]:
+    """Return losses and recall on features with the structure of embeddings, as in `search.py`."""
+    sizes = slide_sizes(slides, tiles, 0)
+    lake = make_lake(folder / "generated", sizes, with_pixels=0, seed=0)
+    add_teacher(lake, TEACHER, embeddings(sizes, DIM, 0))
+    rows = fidelity(lake.refreshed(), TEACHER, codecs)
+    for row in rows:
+        row["recall@12"] = recall(lake.refreshed(), TEACHER, row["column"])
+        row["features"] = f"generated, {sum(sizes)} tiles of {DIM}"
     return rows
 
 
@@ -149,6 +162,11 @@ def main(
     lines: list[Any] = rates(rounds, slides=slides, tiles=tiles)
     for line in lines:
         typer.echo(line.text())
+    with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
+        made = generated(Path(folder), slides=slides, tiles=tiles, codecs=("int8", "pq8", "pq16"))
+    for row in made:
+        typer.echo(str(row))
+    lines += made
     with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
         where = lake or Path(folder) / "lake"
         labels = real_lake(where, patients=patients)

@@ -279,6 +279,18 @@ def main(
         add_teacher(lake, TEACHER, random_features(sizes, DIM, seed))
         lake = lake.refreshed()
         jpegs = stored_tiles(lake)
+        settings: dict[str, Any] = {
+            "rounds": rounds,
+            "slides": slides,
+            "tiles": sum(sizes),
+            "dim": DIM,
+            "seed": seed,
+        }
+        settings |= {"batch": BATCH, "workers": WORKERS, "input_px": INPUT_PX}
+        settings |= {"jpeg_bytes": round(sum(map(len, jpegs)) / len(jpegs))}
+        settings |= {"litdata": "0.2.76 with simplejpeg" if litdata else None}
+        lines.append(difference(lake))
+        typer.echo(str(lines[-1]))
         for part in (
             against_memory(lake, rounds, jpegs),
             smaller_inputs(lake, rounds, len(jpegs), folder),
@@ -288,19 +300,8 @@ def main(
             for line in part:
                 typer.echo(line.text())
                 lines.append(line)
-        lines.append(difference(lake))
-        typer.echo(str(lines[-1]))
+                write_report(out, lines, settings, name="stream")  # a run may be cut short
         gc.collect()
-    settings: dict[str, Any] = {
-        "rounds": rounds,
-        "slides": slides,
-        "tiles": sum(sizes),
-        "dim": DIM,
-        "seed": seed,
-    }
-    settings |= {"batch": BATCH, "workers": WORKERS, "input_px": INPUT_PX}
-    settings |= {"jpeg_bytes": round(sum(map(len, jpegs)) / len(jpegs))}
-    settings |= {"litdata": "0.2.76 with simplejpeg" if litdata else None}
     typer.echo(f"-> {write_report(out, lines, settings, name='stream')}")
     typer.echo(f"{time.perf_counter() - start:.0f} s")
 

@@ -27,7 +27,8 @@ INT8 = "int8"
 PRODUCT = re.compile(r"pq(4|8|16|32|64)")
 ABSENT = 255
 ENTRIES = 255
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024  # of encoding
+VALUES_AT_ONCE = 32_768  # of decoding: in the cache of a core, and fewer than torch shares out
 NAMES = "int8, pq4, pq8, pq16, pq32 or pq64"
 
 
@@ -91,7 +92,7 @@ class Codec:
     def decode_into(self, codes_NC: UInt8Array, into_ND: Float16Array) -> None:
         """Decode into an array [N, D]."""
         decode = self._decoded_lines if self.name == INT8 else self._decoded_pieces
-        rows = max(1, ROWS_AT_ONCE // self.tokens)
+        rows = max(1, VALUES_AT_ONCE // self.dim)
         for start in range(0, len(codes_NC), rows):
             some_NC = codes_NC[start : start + rows]
             decode(some_NC, into_ND[start : start + rows])
