@@ -32,7 +32,7 @@ from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
     from distill import Recipe
-    from featurestore.licences import Licence
+    from featurestore import Licence
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
@@ -228,7 +228,7 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
 
 
 def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
-    from featurestore.licences import licences_text
+    from featurestore import licences_text
 
     lines = [
         f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
@@ -266,7 +266,7 @@ def next_step(fidelity: Mapping[str, Mapping[str, float]], name: str) -> str:
 
 def _licences(report: dict[str, Any]) -> "dict[str, Licence]":
     """Return the teachers' licences; none of a student of an earlier version."""
-    from featurestore.licences import licence_from_json
+    from featurestore import licence_from_json
 
     return {name: licence_from_json(kept) for name, kept in report.get("licences", {}).items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
-from featurestore.licences import Licence, forbidden_by_any
+from featurestore import Licence, forbidden_by_any
 from ingest.teachers.cards import Card, Interpolation
 
 INTERPOLATION: Interpolation = "bicubic"

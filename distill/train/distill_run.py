@@ -10,8 +10,7 @@ from cluster import extension_sha256
 from distill.recipes.recipe import Recipe
 from distill.targets.missing_stats import split_slides
 from distill.terms.term_table import TERMS
-from featurestore import Lake, mpp_name
-from featurestore.licences import Licence, check_licences
+from featurestore import Lake, Licence, check_licences, mpp_name
 from ingest import column_licences, student_folder
 
 
