@@ -27,6 +27,7 @@ __all__ = [
     "load_labels",
     "patient_table",
     "read_labels",
+    "with_external",
 ]
 
 
@@ -46,6 +47,7 @@ class Cohort:
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different.
         facts: further facts on the patients, for the result of a run, as JSON.
         site_of: site of each patient; empty where no site was asked for.
+        external: patients of another table, all of whom are tested; empty without one.
     """
 
     patients: pl.DataFrame
@@ -55,6 +57,7 @@ class Cohort:
     distinct_ids: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     site_of: Mapping[str, str] = field(default_factory=dict)
+    external: frozenset[str] = frozenset()
 
     @property
     def slide_ids(self) -> list[str]:
@@ -62,6 +65,7 @@ class Cohort:
         return sorted(self.patients["slide_ids"].explode().to_list())
 
 
+# Long by its docstring.
 def patient_table(
     slides: pl.LazyFrame,
     labels: pl.DataFrame | LabelTable,
@@ -228,6 +232,42 @@ def _ids_without_slide(rows: pl.DataFrame, ready: pl.DataFrame, id_column: str) 
     return set(rows[id_column]) - set(ready[id_column].drop_nulls())
 
 
+def with_external(cohort: Cohort, other: Cohort) -> Cohort:
+    """Return a cohort with the patients of another table, who are all tested.
+
+    Raises:
+        CohortError: A patient or a slide is in both tables.
+    """
+    both = set(cohort.patients["patient_id"]) & set(other.patients["patient_id"])
+    slides = set(cohort.slide_ids) & set(other.slide_ids)
+    if both or slides:
+        shared = sorted(both or slides)
+        noun = "patient" if both else "slide"
+        msg = (
+            f"{counted(len(shared), noun, 'are')} both in the labels and in the table of test "
+            f"patients: {listing(shared)}; take them out of one of the two"
+        )
+        raise CohortError(msg)
+    columns = cohort.patients.columns
+    return replace(
+        cohort,
+        patients=pl.concat(
+            [cohort.patients, other.patients.select(columns)], how="vertical_relaxed"
+        ).sort("patient_id"),
+        missing=sorted({*cohort.missing, *other.missing}),
+        surplus=sorted(set(cohort.surplus) & set(other.surplus)),
+        notes=(
+            *cohort.notes,
+            *other.notes,
+            (
+                f"external validation: {counted(other.patients.height, 'patient')} of the other "
+                f"table are tested by models of {counted(cohort.patients.height, 'patient')}"
+            ),
+        ),
+        external=frozenset(other.patients["patient_id"]),
+    )
+
+
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
     """Return the cohort without unusable slides, which are added to `missing`.
 
@@ -249,7 +289,8 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
         msg = f"no labelled slide has a tile: {listing(unusable)}; look at the tissue threshold"
         raise CohortError(msg)
     missing = sorted([*cohort.missing, *unusable])
-    return replace(cohort, patients=patients, missing=missing)
+    external = cohort.external & set(patients["patient_id"])
+    return replace(cohort, patients=patients, missing=missing, external=external)
 
 
 def _label_table(table: pl.DataFrame) -> LabelTable:

@@ -202,9 +202,9 @@ def _parameter_groups(
     """
     beside = [] if model.covariates is None else list(model.covariates.parameters())
     beside += list(model.link.parameters())
-    known = {id(part) for part in beside}
+    numbers = {id(part) for part in beside}
     groups: list[dict[str, Any]] = [
-        {"params": [part for part in model.parameters() if id(part) not in known]}
+        {"params": [part for part in model.parameters() if id(part) not in numbers]}
     ]
     if beside:
         least = _JOINT_TERM_RATE if is_joint else _TERM_RATE

@@ -224,6 +224,10 @@ ARMS = ("good / abmil", "noise / abmil")
 ATTENTION = command_line(
     "attention {painted} mil-binary s00a --arm 'noise / abmil' --out {tmp}/maps --json"
 )
+ATTENTION_ALL = command_line(
+    "attention {painted} mil-binary --all --arm 'good / abmil' --out {tmp}/every --quiet --json"
+)
+ATTENTION_BOTH = command_line("attention {painted} mil-binary s00a --all")
 RUNS = command_line("runs {painted} --out {tmp}/runs.parquet --json")
 REPORT = command_line("report {bags} --at 8 --json")
 
@@ -285,6 +289,15 @@ def test_attention_is_of_the_named_arm(run: Run, places: Places) -> None:
     files = [Path(name) for name in run(ATTENTION).value["files"]]
     assert {path.parent for path in files} == {Path(str(places["tmp"]), "maps")}
     assert all(path.exists() and "noise" in path.name for path in files)
+
+
+def test_attention_of_all_slides_is_listed_on_a_page(run: Run, places: Places) -> None:
+    answer = run(ATTENTION_ALL).value
+    assert answer["new"] == answer["heatmaps"] > 1
+    assert all(Path(name).exists() for name in answer["files"])
+    assert Path(answer["page"]).name == "index.html"
+    assert run(ATTENTION_ALL).value["new"] == 0
+    assert "both given of SLIDE and --all" in run(ATTENTION_BOTH, code=2).stderr
 
 
 def test_runs_are_written_as_a_table(run: Run, places: Places) -> None:

@@ -21,7 +21,7 @@ from downstream.mil.pseudo import PseudoTiles
 from downstream.mil.train import Examples, TrainedModel, train_mil
 from downstream.run.feature_bags import PatientBag
 from downstream.run.fit_settings import MilSettings, SettingsError
-from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
+from downstream.run.model_tables import AGGREGATORS, CLINICAL, PROBES, models_of
 from tests.worlds.one_thread import one_thread
 
 TILES, KEYS, WIDTH = 40, 4, 32
@@ -116,7 +116,7 @@ def test_every_model_trains(name: str) -> None:
 
 
 def test_the_names_are_those_of_the_aggregators() -> None:
-    assert set(AGGREGATORS) == {name for name in models_of("mil") if name not in PROBES}
+    assert set(AGGREGATORS) == models_of("mil").keys() - {*PROBES, *CLINICAL}
 
 
 def levels(patients: int, seed: int) -> Examples:
