@@ -95,7 +95,8 @@ def majority_votes(class_QK: Labels) -> Labels:
     count_QK[class_QK == NOBODY] = 0
     # the first of the greatest counts is the nearest of the tied
     nearest_Q = count_QK.argmax(axis=1)
-    return class_QK[np.arange(len(class_QK)), nearest_Q]
+    winner_Q: Labels = class_QK[np.arange(len(class_QK)), nearest_Q]
+    return winner_Q
 
 
 def share(label_Q: Labels, hit_Q: Flags) -> float:
