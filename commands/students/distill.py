@@ -1,5 +1,6 @@
 """`slidelake distill`: a student from cached features."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,6 @@ from commands.options.shared_options import (
     AtOpt,
     DistinctIdsOpt,
     JsonOpt,
-    LakeArg,
     LikeOpt,
     MppsOpt,
     QuietOpt,
@@ -25,6 +25,13 @@ from commands.options.shared_options import (
     TeachersOpt,
 )
 from commands.options.worker_options import WorkerOptions
+from commands.students.recipe_listing import (
+    Stage,
+    check_term_settings,
+    listing,
+    paths_of,
+    setting_rows,
+)
 from distill.recipes.recipe_table import recipes_help
 from distill.terms.term_table import terms_help
 
@@ -33,6 +40,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
+#: Teachers of a recipe that is shown without any.
+SHOWN_TEACHERS = ("TEACHER", "TEACHER2")
+#: Heads stand beside a student, in the recipe; they are looked for in the student.
+ALIASES = {"student.head": "head", "student.head_width": "head_width"}
+OPTION_NAMES = {"widths": "--width", "mpps": "--mpp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +105,14 @@ class DistillOptions:
         name: Name of the student.
         slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
         checkpoint_s: Seconds between checkpoints, at least.
+        show: List all settings of the recipe, with values and sources, and train nothing.
     """
 
-    lake: LakeArg
+    lake: Annotated[
+        str | None,
+        typer.Argument(metavar="LAKE", help="Folder or URL of the lake; --show needs none."),
+        PathKind.LAKE,
+    ] = None
     teachers: TeachersOpt = ()
     recipe: Annotated[
         str | None,
@@ -110,6 +127,7 @@ class DistillOptions:
     like: LikeOpt = None
     workers: WorkerOptions
     checkpoint_s: float = 60.0
+    show: Annotated[bool, typer.Option("--show")] = False
     address: AddressOpt = None
     at: AtOpt = None
     on_failure: OnFailureOpt = None
@@ -130,11 +148,17 @@ def distill_command(options: DistillOptions) -> None:
 
     Example: slidelake distill my-lake --teacher uni2_h --teacher virchow2 --name small --epochs 20
     """
-    recipe = chosen_recipe(options)
+    stages = recipe_stages(options)
+    recipe = stages[-1].recipe
+    if options.show:
+        rows = setting_rows(stages)
+        answer = {"recipe": recipe.name, "settings": rows}
+        print_answer(answer, as_json=options.json, text=listing(rows))
+        return
     from distill.train.ray_train import distill
 
     report = distill(
-        options.lake,
+        _lake_uri(options),
         recipe,
         name=options.name,
         workers=options.workers.settings(),
@@ -151,24 +175,65 @@ def distill_command(options: DistillOptions) -> None:
 
 def chosen_recipe(options: DistillOptions) -> "Recipe":
     """Return the named recipe, or a run's recipe, with the changes of the options."""
+    return recipe_stages(options)[-1].recipe
+
+
+def recipe_stages(options: DistillOptions) -> list[Stage]:
+    """Return the named recipe, or a run's, after each source of settings; the last is the whole."""
     from distill.recipes.recipe_table import make_recipe, parse_terms
 
-    saved = _saved_changes(options.lake, options.like, options.recipe) if options.like else {}
-    teachers = options.teachers or saved.get("teachers", ())
+    like = options.like
+    saved = _saved_changes(_lake_uri(options), like, options.recipe) if like else {}
+    name = options.recipe or saved.get("name", DEFAULT_RECIPE)
+    teachers = _teachers(options, name, saved)
+    stages = [Stage(source=f"recipe {name}", recipe=make_recipe(name, teachers))]
+    if options.teachers:
+        named = Stage(source="--teacher", recipe=stages[-1].recipe, paths=("teachers",))
+        stages.append(named)
+    kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
+    if like:
+        stages.append(Stage(source=f"--like {like}", recipe=make_recipe(name, teachers, **kept)))
+    given = options.fields.changes() | ({"mpps": options.mpps} if options.mpps else {})
+    terms = parse_terms(options.fields.terms)
+    for field, value in given.items():
+        kept[field] = value
+        option = OPTION_NAMES.get(field, f"--{field.replace('_', '-')}")
+        recipe = make_recipe(name, teachers, **kept)
+        stages.append(Stage(source=option, recipe=recipe, paths=paths_of(recipe, field)))
+    if terms:
+        extra = {"terms": (*kept["terms"], *terms)} if "terms" in kept else {"extra_terms": terms}
+        stages.append(Stage(source="--term", recipe=make_recipe(name, teachers, **kept, **extra)))
+    if options.assignments:
+        assignments = [_without_alias(text) for text in options.assignments]
+        recipe = with_assignments(stages[-1].recipe, assignments)
+        paths = [text.partition("=")[0].strip() for text in assignments]
+        check_term_settings(recipe, paths)
+        stages.append(Stage(source="--set", recipe=recipe, paths=paths))
+    return stages
+
+
+def _teachers(options: DistillOptions, recipe: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the teachers of the options, or of another run; for --show, names of none."""
+    teachers: tuple[str, ...] = options.teachers or saved.get("teachers", ())
+    if not teachers and options.show:
+        return SHOWN_TEACHERS if recipe == "shazam" else SHOWN_TEACHERS[:1]
     if not teachers:
         msg = "Missing option '--teacher': name a teacher, or a run by --like RUN"
         raise typer.BadParameter(msg)
-    name = options.recipe or saved.get("name", DEFAULT_RECIPE)
-    kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
-    changes = {**kept, **options.fields.changes()}
-    if options.mpps:
-        changes["mpps"] = options.mpps
-    terms = parse_terms(options.fields.terms)
-    if "terms" in changes:
-        changes["terms"] = (*changes["terms"], *terms)
-    else:
-        changes["extra_terms"] = terms
-    return with_assignments(make_recipe(name, teachers, **changes), options.assignments)
+    return teachers
+
+
+def _lake_uri(options: DistillOptions) -> str:
+    if options.lake is None:
+        msg = "Missing argument 'LAKE'."
+        raise typer.BadParameter(msg)
+    return options.lake
+
+
+def _without_alias(assignment: str) -> str:
+    """Return an assignment with the path of the field in place of another name for it."""
+    path, equals, text = assignment.partition("=")
+    return f"{ALIASES.get(path.strip(), path)}{equals}{text}"
 
 
 def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any]:

@@ -46,7 +46,6 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
     if identity.get("pooling") != "patches":
         return TeacherColumn(name=teacher, teacher=_card_name(teacher), dim=dim)
     tokens = int(identity["tokens"])
-    card = find_card(lake.store, teacher)
     sampled = "sample" in identity
     places = teacher.replace(":patches", ":places") if sampled else None
     if places is not None:
@@ -57,8 +56,19 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
         dim=dim // tokens,
         tokens=tokens,
         places=places,
-        side=card.grid[0] if card.grid else None,
+        side=_grid_side(lake, teacher, identity),
     )
+
+
+def _grid_side(lake: Lake, teacher: str, identity: dict[str, Any]) -> int | None:
+    """Return the patch tokens down and across of a teacher's whole grid.
+
+    It is kept with a column of a user's own encoder; other columns have a card.
+    """
+    if "grid" in identity:
+        return int(identity["grid"][0])
+    card = find_card(lake.store, teacher)
+    return card.grid[0] if card.grid else None
 
 
 def _card_name(teacher: str) -> str:

@@ -84,11 +84,14 @@ class StudentKind:
             name.
         restore: function that restores a student of features from its card and weights; None for a
             student of pixels, which `extract` runs by its `card.json`.
+        term_settings: function that returns the settings of a term of such a student by its kind,
+            with their defaults.
     """
 
     task: Callable[[TaskInputs], TrainingTask]
     keep: Callable[[TrainedStudent], dict[str, bytes]]
     restore: Callable[[Mapping[str, Any], Mapping[str, Tensor]], FeatureStudent] | None = None
+    term_settings: Callable[[str], Mapping[str, float]] = lambda _: {}
 
 
 def feature_card(student: TrainedStudent) -> dict[str, bytes]:

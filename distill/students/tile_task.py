@@ -3,7 +3,7 @@
 Shape letters: B samples, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,9 @@ class TileTask(TrainingTask):
         super().__init__()
         settings = recipe.student_as(TileStudent)
         self._views, self._input_px = recipe.views, settings.input_px
-        self.network = TileNetwork(settings, ladder=recipe.head == "ladder")
+        self.network = TileNetwork(
+            settings, ladder=recipe.head == "ladder", crop_share=_crop_share(recipe)
+        )
         self._widths = _checked_widths(recipe, self.network.dim)
         raw = {name for term in recipe.terms if term_class(term.kind).raw for name in term.teachers}
         matched = [column for column in columns if column.name not in raw]
@@ -129,6 +131,11 @@ class TileTask(TrainingTask):
         return self.network.trunk
 
     @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """Return the network; a step calls no trunk, but the two halves of its forward."""
+        return [self.network]
+
+    @property
     def kept_parts(self) -> dict[str, nn.Module]:
         """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
@@ -163,6 +170,18 @@ def _pixels(batch: Batch) -> Tensor:
         msg = "a student of pixels needs them: make the stream with pixels='uint8'"
         raise DistillError(msg)
     return batch.pixels
+
+
+def _crop_share(recipe: Recipe) -> float | None:
+    """Return the side of the crops that a term shows the student, as a share of a tile's."""
+    shares = {term_class(term.kind).crop_share(term) for term in recipe.terms} - {None}
+    if len(shares) > 1:
+        msg = (
+            f"terms show the student crops of {' and '.join(sorted(map(str, shares)))} of a "
+            "tile's side; give one share"
+        )
+        raise DistillError(msg)
+    return next(iter(shares), None)
 
 
 def _checked_widths(recipe: Recipe, dim: int) -> tuple[int, ...]:
@@ -245,4 +264,9 @@ def _card_file(student: TrainedStudent) -> dict[str, bytes]:
     return {"card.json": card_json(card)}
 
 
-TILE = StudentKind(task=_tile_task, keep=_card_file)
+def _term_settings(kind: str) -> Mapping[str, float]:
+    """Return the settings of a term, with their defaults."""
+    return term_class(kind).allowed
+
+
+TILE = StudentKind(task=_tile_task, keep=_card_file, term_settings=_term_settings)

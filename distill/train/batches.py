@@ -36,9 +36,11 @@ class Feed:
 
         A batch is a part of an optimiser step. All batches are whole: tiles that fill no batch are
         left to another epoch. An mpp with too few tiles for a batch has one small batch of all.
+
+        Raises:
+            DistillError: the workers can't share a step equally.
         """
-        parts = world * self.recipe.schedule.accumulate
-        batch = max(1, self.recipe.schedule.batch_tiles // parts)
+        batch = self.recipe.schedule.tiles_of_worker(world)
         streams = []
         for mpp in self._mpps():
             tiles = self._tiles(mpp)

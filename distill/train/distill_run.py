@@ -26,7 +26,9 @@ class DistillRun:
         held_out: slides of the held-out patients.
         lake: URI of the lake.
         lake_version: version of the lake that all workers read.
-        run: name of the run's folder, with a hash of all fields above but the lake's.
+        run: name of the run's folder, with a hash of all fields but the lake's.
+        workers: number of workers that share each step. It decides which tiles are together in a
+            step, and which random views they get.
     """
 
     student: str
@@ -37,6 +39,7 @@ class DistillRun:
     lake: str
     lake_version: int
     run: str
+    workers: int = 1
 
     @property
     def report_path(self) -> str:
@@ -101,12 +104,18 @@ class DistillRun:
             "lake": self.lake,
             "lake_version": self.lake_version,
             "run": self.run,
+            "workers": self.workers,
             "recipe": asdict(self.recipe),
         }
 
 
 def plan_run(
-    lake: Lake, recipe: Recipe, *, student: str, slides: Sequence[str] | None = None
+    lake: Lake,
+    recipe: Recipe,
+    *,
+    student: str,
+    slides: Sequence[str] | None = None,
+    workers: int = 1,
 ) -> DistillRun:
     """Split the slides and return the run, named by a hash of all inputs that determine it.
 
@@ -115,10 +124,12 @@ def plan_run(
         recipe: recipe of the training.
         student: name of the student.
         slides: slides that are split into training and held-out slides; all ready slides if None.
+        workers: number of workers that share each step.
 
     Raises:
-        DistillError: a slide is not in the lake, or not ready.
+        DistillError: a slide is not in the lake, or not ready, or the workers can't share a step.
     """
+    recipe.schedule.tiles_of_worker(workers)
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
     identities = {
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
@@ -131,6 +142,8 @@ def plan_run(
         "train": train,
         "held_out": held,
         **_own_terms(recipe),
+        # A single worker is left out: runs of earlier versions keep their names.
+        **({"workers": workers} if workers > 1 else {}),
     }
     text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
@@ -142,6 +155,7 @@ def plan_run(
         lake=lake.uri,
         lake_version=lake.version,
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+        workers=workers,
     )
 
 

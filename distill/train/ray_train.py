@@ -89,7 +89,7 @@ def distill(
     Raises:
         ClusterError: the cluster does not hold all workers at once, or they share a GPU.
         DistillError: features are missing, another student has this name, a slide is not in the
-            lake, or the loss is not finite.
+            lake, the workers can't share a step equally, or the loss is not finite.
 
     Examples:
         >>> recipe = sl.make_recipe("agglomerate", ("uni2_h", "gigapath"), epochs=5)
@@ -101,7 +101,7 @@ def distill(
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)
     check(lake, recipe)
-    run = plan_run(lake, recipe, student=name, slides=slides)
+    run = plan_run(lake, recipe, student=name, slides=slides, workers=workers.workers or 1)
     if lake.exists(run.report_path):
         report = read_sealed(lake.store, run.report_path)
         if report["run"] == run.run:
@@ -113,7 +113,7 @@ def distill(
     with nullcontext() if local else ray_session(address=address):
         placement = local or place(workers, node_shapes(), most=1, together=True)
         _check_gpus(placement)
-        _prepare(lake, run)
+        _prepare(lake, run, address=address, workers=workers)
         if local:
             _fit_here(lake, run, placement=local, checkpoint_s=checkpoint_s)
         else:
@@ -163,7 +163,7 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
         raise DistillError(msg)
 
 
-def _prepare(lake: Lake, run: DistillRun) -> None:
+def _prepare(lake: Lake, run: DistillRun, *, address: str | None, workers: WorkerSettings) -> None:
     """Fit the statistics that are missing, and write the norms and the settings of the run.
 
     Raises:
@@ -171,7 +171,7 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
     """
     needs = run.recipe.needs(lake.config.mpps)
     # At the very version that the workers read, so that these are the features they will get.
-    fit_missing(lake, needs, run.train)
+    fit_missing(lake, needs, run.train, address=address, cpus_per_worker=workers.cpus_per_worker)
     if lake.exists(run.checkpoint_path):
         check_zip(lake.store, run.checkpoint_path)
     if lake.exists(run.norms_path) and lake.exists(run.config_path):

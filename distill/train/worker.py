@@ -72,7 +72,7 @@ def work(
         with reading(lake.store, f"{run.checkpoint_path} can't be read"):
             state.load(lake.read_bytes(run.checkpoint_path))
     if recipe.schedule.compile:
-        task.student.compile()
+        task.compile_student()
     streams = Feed(lake=lake, recipe=recipe, slide_ids=run.train).training(rank=rank, world=world)
     model = wrap(task) if wrap else task
     loop = Loop(recipe, state, streams, device=device, model=model, rank=rank)

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from ingest.teachers.cards.card import Engine, Precision
     from ingest.teachers.column_maker import MadeColumn
     from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
+    from ingest.teachers.feature_maps import channels_last_map
     from ingest.teachers.find_teacher import weights_of
+    from ingest.teachers.network_code import timm_code
     from ingest.teachers.networks import build
     from ingest.teachers.onnx_engine import export_onnx
     from ingest.teachers.outputs import Output, card_name, outputs_of
@@ -29,6 +31,7 @@ MODULES = {
     "Precision": "ingest.teachers.cards.card",
     "build": "ingest.teachers.networks",
     "card_name": "ingest.teachers.outputs",
+    "channels_last_map": "ingest.teachers.feature_maps",
     "cropped": "ingest.teachers.encoder",
     "export_onnx": "ingest.teachers.onnx_engine",
     "extract": "ingest.teachers.ray_extract",
@@ -38,6 +41,7 @@ MODULES = {
     "preprocess": "ingest.teachers.encoder",
     "resized": "ingest.teachers.encoder",
     "student_file": "ingest.teachers.student_files",
+    "timm_code": "ingest.teachers.network_code",
     "weights_of": "ingest.teachers.find_teacher",
 }
 """The module of every name on the door."""
@@ -52,6 +56,7 @@ __all__ = [
     "Precision",
     "build",
     "card_name",
+    "channels_last_map",
     "cropped",
     "export_onnx",
     "extract",
@@ -61,6 +66,7 @@ __all__ = [
     "preprocess",
     "resized",
     "student_file",
+    "timm_code",
     "weights_of",
 ]
 

@@ -83,13 +83,20 @@ class _Timm:
             hint = f"did you mean '{close[0]}'?" if close else "see timm.list_models()"
             msg = f"no network '{self.architecture}': {hint}"
             raise TeacherError(msg)
-        # Networks whose weights are made for one size are those whose constructor takes it.
-        fixed = timm.get_pretrained_cfg(self.architecture).fixed_input_size
-        sized = {"img_size": input_px} if fixed else {}
+        sized = size_argument(self.architecture, input_px)
         model: nn.Module = timm.create_model(
             self.architecture, pretrained=False, num_classes=0, **sized, **arguments
         )
         return model
+
+
+def size_argument(architecture: str, input_px: int) -> dict[str, int]:
+    """Return the argument by which timm builds a network for an input size; {} if it has none.
+
+    Networks whose weights are made for one size are those whose constructor takes it.
+    """
+    fixed = timm.get_pretrained_cfg(architecture).fixed_input_size
+    return {"img_size": input_px} if fixed else {}
 
 
 class Plain(nn.Module):
@@ -103,6 +110,7 @@ class Plain(nn.Module):
     def __init__(self, network: nn.Module, num_prefix_tokens: int = 0) -> None:
         super().__init__()
         self.network, self.num_prefix_tokens = network, num_prefix_tokens
+        self.output_fmt = getattr(network, "output_fmt", "NCHW")
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Return the output of the network."""

@@ -286,7 +286,7 @@ DISTILL_LIKE = command_line(
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
-    "--device cpu --threads 1 --at 8 --quiet --json"
+    "--device cpu --threads 1 --cpus-per-worker 1 --gpus-per-worker 0 --at 8 --quiet --json"
 )
 EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
 EXTRACT_STUDENT = command_line("extract {bags} --teacher both --engine onnxruntime --json")
