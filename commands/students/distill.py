@@ -54,6 +54,8 @@ class RecipeOptions:
     Attributes:
         architecture: timm's name of the student's network.
         input_px: Side in pixels of the student's input.
+        init: Weights to start from: timm (pretrained), a file, a student or a teacher (its first
+            layers); random if not given.
         epochs: Passes over the training tiles.
         batch_tiles: Tiles in a step, over all workers.
         accumulate: Parts of a step, for batches beyond the memory.
@@ -73,6 +75,9 @@ class RecipeOptions:
 
     architecture: str | None = None
     input_px: int | None = None
+    init: Annotated[
+        str | None, typer.Option(metavar="timm|PATH|STUDENT|TEACHER"), PathKind.FILES
+    ] = None
     epochs: int | None = None
     batch_tiles: int | None = None
     accumulate: int | None = None

@@ -71,6 +71,9 @@ class StudentRecord:
     def alike(self) -> str:
         """Text that is equal for students that differ in name and seed alone."""
         recipe = {key: setting for key, setting in self.recipe.items() if key != "seed"}
+        # Reports of earlier versions have no `init`, which is empty for random weights.
+        student = dict(recipe.get("student") or {})
+        recipe["student"] = student | {"init": student.get("init", "")}
         return self.network + json.dumps(recipe, sort_keys=True)
 
     @property

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save
@@ -25,6 +26,7 @@ def write_student(
     name: str,
     recipe: Recipe,
     identities: Mapping[str, Any],
+    initial: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a student into the lake; without its report, which is written last, it is not finished.
 
@@ -35,9 +37,11 @@ def write_student(
         name: name of the student.
         recipe: recipe of the training.
         identities: identity of each column of the training, by `TEACHER@MPP`.
+        initial: facts of the weights that the training started from; empty for random ones.
     """
     folder = student_folder(name)
     read, under = recipe.levels_of(lake.config.mpps)
+    licences = {teacher: licence_of(lake.store, teacher) for teacher in recipe.teachers}
     student = TrainedStudent(
         name=name,
         recipe=recipe,
@@ -45,7 +49,8 @@ def write_student(
         identities=identities,
         mpps=read,
         under=under,
-        licences={teacher: licence_of(lake.store, teacher) for teacher in recipe.teachers},
+        licences=licences | ({initial["source"]: initial["licence"]} if initial else {}),
+        initial=initial,
     )
     files = {f"{part}.safetensors": _weights(module) for part, module in task.kept_parts.items()}
     files |= kind_of(recipe).keep(student)

@@ -6,6 +6,7 @@ Shape letters: B samples, C channels, H W pixels or the grid of tokens, D embedd
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -164,10 +165,31 @@ def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
 
 
 def student_card(
-    recipe: Recipe, name: str, dim: int, licences: Mapping[str, str], mpps: Sequence[float]
+    recipe: Recipe,
+    name: str,
+    dim: int,
+    licences: Mapping[str, str],
+    mpps: Sequence[float],
+    *,
+    initial: Mapping[str, Any] = MappingProxyType({}),
 ) -> Card:
-    """Return the card by which `extract` runs a student of pixels, with the teachers' licences."""
+    """Return the card by which `extract` runs a student of pixels, with the teachers' licences.
+
+    Args:
+        recipe: recipe of the training.
+        name: name of the student.
+        dim: width of its embedding.
+        licences: licence of each teacher, and of the weights that the training started from.
+        mpps: mpps of the training.
+        initial: facts of the weights that the training started from; empty for random ones.
+    """
     settings = recipe.student_as(TileStudent)
+    source = f"distilled by recipe {recipe.name} from {', '.join(recipe.teachers)}"
+    if initial:
+        source += (
+            f", started from {initial['source']} (SHA-256 {initial['sha256']}, "
+            f"{initial['parameters']:.0%} of the parameters)"
+        )
     return Card(
         name=name,
         architecture=settings.architecture,
@@ -179,5 +201,5 @@ def student_card(
         std=STD,
         mpps=tuple(mpps),
         licence="; ".join(f"{teacher}: {text}" for teacher, text in licences.items()),
-        source=f"distilled by recipe {recipe.name} from {', '.join(recipe.teachers)}",
+        source=source,
     )

@@ -4,7 +4,7 @@ Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -26,12 +26,14 @@ class TaskInputs:
         columns: columns of the recipe's teachers.
         norms: norms of the targets, on the device that trains.
         under: finer mpps of the tiles under the tiles that are read, coarse to fine.
+        initial: file of the tensors from which the student starts; None for random weights.
     """
 
     recipe: Recipe
     columns: Sequence[TeacherColumn]
     norms: Norms
     under: tuple[float, ...]
+    initial: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class TrainedStudent:
         identities: identity of each column of the training, by `TEACHER@MPP`.
         mpps: mpps of the tiles that the student embeds.
         under: finer mpps of the tiles under these tiles.
-        licences: licence of each teacher.
+        licences: licence of each teacher, and of the weights that the training started from.
+        initial: facts of the weights that the training started from; empty for random ones.
     """
 
     name: str
@@ -55,6 +58,7 @@ class TrainedStudent:
     mpps: tuple[float, ...]
     under: tuple[float, ...]
     licences: Mapping[str, str]
+    initial: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

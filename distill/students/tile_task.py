@@ -12,6 +12,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.students.heads import Heads, Levels
+from distill.students.initial_weights import start_from
 from distill.students.student import StudentOutputs, TileNetwork, student_card
 from distill.students.student_kind import StudentKind, TaskInputs, TrainedStudent
 from distill.students.task import Batch, FeaturePrediction, TrainingTask
@@ -42,6 +43,7 @@ class TileTask(TrainingTask):
         columns: columns of the teachers.
         norms: normalisations of the targets, by column and mpp.
         fine: the mpp of the tiles under a tile, if those are matched.
+        initial: file of the tensors from which the network starts, in place of random ones.
 
     Raises:
         DistillError: a term has no target, or a width is above the student's.
@@ -54,6 +56,7 @@ class TileTask(TrainingTask):
         norms: Norms,
         *,
         fine: float | None = None,
+        initial: bytes | None = None,
     ) -> None:
         super().__init__()
         settings = recipe.student_as(TileStudent)
@@ -61,6 +64,9 @@ class TileTask(TrainingTask):
         self.network = TileNetwork(
             settings, ladder=recipe.head == "ladder", crop_share=_crop_share(recipe)
         )
+        if initial is not None:
+            # Before the terms, which copy the network for their moving averages.
+            start_from(self.network.trunk, initial)
         self._widths = _checked_widths(recipe, self.network.dim)
         raw = {name for term in recipe.terms if term_class(term.kind).raw for name in term.teachers}
         matched = [column for column in columns if column.name not in raw]
@@ -253,13 +259,18 @@ def _widths_in(student: TileNetwork) -> dict[str, int | Sequence[int]]:
 def _tile_task(inputs: TaskInputs) -> TileTask:
     """Build a student of pixels with its heads and terms."""
     fine = inputs.under[-1] if inputs.under else None
-    return TileTask(inputs.recipe, inputs.columns, inputs.norms, fine=fine)
+    return TileTask(inputs.recipe, inputs.columns, inputs.norms, fine=fine, initial=inputs.initial)
 
 
 def _card_file(student: TrainedStudent) -> dict[str, bytes]:
     """Return the card by which `extract` runs the student as a teacher."""
     card = student_card(
-        student.recipe, student.name, student.task.dim, student.licences, student.mpps
+        student.recipe,
+        student.name,
+        student.task.dim,
+        student.licences,
+        student.mpps,
+        initial=student.initial,
     )
     return {"card.json": card_json(card)}
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import extension_sha256
@@ -29,6 +29,7 @@ class DistillRun:
         run: name of the run's folder, with a hash of all fields but the lake's.
         workers: number of workers that share each step. It decides which tiles are together in a
             step, and which random views they get.
+        initial: facts of the weights from which the student starts; empty for random ones.
     """
 
     student: str
@@ -40,6 +41,7 @@ class DistillRun:
     lake_version: int
     run: str
     workers: int = 1
+    initial: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def report_path(self) -> str:
@@ -55,6 +57,11 @@ class DistillRun:
     def norms_path(self) -> str:
         """Return the path of the norms of the targets."""
         return self.path("norms.safetensors")
+
+    @property
+    def initial_path(self) -> str:
+        """Return the path of the weights from which the student starts, if it has any."""
+        return self.path("init.safetensors")
 
     @property
     def checkpoint_path(self) -> str:
@@ -105,6 +112,7 @@ class DistillRun:
             "lake_version": self.lake_version,
             "run": self.run,
             "workers": self.workers,
+            "initial": dict(self.initial),
             "recipe": asdict(self.recipe),
         }
 
@@ -116,6 +124,7 @@ def plan_run(
     student: str,
     slides: Sequence[str] | None = None,
     workers: int = 1,
+    initial: Mapping[str, Any] | None = None,
 ) -> DistillRun:
     """Split the slides and return the run, named by a hash of all inputs that determine it.
 
@@ -125,6 +134,7 @@ def plan_run(
         student: name of the student.
         slides: slides that are split into training and held-out slides; all ready slides if None.
         workers: number of workers that share each step.
+        initial: facts of the weights from which the student starts, their hash among them.
 
     Raises:
         DistillError: a slide is not in the lake, or not ready, or the workers can't share a step.
@@ -137,13 +147,14 @@ def plan_run(
     }
     hashed_inputs = {
         "student": student,
-        "recipe": asdict(recipe),
+        "recipe": _hashed_recipe(recipe),
         "identities": identities,
         "train": train,
         "held_out": held,
         **_own_terms(recipe),
         # A single worker is left out: runs of earlier versions keep their names.
         **({"workers": workers} if workers > 1 else {}),
+        **({"initial": dict(initial)} if initial else {}),
     }
     text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
@@ -156,7 +167,16 @@ def plan_run(
         lake_version=lake.version,
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
         workers=workers,
+        initial=initial or {},
     )
+
+
+def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe to be hashed, without an empty `init`, which earlier versions had not."""
+    settings = asdict(recipe)
+    if not settings["student"].get("init"):
+        settings["student"].pop("init", None)
+    return settings
 
 
 def _own_terms(recipe: Recipe) -> dict[str, Any]:

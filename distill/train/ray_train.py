@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -36,6 +36,7 @@ from cluster import (
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
+from distill.recipes.student_settings import TileStudent
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
@@ -50,6 +51,9 @@ from featurestore.storage import (
     sealed,
 )
 from ingest import student_folder
+
+if TYPE_CHECKING:
+    from distill.students.initial_weights import InitialWeights
 
 CHECKPOINT_S = 60.0
 RETRIES = 3
@@ -101,7 +105,15 @@ def distill(
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)
     check(lake, recipe)
-    run = plan_run(lake, recipe, student=name, slides=slides, workers=workers.workers or 1)
+    initial = _initial_weights(lake, recipe)
+    run = plan_run(
+        lake,
+        recipe,
+        student=name,
+        slides=slides,
+        workers=workers.workers or 1,
+        initial=None if initial is None else initial.record(),
+    )
     if lake.exists(run.report_path):
         report = read_sealed(lake.store, run.report_path)
         if report["run"] == run.run:
@@ -113,7 +125,7 @@ def distill(
     with nullcontext() if local else ray_session(address=address):
         placement = local or place(workers, node_shapes(), most=1, together=True)
         _check_gpus(placement)
-        _prepare(lake, run, address=address, workers=workers)
+        _prepare(lake, run, initial, address=address, workers=workers)
         if local:
             _fit_here(lake, run, placement=local, checkpoint_s=checkpoint_s)
         else:
@@ -163,7 +175,28 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
         raise DistillError(msg)
 
 
-def _prepare(lake: Lake, run: DistillRun, *, address: str | None, workers: WorkerSettings) -> None:
+def _initial_weights(lake: Lake, recipe: Recipe) -> "InitialWeights | None":
+    """Return the weights from which a student starts; None if they are random.
+
+    Raises:
+        DistillError: there are no such weights, or they do not fit the student.
+    """
+    if not getattr(recipe.student, "init", ""):
+        return None
+    # timm takes seconds to import, which a run from random weights need not pay here.
+    from distill.students.initial_weights import find_initial_weights
+
+    return find_initial_weights(lake.store, recipe.student_as(TileStudent))
+
+
+def _prepare(
+    lake: Lake,
+    run: DistillRun,
+    initial: "InitialWeights | None",
+    *,
+    address: str | None,
+    workers: WorkerSettings,
+) -> None:
     """Fit the statistics that are missing, and write the norms and the settings of the run.
 
     Raises:
@@ -179,8 +212,11 @@ def _prepare(lake: Lake, run: DistillRun, *, address: str | None, workers: Worke
     else:
         norms = fit_norms(lake, run.recipe.targets, needs, run.train)
         lake.write_bytes(run.norms_path, norms)
-    settings = sealed(run.to_json(), {run.name_of(run.norms_path): norms})
-    lake.write_bytes(run.config_path, json_bytes(settings))
+    kept = {run.name_of(run.norms_path): norms}
+    if initial is not None:
+        kept[run.name_of(run.initial_path)] = initial.content
+        lake.write_bytes(run.initial_path, initial.content)
+    lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), kept)))
 
 
 def _fit_here(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:

@@ -66,7 +66,9 @@ def work(
     lake = open_lake(run.lake, version=run.lake_version)
     settings = read_sealed(lake.store, run.config_path)
     norms = read_norms(read_named(lake.store, run.norms_path, settings))
-    task = make_task(lake, recipe, {key: norm.to(device) for key, norm in norms.items()})
+    initial = read_named(lake.store, run.initial_path, settings) if run.initial else None
+    norms_there = {key: norm.to(device) for key, norm in norms.items()}
+    task = make_task(lake, recipe, norms_there, initial)
     state = State.fresh(task.to(device), recipe.schedule)
     if lake.exists(run.checkpoint_path):
         with reading(lake.store, f"{run.checkpoint_path} can't be read"):
@@ -175,7 +177,10 @@ class RunRecords:
     def _seal(self) -> None:
         """Write the checksums of the run's files, which change no more, into its settings."""
         lake, run = self._lake, self._run
-        kept = [run.norms_path]  # a checkpoint holds its own checksums, and may be deleted
+        kept = [
+            run.norms_path,
+            *([run.initial_path] if run.initial else []),
+        ]  # a checkpoint holds its own checksums, and may be deleted
         kept += [run.lines_path, run.events_path, run.curve_path] if self._recorder.lines else []
         files = {run.name_of(path): lake.read_bytes(path) for path in kept}
         lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), files)))
@@ -193,6 +198,7 @@ class RunRecords:
             "run": run.run,
             "lake_version": run.lake_version,
             "steps": state.step,
+            **({"initial": dict(run.initial)} if run.initial else {}),
             "parameters": sum(p.numel() for p in self._task.student.parameters()),
             "train_slides": len(run.train),
             "held_out_slides": list(run.held_out),
@@ -210,6 +216,7 @@ class RunRecords:
             name=run.student,
             recipe=run.recipe,
             identities=run.identities,
+            initial=run.initial,
         )
 
 

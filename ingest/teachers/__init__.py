@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ingest.teachers.outputs import Output, card_name, outputs_of
     from ingest.teachers.ray_extract import ExtractResult, extract
     from ingest.teachers.student_files import WEIGHTS, student_file
-    from ingest.teachers.weights.weight_keys import load_weights
+    from ingest.teachers.weights.position_tables import resampled
+    from ingest.teachers.weights.weight_keys import load_weights, read_weights
     from ingest.teachers.weights.weights_files import find_weights
 
 MODULES = {
@@ -39,6 +40,8 @@ MODULES = {
     "load_weights": "ingest.teachers.weights.weight_keys",
     "outputs_of": "ingest.teachers.outputs",
     "preprocess": "ingest.teachers.encoder",
+    "read_weights": "ingest.teachers.weights.weight_keys",
+    "resampled": "ingest.teachers.weights.position_tables",
     "resized": "ingest.teachers.encoder",
     "student_file": "ingest.teachers.student_files",
     "timm_code": "ingest.teachers.network_code",
@@ -64,6 +67,8 @@ __all__ = [
     "load_weights",
     "outputs_of",
     "preprocess",
+    "read_weights",
+    "resampled",
     "resized",
     "student_file",
     "timm_code",

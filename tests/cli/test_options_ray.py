@@ -277,7 +277,8 @@ DISTILL = command_line(
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
-    "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile --json"
+    "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile "
+    "--init both --json"
 )
 DISTILL_LIKE = command_line(
     "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
@@ -353,6 +354,7 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     folder = Path(str(places["bags"]), "runs", single["run"])
     config = json.loads((folder / "config.json").read_text())
     assert config["recipe"]["schedule"]["compile"] is True
+    assert (config["initial"]["source"], config["initial"]["parameters"]) == ("both", 1.0)
     judged = run(EVALUATE).value
     assert judged["classes"] == ["S", "s"]
     kinds = {one["kind"]: one["name"] for one in judged["embeddings"]}

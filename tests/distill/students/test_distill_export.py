@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_student(lake: Lake, name: str, settings: dict[str, Any]) -> None:
+def add_student(
+    lake: Lake, name: str, settings: dict[str, Any], initial: Mapping[str, Any] | None = None
+) -> None:
     """Add a student of random weights."""
     recipe = make_recipe("agglomerate", TEACHERS, **settings)
     needs, ids = recipe.needs(lake.config.mpps), lake.slides().collect()["slide_id"].to_list()
@@ -75,7 +77,15 @@ def add_student(lake: Lake, name: str, settings: dict[str, Any]) -> None:
         "parameters": sum(p.numel() for p in task.student.parameters()),
         "fidelity": {teacher: {"cosine": 0.5, "baseline": 0.25} for teacher in TEACHERS},
     }
-    write_student(lake, task.eval(), report, name=name, recipe=recipe, identities={})
+    write_student(
+        lake,
+        task.eval(),
+        report,
+        name=name,
+        recipe=recipe,
+        identities={},
+        initial=initial or {},
+    )
 
 
 @pytest.fixture
