@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lance
+import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
@@ -26,7 +27,7 @@ from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.lake_view import similar_slide
 from featurestore.read.pairs import Pairs, read_pairs
 from featurestore.read.selection import Selection
-from featurestore.read.stream_order import Order
+from featurestore.read.stream_order import Order, chosen_order
 from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.roots.roots_file import Roots, readable_roots
 from featurestore.roots.snapshots import read_snapshots
@@ -727,6 +728,7 @@ class Lake:
         threads: int = 2,
         shuffle: bool = True,
         drop_last: bool = False,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> "Stream":
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
@@ -746,6 +748,9 @@ class Lake:
             threads: number of threads that read ahead; the batches do not depend on it.
             shuffle: false for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
+            rows: numbers of the tiles to read among those of the slides, which are numbered slide
+                by slide as in `tiles_of`, sorted by (y, x): ascending, and a number may come
+                several times; None for all.
 
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
@@ -757,8 +762,9 @@ class Lake:
         """
         from featurestore.read.stream import Stream
 
+        make_order = Order if rows is None else functools.partial(chosen_order, rows)
         order = functools.partial(
-            Order,
+            make_order,
             batch_tiles=batch_tiles,
             block_tiles=block_tiles,
             buffer_tiles=buffer_tiles,

@@ -56,6 +56,10 @@ class RecipeOptions:
         input_px: Side in pixels of the student's input.
         init: Weights to start from: timm (pretrained), a file, a student or a teacher (its first
             layers); random if not given.
+        where: Train on tiles for which this holds, as "tissue > 0.5".
+        per_slide: Most tiles of a slide, drawn at random.
+        balance: See groups equally often: slide, patient, or a column of an annotation
+            (clinical.site).
         epochs: Passes over the training tiles.
         batch_tiles: Tiles in a step, over all workers.
         accumulate: Parts of a step, for batches beyond the memory.
@@ -78,6 +82,9 @@ class RecipeOptions:
     init: Annotated[
         str | None, typer.Option(metavar="timm|PATH|STUDENT|TEACHER"), PathKind.FILES
     ] = None
+    where: Annotated[str | None, typer.Option(metavar="SQL")] = None
+    per_slide: Annotated[int | None, typer.Option(min=1)] = None
+    balance: Annotated[str | None, typer.Option(metavar="slide|patient|COLUMN")] = None
     epochs: int | None = None
     batch_tiles: int | None = None
     accumulate: int | None = None
@@ -252,13 +259,14 @@ def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any
     from featurestore import open_lake
 
     saved = saved_config(open_lake(lake_uri), run, "recipe")
-    parts = {name: saved.pop(name) for name in ("student", "views", "schedule")}
+    # Runs of earlier versions have no choice of tiles.
+    parts = {name: saved.pop(name, {}) for name in ("student", "views", "tiles", "schedule")}
     terms = saved.pop("terms")
     changes = {
         name: tuple(setting) if isinstance(setting, list) else setting
         for name, setting in saved.items()
     }
-    changes |= {**parts["views"], **parts["schedule"]}
+    changes |= {**parts["views"], **parts["tiles"], **parts["schedule"]}
     if recipe in (None, changes["name"]):
         changes |= parts["student"]
         changes["terms"] = tuple(

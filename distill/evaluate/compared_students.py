@@ -5,12 +5,13 @@ Read from the students' folders alone: `card.json` and `report.json`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
 from distill.errors import DistillError
+from distill.recipes.recipe import TileChoice
 from featurestore import Lake, patient_of
 from featurestore.storage import read_sealed
 from ingest import find_card, sees_features, student_folder
@@ -71,9 +72,10 @@ class StudentRecord:
     def alike(self) -> str:
         """Text that is equal for students that differ in name and seed alone."""
         recipe = {key: setting for key, setting in self.recipe.items() if key != "seed"}
-        # Reports of earlier versions have no `init`, which is empty for random weights.
+        # Reports of earlier versions have no `init` and no choice of tiles.
         student = dict(recipe.get("student") or {})
         recipe["student"] = student | {"init": student.get("init", "")}
+        recipe["tiles"] = recipe.get("tiles") or asdict(TileChoice())
         return self.network + json.dumps(recipe, sort_keys=True)
 
     @property

@@ -49,6 +49,28 @@ class Views:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TileChoice:
+    """The training tiles that are seen; those without a teacher's features never are.
+
+    Attributes:
+        where: predicate on the tiles' columns and annotations, as `tissue > 0.5`; all if empty.
+        per_slide: greatest number of tiles of a slide, drawn at random; all if 0.
+        balance: groups that are seen equally often: slide, patient, or a column of an annotation of
+            slides or patients (`clinical.site`, or `site` where one annotation alone has it); none
+            if empty. An epoch stays as long: of large groups a part is seen, small ones come again.
+    """
+
+    where: str = ""
+    per_slide: int = 0
+    balance: str = ""
+
+    def __post_init__(self) -> None:
+        if self.per_slide < 0:
+            msg = f"per_slide={self.per_slide} given; give 1 or more, or 0 for all tiles"
+            raise DistillError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Settings of the training loop.
 
@@ -134,6 +156,7 @@ class Recipe:
         keep: probability with which keep-max keeps a teacher.
         widths: numbers of first channels of the embedding that are trained alone too (Matryoshka).
         views: random changes of the student's pixels.
+        tiles: the training tiles that are seen.
         schedule: settings of the training loop.
         holdout: share of the patients that no part is fitted on.
         split_seed: seed of the choice of held-out patients.
@@ -158,6 +181,7 @@ class Recipe:
     keep: float = 0.5
     widths: tuple[int, ...] = ()
     views: Views = Views()
+    tiles: TileChoice = TileChoice()
     schedule: Schedule = Schedule()
     holdout: float = 0.25
     split_seed: int = 0

@@ -14,7 +14,7 @@ def check(lake: Lake, recipe: Recipe) -> None:
     """Refuse a recipe for which the lake lacks features, before the run starts.
 
     Raises:
-        DistillError: a teacher's features are missing at an mpp, or exist for some tiles only.
+        DistillError: a teacher's features are missing at an mpp.
     """
     completeness = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
     for teacher, mpp in recipe.needs(lake.config.mpps):
@@ -23,13 +23,6 @@ def check(lake: Lake, recipe: Recipe) -> None:
             msg = (
                 f"recipe '{recipe.name}' needs features of {needed_features}: run "
                 f"slidelake extract {lake.uri} --teacher {teacher} --mpp {mpp_name(mpp)}"
-            )
-            raise DistillError(msg)
-        restrictions = {"where", "share"} & set(lake.identity(teacher, mpp=mpp))
-        if restrictions:
-            msg = (
-                f"recipe '{recipe.name}' needs {needed_features}; it was run on some of them "
-                f"(--{', --'.join(sorted(restrictions))})"
             )
             raise DistillError(msg)
 

@@ -1,8 +1,8 @@
 """Tiles with cached features for the training loop: a stream per mpp, read in turns."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,13 @@ class Feed:
         lake: the lake at the run's version.
         recipe: the recipe, which determines mpps and columns.
         slide_ids: slides of the tiles.
+        rows: row numbers of the tiles that are seen, by mpp, where not all are.
     """
 
     lake: Lake
     recipe: Recipe
     slide_ids: Sequence[str]
+    rows: Mapping[float, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
         """Return one rank's streams of shuffled tiles, one for each mpp at which slides have tiles.
@@ -71,6 +73,8 @@ class Feed:
         return [mpp for mpp in read if self._tiles(mpp)]
 
     def _tiles(self, mpp: float) -> int:
+        if mpp in self.rows:
+            return len(self.rows[mpp])
         return int(self.lake.tiles_of(mpp=mpp, slide_ids=self.slide_ids)["tiles"].sum())
 
     def _stream(self, mpp: float, **settings: int) -> Stream:
@@ -89,6 +93,7 @@ class Feed:
             pixels="uint8" if self.recipe.pixels else "none",
             buffer_tiles=max(BUFFER_TILES // rows, 4 * settings["batch_tiles"]),
             under=teachers_by_mpp,
+            rows=self.rows.get(mpp),
             **settings,  # type: ignore[arg-type]
         )
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import extension_sha256
-from distill.recipes.recipe import Recipe
+from distill.recipes.recipe import Recipe, TileChoice
 from distill.targets.missing_stats import split_slides
 from distill.terms.term_table import TERMS
+from distill.train.tile_choice import choose_tiles
 from featurestore import Lake, mpp_name
 from ingest import student_folder
 
@@ -30,6 +31,7 @@ class DistillRun:
         workers: number of workers that share each step. It decides which tiles are together in a
             step, and which random views they get.
         initial: facts of the weights from which the student starts; empty for random ones.
+        tiles: facts of the training tiles, by mpp, where not all are seen.
     """
 
     student: str
@@ -42,6 +44,7 @@ class DistillRun:
     run: str
     workers: int = 1
     initial: Mapping[str, Any] = field(default_factory=dict)
+    tiles: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def report_path(self) -> str:
@@ -62,6 +65,11 @@ class DistillRun:
     def initial_path(self) -> str:
         """Return the path of the weights from which the student starts, if it has any."""
         return self.path("init.safetensors")
+
+    @property
+    def tiles_path(self) -> str:
+        """Return the path of the numbers of the tiles that are seen, if not all are."""
+        return self.path("tiles.safetensors")
 
     @property
     def checkpoint_path(self) -> str:
@@ -113,6 +121,7 @@ class DistillRun:
             "run": self.run,
             "workers": self.workers,
             "initial": dict(self.initial),
+            "tiles": dict(self.tiles),
             "recipe": asdict(self.recipe),
         }
 
@@ -141,6 +150,8 @@ def plan_run(
     """
     recipe.schedule.tiles_of_worker(workers)
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
+    chosen = choose_tiles(lake, recipe, train)
+    tiles = {mpp_name(mpp): part.record() for mpp, part in chosen.items()}
     identities = {
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
         for teacher, mpp in recipe.needs(lake.config.mpps)
@@ -155,6 +166,7 @@ def plan_run(
         # A single worker is left out: runs of earlier versions keep their names.
         **({"workers": workers} if workers > 1 else {}),
         **({"initial": dict(initial)} if initial else {}),
+        **({"tiles": tiles} if tiles else {}),
     }
     text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
@@ -168,14 +180,17 @@ def plan_run(
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
         workers=workers,
         initial=initial or {},
+        tiles=tiles,
     )
 
 
 def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe to be hashed, without an empty `init`, which earlier versions had not."""
+    """Return the recipe to be hashed, without what earlier versions had not, if it is empty."""
     settings = asdict(recipe)
     if not settings["student"].get("init"):
         settings["student"].pop("init", None)
+    if recipe.tiles == TileChoice():
+        del settings["tiles"]
     return settings
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from safetensors.numpy import save
 
 from cluster import (
     GOES_ON,
@@ -40,8 +41,9 @@ from distill.recipes.student_settings import TileStudent
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
+from distill.train.tile_choice import choice_lines, choose_tiles
 from distill.train.train_here import fit_here, place_here
-from featurestore import Lake, LakeError, ResultDict, open_lake, tile_parts
+from featurestore import Lake, LakeError, ResultDict, mpp_name, open_lake, tile_parts
 from featurestore.storage import (
     check_zip,
     json_bytes,
@@ -120,6 +122,8 @@ def distill(
             return ResultDict(report, name=f"student {name}", uri=lake.uri)
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
+    for line in choice_lines(run.tiles):
+        print_note("distill", line)
     start = time.perf_counter()
     local = place_here(workers, address)
     with nullcontext() if local else ray_session(address=address):
@@ -216,7 +220,27 @@ def _prepare(
     if initial is not None:
         kept[run.name_of(run.initial_path)] = initial.content
         lake.write_bytes(run.initial_path, initial.content)
+    if run.tiles:
+        rows = _rows_file(lake, run)
+        kept[run.name_of(run.tiles_path)] = rows
+        lake.write_bytes(run.tiles_path, rows)
     lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), kept)))
+
+
+def _rows_file(lake: Lake, run: DistillRun) -> bytes:
+    """Return the file of the row numbers of the tiles that are seen, in training and held out."""
+    parts = {
+        "train": choose_tiles(lake, run.recipe, run.train),
+        "held_out": choose_tiles(lake, run.recipe, run.held_out, held_out=True),
+    }
+    file: bytes = save(
+        {
+            f"{part}.{mpp_name(mpp)}": chosen.rows
+            for part, by_mpp in parts.items()
+            for mpp, chosen in by_mpp.items()
+        }
+    )
+    return file
 
 
 def _fit_here(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
