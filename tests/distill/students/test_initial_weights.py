@@ -17,8 +17,8 @@ from distill.recipes.student_settings import TileStudent
 from distill.students.initial_weights import find_initial_weights, start_from
 from distill.train.distill_run import plan_run
 from featurestore import Lake
+from ingest import CARDS
 from ingest.teachers import build
-from ingest.teachers.cards import CARDS
 from ingest.teachers.weights.weights_files import find_weights
 from tests.conftest import TEACHERS
 from tests.distill.students.test_distill_export import NAME, STUDENTS, add_student, student
