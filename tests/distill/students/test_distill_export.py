@@ -17,8 +17,7 @@ from distill.recipes.recipe_table import make_recipe
 from distill.students.export import export_student
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
-from distill.targets.missing_stats import fit_missing
-from distill.targets.norms import fit_norms, read_norms
+from distill.targets.kept_norms import blank_norms
 from featurestore import Lake, open_lake
 from ingest import TeacherError, find_teachers, load_encoder
 from ingest.teachers import timm_code
@@ -68,9 +67,10 @@ def add_student(
 ) -> None:
     """Add a student of random weights."""
     recipe = make_recipe("agglomerate", TEACHERS, **settings)
-    needs, ids = recipe.needs(lake.config.mpps), lake.slides().collect()["slide_id"].to_list()
-    fit_missing(lake, needs, ids)
-    task = make_task(lake, recipe, read_norms(fit_norms(lake, recipe.targets, needs, ids)))
+    dims = lake.teachers(mpp=2.0)
+    # Weights are random, and targets are no part of a student: their statistics may be blank.
+    norms = blank_norms("phi-s", {name: dims[name] for name in TEACHERS}, lake.config.mpps)
+    task = make_task(lake, recipe, norms)
     report = {
         "student": name,
         "recipe": asdict(recipe),

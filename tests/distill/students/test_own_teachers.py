@@ -93,6 +93,6 @@ def test_what_its_card_has_not_is_refused(lake: Lake, tmp_path: Path) -> None:
     path.write_text(ENCODER)
     with pytest.raises(TeacherError, match="has 16 patch tokens a tile, not 17 of patches"):
         find_teachers(lake.store, [f"{path}:patches17"])
-    path.write_text(ENCODER.replace("prefix_tokens=1, patch_px=16", ""))
+    path.write_text(ENCODER.replace("prefix_tokens=1, patch_px=16,", ""))
     with pytest.raises(TeacherError, match="own-vit gives cls, not patches"):
         find_teachers(lake.store, [f"{path}:patches"])
