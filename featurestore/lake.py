@@ -12,16 +12,19 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from featurestore.codecs.codec_files import read_codec
 from featurestore.commits.lance_commit import FEW_SLIDES, Committer
 from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.licences import Licence, field_licence
 from featurestore.messages import did_you_mean
 from featurestore.notebook.lake_card import lake_line, lake_page
 from featurestore.notebook.thumbnail import decoded_thumbnail
 from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
-from featurestore.query.lance_scan import as_type, scan
+from featurestore.query.lance_nearest_codes import nearest_by_codes
+from featurestore.query.lance_scan import Decoder, as_type, scan
 from featurestore.read.bags import Bag, names_of, read_bag
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.lake_view import similar_slide
@@ -48,8 +51,10 @@ from featurestore.tables.schema import (
     SLIDES,
     SLIDES_SCHEMA,
     TILE_COLUMNS,
+    dim_of,
     features_table,
     identity_of,
+    is_quantised,
     is_teacher,
     kind_of,
 )
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     from featurestore.read.slide_means import MeanType
     from featurestore.read.stream import Stream
     from featurestore.read.stream_tiles import Pixels
+    from featurestore.read.tile_pixels import Decode
     from featurestore.read.torch_bags import Bags, By
     from featurestore.read.webdataset_tiles import TilePipeline, TilePixels
 
@@ -250,7 +256,9 @@ class Lake:
         (31, 2)
         """
         rel = features_table(self.known_mpp(mpp))
-        frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+        frame = scan(
+            functools.partial(self.table, rel), self.table(rel).schema.names, self._decoders(rel)
+        )
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
@@ -270,8 +278,19 @@ class Lake:
         """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
-        frame = scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        names = [*TILE_COLUMNS, teacher]
+        frame = scan(functools.partial(self.table, rel), names, self._decoders(rel))
         return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def _decoders(self, rel: str) -> dict[str, Decoder]:
+        """Return the decoders of a features table's quantised columns; codecs are read on use."""
+
+        def decoder(field: pa.Field) -> Decoder:
+            codec = functools.cache(lambda: read_codec(self.store, field))
+            return Decoder(dim=dim_of(field), decode=lambda codes: codec().decode(codes))
+
+        schema = self.table(rel).schema
+        return {field.name: decoder(field) for field in schema if is_quantised(field)}
 
     def annotations(self) -> dict[str, Annotation]:
         """Return users' own columns of tiles, slides and patients, by name.
@@ -341,7 +360,7 @@ class Lake:
         {'efficientnet_lite0': 8, 'efficientnet_lite1': 6}
         """
         schema = self.table(features_table(self.known_mpp(mpp))).schema
-        return {field.name: field.type.list_size for field in schema if is_teacher(field)}
+        return {field.name: dim_of(field) for field in schema if is_teacher(field)}
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
         """Return all settings that decide the numbers of a teacher's column, as kept with it.
@@ -350,6 +369,14 @@ class Lake:
         {'weights': 'efficientnet_lite0'}
         """
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
+
+    def licence(self, teacher: str, *, mpp: float) -> Licence | None:
+        """Return the licence that is kept with a teacher's column; None in columns of old lakes.
+
+        >>> lake.licence("efficientnet_lite0", mpp=0.5) is None
+        True
+        """
+        return field_licence(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""
@@ -410,9 +437,9 @@ class Lake:
         >>> lake.info()["tiles"]
         {'0.5': 37, '1.0': 18}
         """
-        with reading(self.store, f"table {self.store.url(SLIDES)}"):
+        with reading(self.store, f"table {self.store.shown(SLIDES)}"):
             states = count_states(self.table(SLIDES))
-        with reading(self.store, f"table {self.store.url(CATALOG)}"):
+        with reading(self.store, f"table {self.store.shown(CATALOG)}"):
             tile_counts = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
@@ -573,7 +600,11 @@ class Lake:
         column = SearchedColumn(
             store=self.store, table=table, teacher=teacher, where=where, exact=exact
         )
-        return nearest(column, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
+        queries = queries_of(query, teacher, self.teachers(mpp=mpp)[teacher])
+        decoder = self._decoders(features_table(self.known_mpp(mpp))).get(teacher)
+        if decoder is not None:
+            return nearest_by_codes(column, decoder, queries, k)
+        return nearest(column, queries, k)
 
     def _known_numbers(self, slide_ids: Sequence[str]) -> list[int]:
         """Return the numbers of slides.
@@ -710,7 +741,7 @@ class Lake:
             plan, shuffle=shuffle, buffer_tiles=buffer_tiles, seed=seed, rank=rank, world=world
         )
 
-    # Fifteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
+    # Nineteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
     def stream(
         self,
         teachers: str | Sequence[str],
@@ -725,10 +756,14 @@ class Lake:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        threads: int = 2,
+        threads: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         rows: npt.NDArray[np.int64] | None = None,
+        input_px: int | None = None,
+        decode: "Decode" = "full",
+        cache_pixels_gb: float = 0.0,
+        cache_folder: str | None = None,
     ) -> "Stream":
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
@@ -745,22 +780,32 @@ class Lake:
             seed: seed of the order.
             rank: rank of this process.
             world: number of processes; each has other tiles and equally many batches.
-            threads: number of threads that read ahead; the batches do not depend on it.
+            threads: number of threads that read ahead and decode; None for as many as torch uses
+                in this process: the cores that it has. The batches do not depend on it.
             shuffle: false for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
             rows: numbers of the tiles to read among those of the slides, which are numbered slide
                 by slide as in `tiles_of`, sorted by (y, x): ascending, and a number may come
                 several times; None for all.
+            input_px: side of decoded tiles in pixels, at most the stored one; None for that.
+            decode: how tiles get smaller: "full" decodes all pixels and resizes them as `extract`
+                does; "scaled" is libjpeg's decode to 1/2, 1/4 or 1/8, resized from there, which
+                takes less time and gives slightly other pixels (docs/reading.md).
+            cache_pixels_gb: greatest size in GB of a file of decoded tiles that later epochs and
+                runs read; 0 for none. The pixels do not depend on it.
+            cache_folder: folder of such files, on a disk of this machine; $SLIDELAKE_PIXEL_CACHE
+                or ~/.cache/slidelake/pixels if None.
 
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
-                number is not allowed.
+                setting is not allowed.
 
         >>> stream = lake.stream("efficientnet_lite0", mpp=0.5, batch_tiles=16, pixels="uint8")
         >>> [batch.pixels.shape for batch in stream]
         [(16, 32, 32, 3), (16, 32, 32, 3), (5, 32, 32, 3)]
         """
         from featurestore.read.stream import Stream
+        from featurestore.read.tile_pixels import TileDecoder
 
         make_order = Order if rows is None else functools.partial(chosen_order, rows)
         order = functools.partial(
@@ -783,6 +828,9 @@ class Lake:
             under={finer: names_of(names) for finer, names in (under or {}).items()},
             order=order,
             threads=threads,
+            decoder=TileDecoder(tile_px=self.config.tile_px, input_px=input_px, decode=decode),
+            cache_bytes=round(cache_pixels_gb * 1e9),
+            cache_folder=cache_folder,
         )
 
     def pairs(

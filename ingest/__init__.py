@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ingest.teachers.find_teacher import (
         FEATURE_CARD,
         Teacher,
+        column_licences,
         find_card,
         find_teachers,
         licence_of,
@@ -40,6 +41,7 @@ MODULES = {
     "Teacher": "ingest.teachers.find_teacher",
     "TeacherError": "ingest.errors",
     "build_lake": "ingest.lake_building",
+    "column_licences": "ingest.teachers.find_teacher",
     "decode_tile": "ingest.tile_jpeg",
     "find_card": "ingest.teachers.find_teacher",
     "find_teachers": "ingest.teachers.find_teacher",
@@ -67,6 +69,7 @@ __all__ = [
     "Teacher",
     "TeacherError",
     "build_lake",
+    "column_licences",
     "decode_tile",
     "find_card",
     "find_teachers",

@@ -108,5 +108,6 @@ def evaluate_command(options: EvaluateOptions) -> None:
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
     )
-    text = f"{options.lake}/runs/{evaluation['run']}/report.html"
-    print_answer(evaluation, as_json=options.json, text=text)
+    lines = [verdict["text"] for verdict in evaluation["verdicts"]]
+    lines.append(f"{options.lake}/runs/{evaluation['run']}/report.html")
+    print_answer(evaluation, as_json=options.json, text="\n".join(lines))

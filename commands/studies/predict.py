@@ -28,6 +28,7 @@ class PredictOptions:
         run_lake: Lake that holds the run, where it is another one.
         arm: Arm of the run; the first if not given.
         labels: Table of labels, with the columns of the run: then measures are told, too.
+        covariates: Table with the covariates of the run, where it has any.
         out: Write the predictions: .csv or .parquet.
         at: Version of the lake, or a snapshot.
     """
@@ -37,6 +38,7 @@ class PredictOptions:
     run_lake: Annotated[str | None, typer.Option(metavar="LAKE"), PathKind.LAKE] = None
     arm: str | None = None
     labels: Annotated[str | None, typer.Option(metavar="FILE"), PathKind.FILES] = None
+    covariates: Annotated[str | None, typer.Option(metavar="FILE"), PathKind.FILES] = None
     out: Annotated[Path | None, typer.Option(metavar="FILE"), PathKind.OUTPUT] = None
     at: str | None = None
     quiet: QuietOpt = False
@@ -55,7 +57,12 @@ def predict_command(options: PredictOptions) -> None:
     from downstream.kept.predict_patients import predict_patients
 
     predictions = predict_patients(
-        options.lake, options.run, run_lake=options.run_lake, arm=options.arm, version=options.at
+        options.lake,
+        options.run,
+        run_lake=options.run_lake,
+        arm=options.arm,
+        covariates=options.covariates,
+        version=options.at,
     )
     if options.out is not None:
         _write(predictions, options.out)

@@ -47,6 +47,16 @@ FEATURE_OPTIONS = (
     FieldOption(flag="--mpp", path="features.mpps", more="Repeat for several."),
 )
 FUSION_OPTION = FieldOption(flag="--fusion", path="fit.fusion", panel=TRAINING)
+COVARIATE_OPTIONS = (
+    FieldOption(
+        flag="--covariates",
+        path="labels.covariates",
+        metavar="COLUMN,...",
+        more="Joined by commas: age,grade.",
+        commas=True,
+    ),
+    FieldOption(flag="--covariate-fusion", path="models.covariate_fusion", panel=TRAINING),
+)
 UNSEEN_OPTION = FieldOption(
     flag="--unseen-students", path="features.unseen_students", panel=SPLITS, single=True
 )

@@ -72,9 +72,8 @@ class StudentRecord:
     def alike(self) -> str:
         """Text that is equal for students that differ in name and seed alone."""
         recipe = {key: setting for key, setting in self.recipe.items() if key != "seed"}
-        # Reports of earlier versions have no `init` and no choice of tiles.
-        student = dict(recipe.get("student") or {})
-        recipe["student"] = student | {"init": student.get("init", "")}
+        # Reports of earlier versions lack later fields, which then have their defaults.
+        recipe["student"] = {"init": "", "decode": "full"} | dict(recipe.get("student") or {})
         recipe["tiles"] = recipe.get("tiles") or asdict(TileChoice())
         return self.network + json.dumps(recipe, sort_keys=True)
 

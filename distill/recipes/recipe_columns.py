@@ -40,7 +40,7 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
         return TeacherColumn(name=teacher, teacher=_card_name(teacher), dim=dim)
     tokens = int(identity["tokens"])
     sampled = "sample" in identity
-    places = teacher.replace(":patches", ":places") if sampled else None
+    places = teacher.partition("~")[0].replace(":patches", ":places") if sampled else None
     if places is not None:
         lake.check_teacher(places, mpp=mpp)
     return TeacherColumn(

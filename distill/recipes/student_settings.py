@@ -7,7 +7,9 @@ the class.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
+
+from distill.errors import DistillError
 
 
 class StudentSettings:
@@ -43,6 +45,11 @@ class TileStudent(StudentSettings):
         init: weights to start from, matched by name and shape: `timm` (pretrained ones of the
             architecture), a file of weights, a student of the lake, or a teacher, whose first
             layers are taken where it has more; random weights if empty.
+        decode: how tiles become the input in training: full (all pixels, and a resize, as `extract`
+            does it) or scaled (libjpeg's scaled decode: faster, and slightly other pixels).
+
+    Raises:
+        DistillError: there is no such way to decode.
     """
 
     sees_pixels: ClassVar[bool] = True
@@ -51,6 +58,12 @@ class TileStudent(StudentSettings):
     input_px: int = 128
     arguments: Mapping[str, object] = field(default_factory=dict)
     init: str = ""
+    decode: Literal["full", "scaled"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.decode not in get_args(type(self).__annotations__["decode"]):
+            msg = f"decode='{self.decode}' given; allowed: full, scaled"
+            raise DistillError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

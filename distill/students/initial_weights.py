@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.recipes.student_settings import TileStudent
 from featurestore import Store
+from featurestore.licences import Licence
 from ingest import TeacherError, find_card, licence_of, student_folder
 from ingest.teachers import WEIGHTS, build, load_weights, read_weights, resampled, student_file
 from ingest.teachers import weights_of as teacher_weights
@@ -47,12 +48,13 @@ class InitialWeights:
     sha256: str
     tensors: int
     parameters: float
-    licence: str
+    licence: Licence
     content: bytes
 
     def record(self) -> dict[str, Any]:
         """Return the facts that are kept with the run and the student."""
-        return {name: fact for name, fact in asdict(self).items() if name != "content"}
+        facts = {name: fact for name, fact in asdict(self).items() if name != "content"}
+        return {**facts, "licence": self.licence.to_json()}
 
 
 def find_initial_weights(store: Store, student: TileStudent) -> InitialWeights | None:
@@ -93,34 +95,35 @@ def start_from(network: nn.Module, content: bytes) -> None:
     network.load_state_dict(load(content), strict=False)
 
 
-def _read(store: Store, student: TileStudent) -> tuple[Tensors, str, str]:
+def _read(store: Store, student: TileStudent) -> tuple[Tensors, str, Licence]:
     """Return the tensors that the settings name, with their hash and licence."""
     name = student.init
     if name == TIMM:
         tensors = _pretrained(student)
         digest = hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
-        return tensors, digest, f"pretrained weights of {student.architecture} on the hub"
+        text = f"that of timm's weights of {student.architecture} on the hub"
+        return tensors, digest, Licence(text=text)
     if name.endswith(SUFFIXES):
         path = Path(name)
         if not path.is_file():
             msg = "there is no such file"
             raise TeacherError(msg)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return read_weights(path), digest, "not stated"
+        return read_weights(path), digest, Licence()
     if store.exists(f"{student_folder(name)}/{WEIGHTS}"):
         content = student_file(store, name, WEIGHTS)
         return load(content), hashlib.sha256(content).hexdigest(), licence_of(store, name)
     return _of_teacher(store, name)
 
 
-def _of_teacher(store: Store, name: str) -> tuple[Tensors, str, str]:
+def _of_teacher(store: Store, name: str) -> tuple[Tensors, str, Licence]:
     """Return the weights of a teacher under the names of its own network."""
     card = find_card(store, name)
     with teacher_weights(store, card) as path:
         network = build(card.architecture, card.input_px, card.arguments)
         load_weights(network, path, card)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return network.state_dict(), digest, card.licence
+    return network.state_dict(), digest, licence_of(store, name)
 
 
 def _pretrained(student: TileStudent) -> dict[str, Tensor]:

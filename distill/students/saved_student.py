@@ -13,8 +13,9 @@ from distill.students.student_kind import TrainedStudent
 from distill.students.student_table import kind_of
 from distill.students.task import TrainingTask
 from featurestore import Lake
+from featurestore.licences import Forbidden, Licence, licence_from_json
 from featurestore.storage import sealed
-from ingest import licence_of, student_folder
+from ingest import column_licences, student_folder
 from ingest.teachers import WEIGHTS, student_file
 
 
@@ -41,7 +42,9 @@ def write_student(
     """
     folder = student_folder(name)
     read, under = recipe.levels_of(lake.config.mpps)
-    licences = {teacher: licence_of(lake.store, teacher) for teacher in recipe.teachers}
+    licences = column_licences(lake, recipe.teachers)
+    if initial:
+        licences[initial["source"]] = _licence_of_copy(licence_from_json(initial["licence"]))
     student = TrainedStudent(
         name=name,
         recipe=recipe,
@@ -49,7 +52,7 @@ def write_student(
         identities=identities,
         mpps=read,
         under=under,
-        licences=licences | ({initial["source"]: initial["licence"]} if initial else {}),
+        licences=licences,
         initial=initial,
     )
     files = {f"{part}.safetensors": _weights(module) for part, module in task.kept_parts.items()}
@@ -57,6 +60,17 @@ def write_student(
     for file, content in files.items():
         lake.write_bytes(f"{folder}/{file}", content)
     lake.write_json(f"{folder}/report.json", sealed(report, files))
+
+
+def _licence_of_copy(licence: Licence) -> Licence:
+    """Return the licence that weights leave to a student that started from them.
+
+    Such a student is a changed copy: who may not share those may not share it.
+    """
+    if "sharing derivatives" not in licence.forbids:
+        return licence
+    forbids: dict[Forbidden, None] = dict.fromkeys((*licence.forbids, "sharing students"))
+    return Licence(text=licence.text, forbids=tuple(forbids))
 
 
 def _weights(part: nn.Module) -> bytes:

@@ -17,6 +17,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
+from featurestore.licences import Licence, forbidden_by_any
 from ingest import TeacherError
 from ingest.teachers import channels_last_map
 from ingest.teachers.cards import Card, Interpolation
@@ -168,12 +169,14 @@ def student_card(
     recipe: Recipe,
     name: str,
     dim: int,
-    licences: Mapping[str, str],
+    licences: Mapping[str, Licence],
     mpps: Sequence[float],
     *,
     initial: Mapping[str, Any] = MappingProxyType({}),
 ) -> Card:
     """Return the card by which `extract` runs a student of pixels, with the teachers' licences.
+
+    A student forbids what the licence of any of its teachers, or of its first weights, forbids.
 
     Args:
         recipe: recipe of the training.
@@ -200,6 +203,7 @@ def student_card(
         mean=MEAN,
         std=STD,
         mpps=tuple(mpps),
-        licence="; ".join(f"{teacher}: {text}" for teacher, text in licences.items()),
+        licence="; ".join(f"{name}: {licence.text}" for name, licence in licences.items()),
+        forbids=forbidden_by_any(list(licences.values())),
         source=source,
     )

@@ -12,7 +12,8 @@ from distill.targets.missing_stats import split_slides
 from distill.terms.term_table import TERMS
 from distill.train.tile_choice import choose_tiles
 from featurestore import Lake, mpp_name
-from ingest import student_folder
+from featurestore.licences import Licence, check_licences
+from ingest import column_licences, student_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,9 @@ class DistillRun:
         held_out: slides of the held-out patients.
         lake: URI of the lake.
         lake_version: version of the lake that all workers read.
-        run: name of the run's folder, with a hash of all fields but the lake's.
+        run: name of the run's folder, with a hash of all that determines the student.
+        licences: licence of each teacher's column, with what it forbids.
+        permission: the user's words on a permission for what a licence forbids; None if none.
         workers: number of workers that share each step. It decides which tiles are together in a
             step, and which random views they get.
         initial: facts of the weights from which the student starts; empty for random ones.
@@ -42,6 +45,8 @@ class DistillRun:
     lake: str
     lake_version: int
     run: str
+    licences: Mapping[str, Licence]
+    permission: str | None = None
     workers: int = 1
     initial: Mapping[str, Any] = field(default_factory=dict)
     tiles: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +128,8 @@ class DistillRun:
             "initial": dict(self.initial),
             "tiles": dict(self.tiles),
             "recipe": asdict(self.recipe),
+            "licences": {name: licence.to_json() for name, licence in self.licences.items()},
+            "permission": self.permission,
         }
 
 
@@ -134,6 +141,7 @@ def plan_run(
     slides: Sequence[str] | None = None,
     workers: int = 1,
     initial: Mapping[str, Any] | None = None,
+    permission: str | None = None,
 ) -> DistillRun:
     """Split the slides and return the run, named by a hash of all inputs that determine it.
 
@@ -144,11 +152,15 @@ def plan_run(
         slides: slides that are split into training and held-out slides; all ready slides if None.
         workers: number of workers that share each step.
         initial: facts of the weights from which the student starts, their hash among them.
+        permission: the user's words on a permission for what a licence forbids.
 
     Raises:
         DistillError: a slide is not in the lake, or not ready, or the workers can't share a step.
+        LicenceError: the licence of a teacher forbids to train models on its outputs.
     """
     recipe.schedule.tiles_of_worker(workers)
+    licences = column_licences(lake, recipe.teachers)
+    check_licences(licences, "training on outputs", permission=permission)
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
     chosen = choose_tiles(lake, recipe, train)
     tiles = {mpp_name(mpp): part.record() for mpp, part in chosen.items()}
@@ -181,16 +193,20 @@ def plan_run(
         workers=workers,
         initial=initial or {},
         tiles=tiles,
+        licences=licences,
+        permission=permission,
     )
 
 
 def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe to be hashed, without what earlier versions had not, if it is empty."""
+    """Return the recipe without later fields at their defaults, so that earlier runs go on."""
     settings = asdict(recipe)
     if not settings["student"].get("init"):
         settings["student"].pop("init", None)
     if recipe.tiles == TileChoice():
         del settings["tiles"]
+    if settings["student"].get("decode") == "full":
+        del settings["student"]["decode"]
     return settings
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.cells.member import Member
+from downstream.cohorts.covariates import CovariateEncoder
 from downstream.run.feature_bags import PatientBags, pooled_bag, teachers_of
 from downstream.run.study import outcomes
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Cell, Patient
+    from downstream.splits.folds import Split
     from featurestore import Lake
 
 Floats = NDArray[np.float64]
@@ -59,14 +61,45 @@ class CellPatients:
         outcome_PK = outcomes(self.patient(one) for one in ids)
         return outcome_PK[:, 0] if outcome_PK.shape[1] == 1 else outcome_PK
 
-    def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
-        """Return bags and targets for a MIL model, with softened labels if `soften` made any."""
+    def encoder(self, split: "Split") -> CovariateEncoder | None:
+        """Return the covariates, fitted on the split's training patients; None without any."""
+        names = self.cell.study.covariates
+        if not names:
+            return None
+        rows = [self.patient(one).covariates for one in split.train]
+        encoder = CovariateEncoder.fit(
+            names, rows, patients=split.train, categories=self.cell.study.categories
+        )
+        split.check_fitted_on(encoder.patients, "covariates")
+        return encoder
+
+    def encoded(self, encoder: CovariateEncoder, ids: Sequence[str]) -> Floats:
+        """Return the encoded covariates of patients [P, K]."""
+        return encoder.encode([self.patient(one).covariates for one in ids])
+
+    def inputs(self, encoder: CovariateEncoder | None, ids: Sequence[str]) -> Floats:
+        """Return pooled features with encoded covariates behind them [P, D + K]."""
+        if encoder is None:
+            return self.pooled(ids)
+        return np.hstack([self.pooled(ids), self.encoded(encoder, ids)])
+
+    def examples(
+        self, ids: Sequence[str], *, soft: bool = False, encoder: CovariateEncoder | None = None
+    ) -> "Examples":
+        """Return bags and targets for a MIL model.
+
+        Args:
+            ids: ids of the patients.
+            soft: whether softened labels are used, if `soften` made any.
+            encoder: encoder of the covariates that the model takes; None for no covariates.
+        """
         from downstream.mil.train import Examples
 
         target = self.target(ids)
         if soft and self._soft:
             target = np.stack([self._soft[one] for one in ids])
-        return Examples(bags=_BagView(self, ids), target=target)
+        beside = None if encoder is None else self.encoded(encoder, ids)
+        return Examples(bags=_BagView(self, ids), target=target, covariates=beside)
 
     def soften(self, members: Sequence[Member], share: float) -> None:
         """Mix the predictions of models that have not trained on a patient into its label.

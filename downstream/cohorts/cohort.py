@@ -69,6 +69,7 @@ def patient_table(
     *,
     extra_columns: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    covariates: Sequence[str] = (),
 ) -> Cohort:
     """Join labels with the ready slides of a lake: one row per patient.
 
@@ -85,6 +86,7 @@ def patient_table(
         extra_columns: further columns to keep, such as the site; they may be null. They are read as
             text: 0012 is not 12.
         numbers: columns of `columns` that must be numbers; the type of the others is detected.
+        covariates: further columns to keep, which may be null, of whatever type they look like.
 
     Raises:
         CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
@@ -92,8 +94,9 @@ def patient_table(
             that differ from another by case, blanks or Unicode form only, unless the labels have
             `distinct_ids`.
     """
-    extra_columns = [column for column in extra_columns if column not in columns]
-    table = _read_columns(labels, columns, extra_columns, numbers)
+    texts = [c for c in extra_columns if c not in columns and c not in covariates]
+    table = _read_columns(labels, columns, texts, numbers, covariates)
+    extra_columns = [*texts, *covariates]
     id_column = "slide_id" if "slide_id" in table.table.columns else "patient_id"
     rows, partial = _split_by_completeness(table.table, columns, extra_columns, id_column)
     lake_slides = slides.select("slide_id", "patient_id", "state").collect()
@@ -129,13 +132,15 @@ def _read_columns(
     columns: Sequence[str],
     extra_columns: Sequence[str],
     numbers: Sequence[str],
+    covariates: Sequence[str] = (),
 ) -> LabelTable:
     """Return the labels with each column read as the type that the study needs."""
     table = labels if isinstance(labels, LabelTable) else _label_table(labels)
-    _require_columns(table, [*columns, *extra_columns])
+    _require_columns(table, [*columns, *extra_columns, *covariates])
     return table.read(
         {column: "numbers" if column in numbers else "values" for column in columns}
         | dict.fromkeys(extra_columns, "texts")
+        | dict.fromkeys(covariates, "values")
     )
 
 

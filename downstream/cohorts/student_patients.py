@@ -32,7 +32,9 @@ def seen_patients(
     """
     from featurestore.storage import read_sealed
 
-    names = {part.partition(":")[0] for name in features for part in teachers_of(name)}
+    # A student's column may name a pooling, and be quantised: `small~int8`.
+    parts = [part for name in features for part in teachers_of(name)]
+    names = {part.partition(":")[0].partition("~")[0] for part in parts}
     patients_of: dict[str, frozenset[str] | None] = {}
     for name in sorted(names):
         path = f"students/{name}/report.json"

@@ -8,7 +8,8 @@ Shape letters: P patients, C classes, M models.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cluster import counted, progress
+from downstream.cohorts.cohort import patient_table
 from downstream.cohorts.cohort_errors import listing
+from downstream.cohorts.covariates import CovariateRow, table_rows
+from downstream.cohorts.label_tables import load_labels
 from downstream.kept.kept_model import KeptModelError
 from downstream.kept.run_models import RunModel, models_of_run, owners_of_slides
 from downstream.report.finished_run import RunError, read_run
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from featurestore import Lake
 
 Floats = NDArray[np.float64]
+
+_IN_TABLE = "is in the table of covariates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,7 @@ class LakePatients:
         slides_of: slides of each patient.
         features: name of the feature set.
         mpps: microns per pixel of the tiles.
+        covariates: covariates of each patient by name; None where there is no table of them.
     """
 
     def __init__(
@@ -80,7 +87,9 @@ class LakePatients:
         slides_of: Mapping[str, Sequence[str]],
         features: str,
         mpps: Sequence[float],
+        covariates: Mapping[str, CovariateRow] | None = None,
     ) -> None:
+        self._covariates = covariates
         self._lake, self.slides_of = lake, slides_of
         self._features, self._mpps = features, mpps
         self._last: tuple[str, PatientBag] | None = None
@@ -100,6 +109,17 @@ class LakePatients:
         """Return one vector per patient [P, D]."""
         return np.stack([self._vector_of(one) for one in ids])
 
+    def covariates(self, names: Sequence[str], ids: Sequence[str]) -> list[CovariateRow]:
+        """Return the covariates of patients.
+
+        Raises:
+            KeptModelError: There is no table of covariates.
+        """
+        if self._covariates is None:
+            msg = f"the model takes covariates ({', '.join(names)}); give a table of them"
+            raise KeptModelError(msg)
+        return [self._covariates[one] for one in ids]
+
     def _vector_of(self, patient_id: str) -> Floats:
         if self._vector is None or self._vector[0] != patient_id:
             self._vector = (patient_id, pooled_bag(self.bag(patient_id)))
@@ -113,6 +133,7 @@ def predict_patients(
     *,
     run_lake: str | None = None,
     arm: str | None = None,
+    covariates: str | PathLike[str] | None = None,
     version: int | str | None = None,
 ) -> PatientPredictions:
     """Apply the models that a run keeps to all patients of a lake.
@@ -122,6 +143,9 @@ def predict_patients(
         run: name of a finished run of `run_mil` or `run_survival`.
         run_lake: the lake that holds the run; None if it is the same.
         arm: arm of the run; the first if None.
+        covariates: table with the covariates of the run, where it has any, in the columns that the
+            run's labels had. What is missing for a patient is filled in as in training; a patient
+            who is not in the table is not predicted.
         version: version of the lake, or a snapshot; the newest if None.
 
     Returns:
@@ -132,7 +156,7 @@ def predict_patients(
     Raises:
         RunError: There is no such run, or no such arm.
         KeptModelError: The run keeps no models, or the lake's columns are of another encoder,
-            mpp or tile size.
+            mpp or tile size; or it has covariates and no table of them is given, or the reverse.
 
     Examples:
         >>> quick = sl.MilSettings(epochs=1)
@@ -157,7 +181,12 @@ def predict_patients(
     if not slides_of:
         msg = f"no ready slide of {lake.uri} has features of {features!r}: {listing(lost)}"
         raise KeptModelError(msg)
-    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"])
+    rows_of = _covariates(lake, finished, covariates)
+    if rows_of is not None:
+        absent = [one for one in slides_of if one not in rows_of]
+        lost += [f"{one}: not in the table of covariates" for one in absent]
+        slides_of = {one: slides for one, slides in slides_of.items() if one in rows_of}
+    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"], rows_of)
     rows = _rows(finished, models, reader, owner_of, lost)
     return PatientPredictions(
         rows=pl.DataFrame(rows, infer_schema_length=None),
@@ -194,6 +223,41 @@ def _rows(
                 lost.append(f"{patient}: every model was trained on this patient")
             bar.advance(1)
     return rows
+
+
+def _covariates(
+    lake: "Lake", run: "Run", path: str | PathLike[str] | None
+) -> dict[str, CovariateRow] | None:
+    """Return the covariates of each patient of a table; None for a run without covariates.
+
+    Raises:
+        KeptModelError: A table for a run without covariates, none for one with them, or a table
+            with none of the lake's patients.
+        CohortError: The table lacks a covariate, or has other cells than the run's labels had.
+    """
+    from featurestore.annotations import labels_of
+
+    config = run.result["config"]
+    names = config.get("covariates", [])
+    if not names:
+        if path is not None:
+            msg = f"run {run.name} has no covariates; leave out the table of covariates"
+            raise KeptModelError(msg)
+        return None
+    if path is None:
+        msg = (
+            f"run {run.name} takes covariates ({', '.join(names)}); give a table with these "
+            "columns by --covariates (covariates in Python)"
+        )
+        raise KeptModelError(msg)
+    readings = {name: "texts" if name in config["categories"] else "numbers" for name in names}
+    table = load_labels(labels_of(lake, fspath(path))).read(readings)
+    # every row counts, also one whose covariates are all unknown
+    marked = table.table.with_columns(pl.lit(1).alias(_IN_TABLE))
+    whole = replace(table, source=None, table=marked)
+    patients = patient_table(lake.slides(), whole, [_IN_TABLE], covariates=names).patients
+    ids = patients["patient_id"].to_list()
+    return dict(zip(ids, table_rows(patients, names), strict=True))
 
 
 def _arm(run: "Run", arm: str | None) -> str:

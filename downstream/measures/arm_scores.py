@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from downstream.measures.class_measures import (
     Measure,
     UndefinedMetricError,
+    class_distance_measure,
     classification_measures,
     measure_of,
 )
@@ -84,6 +85,11 @@ def score(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
     ]
 
 
+def main_name(study: "Study") -> str:
+    """Return the name of a run's main measure; quadratic kappa for classes in an order."""
+    return "kappa_quadratic" if study.is_ordered else MAIN[study.task]
+
+
 def main_measure(study: "Study", part: "pl.DataFrame") -> "MeasuredArrays | str":
     """Return the main measure of the run's task with its truth and predictions, or why it has none.
 
@@ -91,7 +97,7 @@ def main_measure(study: "Study", part: "pl.DataFrame") -> "MeasuredArrays | str"
         study: the run.
         part: test rows of one arm.
     """
-    name = MAIN[study.task]
+    name = main_name(study)
     if study.task != "survival":
         return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
     from downstream.survival.survival_rows import predictions_of
@@ -196,6 +202,8 @@ def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArray
     """Return the measures of several classes, with classes and probabilities."""
     label, probabilities = _class_indices(study, part), _probabilities(part)
     measures = classification_measures("multiclass")
+    if study.is_ordered:
+        measures.append(class_distance_measure())
     pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
     return [(_WITHIN_FOLDS, (label, _model_numbers(part)), probabilities), *pooled]
 

@@ -32,12 +32,15 @@ class BagSequence(Protocol):
         """Return the bag of one patient."""
 
 
-def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[np.float32]]]:
+def predict(
+    model: "MilModel", bags: BagSequence, covariates_PK: Floats | None = None
+) -> tuple[Floats, list[NDArray[np.float32]]]:
     """Return the logits and the attention of whole bags, predicted one at a time.
 
     Args:
         model: trained model; it is left in evaluation mode.
         bags: one bag per patient.
+        covariates_PK: encoded covariates of each patient, of a model that takes them.
 
     Returns:
         float64[P, C] logits, and float32[N] attention of each bag, which sums to 1.
@@ -49,7 +52,10 @@ def predict(model: "MilModel", bags: BagSequence) -> tuple[Floats, list[NDArray[
         for at in range(len(bags)):
             bag = bags[at]
             places = torch.from_numpy(bag.places).to(device)
-            prediction = model(floats(bag.features).to(device), None, places)
+            beside = None
+            if covariates_PK is not None:
+                beside = torch.from_numpy(covariates_PK[at : at + 1]).float().to(device)
+            prediction = model(floats(bag.features).to(device), None, places, beside)
             logits.append(prediction.logits[0].double().cpu().numpy())
             attention.append(prediction.pooled.attention[0].float().cpu().numpy())
     return np.stack(logits), attention

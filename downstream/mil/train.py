@@ -7,9 +7,9 @@ Shape letters: P patients, B bags of a batch, N tiles, D feature width, C output
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from downstream.mil.objective import Objective
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
+    from downstream.run.study_spec import CovariateFusionName
 
 Floats = NDArray[np.float64]
+
+_TERM_RATE, _JOINT_TERM_RATE = 5e-3, 2.5e-2
+"""Least step size of covariates' terms and of thresholds, and that under a joint objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +43,19 @@ class Examples:
         bags: one bag per patient.
         target: targets: [P] class indices or numbers, [P, C] labels, probabilities, or (time,
             event).
+        covariates: encoded covariates of each patient [P, K]; None without any.
     """
 
     bags: BagSequence
     target: NDArray[np.float64]
+    covariates: Floats | None = None
 
     def __post_init__(self) -> None:
-        """Raise MilError unless each bag has one target."""
-        if len(self.bags) != len(self.target):
+        """Raise MilError unless each bag has one target, and covariates if there are any."""
+        beside = len(self.bags) if self.covariates is None else len(self.covariates)
+        if not len(self.bags) == len(self.target) == beside:
             msg = f"{len(self.bags)} bags with {len(self.target)} targets; give one target per bag"
+            msg += "" if self.covariates is None else f", and covariates, not {beside} rows"
             raise MilError(msg)
 
     @cached_property
@@ -89,6 +97,7 @@ def train_mil(
     widths: tuple[int, ...],
     seed: int,
     ratios: tuple[int, ...] = (),
+    covariate_fusion: "CovariateFusionName" = "late",
     device: str = "cpu",
 ) -> TrainedModel:
     """Train a MIL model with AdamW; return the weights of the least validation loss.
@@ -106,6 +115,7 @@ def train_mil(
         widths: feature width of each teacher of the feature set.
         seed: seed of initialisation, order, dropout and tile subsets.
         ratios: ratios between the mpps, coarse to fine.
+        covariate_fusion: how covariates of the examples meet the tiles, see `make_fusion`.
         device: Torch device to train on.
 
     Raises:
@@ -119,7 +129,15 @@ def train_mil(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(
-            name, objective.task, settings, widths=widths, ratios=ratios, mean_D=mean_D, std_D=std_D
+            name,
+            objective.task,
+            settings,
+            widths=widths,
+            ratios=ratios,
+            mean_D=mean_D,
+            std_D=std_D,
+            covariates=0 if train.covariates is None else train.covariates.shape[1],
+            covariate_fusion=covariate_fusion,
         ).to(device)
         return _train_epochs(model, train, validation, objective, settings, rng)
 
@@ -134,7 +152,7 @@ def _train_epochs(
 ) -> TrainedModel:
     """Train for all epochs, or until validation has not improved for `patience` epochs."""
     optimiser = torch.optim.AdamW(
-        model.parameters(),
+        _parameter_groups(model, settings, is_joint=objective.joint),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,
@@ -160,6 +178,28 @@ def _train_epochs(
         train_loss=tuple(losses),
         validation_loss=tuple(validation_losses),
     )
+
+
+def _parameter_groups(
+    model: "MilModel", settings: "MilSettings", *, is_joint: bool
+) -> list[dict[str, Any]]:
+    """Return the parameters of the network, and those of few terms with a step of their own.
+
+    These are of covariates, which are standardised, and the thresholds of ordered classes. At the
+    step of the tiles' network, a thousand steps would not bring them to where they belong. A joint
+    objective has few steps, of many patients each, and takes longer ones.
+    """
+    beside = [] if model.covariates is None else list(model.covariates.parameters())
+    beside += list(model.link.parameters())
+    known = {id(part) for part in beside}
+    groups: list[dict[str, Any]] = [
+        {"params": [part for part in model.parameters() if id(part) not in known]}
+    ]
+    if beside:
+        least = _JOINT_TERM_RATE if is_joint else _TERM_RATE
+        rate = max(settings.learning_rate, least)
+        groups.append({"params": beside, "lr": rate})
+    return groups
 
 
 def _train_epoch(
@@ -212,9 +252,10 @@ def _batch_loss(
         if isinstance(model, Experts):
             balanced, labels = _padded_batch(train, others, settings, rng, device=device_of(model))
             return model.pair_loss(padded, target, balanced, labels)
-        prediction = model(padded.x, padded.mask, padded.coords)
-    own = objective.loss(prediction.logits, target)
-    return model.with_own(own, prediction, target).mean()
+        prediction = model(padded.x, padded.mask, padded.coords, padded.covariates)
+    return model.whole_loss(
+        lambda logits_BC: objective.loss(logits_BC, target), prediction, target
+    ).mean()
 
 
 def _patient_batches(
@@ -260,6 +301,9 @@ def _padded_batch(
             for bag, pick in zip(bags, picks, strict=True)
         ],
     )
+    if examples.covariates is not None:
+        beside = torch.from_numpy(examples.covariates[rows]).float().to(device)
+        padded = replace(padded, covariates=beside)
     return padded, torch.from_numpy(examples.target[rows]).float().to(device)
 
 
@@ -280,7 +324,7 @@ def _tile_subset(
 @torch.no_grad()
 def whole_loss(model: "MilModel", examples: Examples, objective: "Objective") -> float:
     """Return the mean loss of the logits over patients, whole bags, no dropout."""
-    logits = predict(model, examples.bags)[0]
+    logits = predict(model, examples.bags, examples.covariates)[0]
     target = torch.from_numpy(examples.target).float()
     return float(objective.loss(torch.from_numpy(logits).float(), target).mean())
 

@@ -18,12 +18,14 @@ from downstream.run.model_tables import PROBES, load
 if TYPE_CHECKING:
     from downstream.cohorts.outcomes import TaskKind
     from downstream.probes.heads import Linear, Nearest
+    from downstream.probes.ordinal_head import Ordinal
 
 Floats = NDArray[np.float64]
 Rows = tuple[NDArray[Any], NDArray[Any]]
 
 
 _CONSTANT = 1e-12
+_ORDINAL = "downstream.probes.ordinal_head:fit_ordinal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Probe:
     chosen: tuple[float, ...]
     mean: Floats
     spread: Floats
-    heads: "tuple[Linear | Nearest, ...]"
+    heads: "tuple[Linear | Nearest | Ordinal, ...]"
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
@@ -71,6 +73,8 @@ def fit_probe(
     task: "TaskKind",
     classes: int,
     seed: int = 0,
+    covariates: int = 0,
+    is_ordered: bool = False,
 ) -> Probe:
     """Fit a probe on training rows.
 
@@ -86,6 +90,11 @@ def fit_probe(
         classes: number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
         seed: seed of the solvers; neither probe depends on it.
+        covariates: number of last columns that are standardised covariates. Each is given as much
+            variance as all features together, so that the penalty on many features hardly shrinks
+            the few covariates.
+        is_ordered: whether the classes of `multiclass` are in an order: `linear` is then an
+            ordinal logistic regression.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in
@@ -104,7 +113,11 @@ def fit_probe(
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
-    fit = load(PROBES[name].loader)
+    if covariates:
+        mean[-covariates:] = 0.0
+        spread[-covariates:] = (x_PD.shape[1] - covariates) ** -0.5
+    is_ordinal = is_ordered and name == "linear" and task == "multiclass"
+    fit = load(_ORDINAL if is_ordinal else PROBES[name].loader)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)

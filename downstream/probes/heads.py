@@ -111,7 +111,7 @@ def fit_linear(
     if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
         # of penalties the loss falls and then rises, and the weak ones take by far the longest
         late = classes is not None
-        penalty = _best_option(
+        penalty = best_option(
             options, lambda option: fit(option).outputs(z_QD), y_Q, classes, until_worse=late
         )
     return fit(penalty), penalty
@@ -128,11 +128,11 @@ def fit_nearest(
     neighbours = float(min(DEFAULTS["knn"], len(z_PD)))
     if len(z_QD):
         rows_QK = head.ranked(z_QD, most)
-        neighbours = _best_option(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
+        neighbours = best_option(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
     return replace(head, neighbours=int(neighbours)), neighbours
 
 
-def _best_option(
+def best_option(
     options: Sequence[float],
     outputs: Callable[[float], Floats],
     y_Q: NDArray[Any],

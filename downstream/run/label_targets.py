@@ -18,13 +18,14 @@ from downstream.cohorts.outcomes import (
     refuse_near_numbers,
     regression_labels,
 )
-from downstream.run.model_tables import AGGREGATORS
+from downstream.run.model_tables import AGGREGATORS, CLINICAL
 from downstream.run.study_errors import StudyError
 
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Outcome
+    from downstream.run.study_spec import StudySpec
     from downstream.splits.fold_plan import Plan
 
 
@@ -51,6 +52,25 @@ def check_models(models: Sequence[str], allowed: Collection[str], mpps: Sequence
         raise StudyError(msg)
 
 
+def check_covariates(spec: "StudySpec") -> None:
+    """Refuse models that do not fit a study's covariates, or its lack of them.
+
+    Raises:
+        StudyError: A model of the covariates without any; neighbours or experts with covariates.
+    """
+    models, names = spec.model_names, spec.labels.covariates
+    alone = [model for model in models if model in CLINICAL]
+    if alone and not names:
+        msg = f"model {alone[0]!r} without covariates; name their columns by --covariates"
+        raise StudyError(msg)
+    if names and "knn" in models:
+        msg = "model 'knn' takes no covariates: a distance has no place for them; take linear"
+        raise StudyError(msg)
+    if names and spec.fit.experts:
+        msg = "experts take no covariates; leave out one of the two"
+        raise StudyError(msg)
+
+
 def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
     """Refuse settings that need classes or several inner splits, in a study without them.
 
@@ -70,9 +90,22 @@ def check_tails(settings: "MilSettings", task: str, plan: "Plan") -> None:
 
 
 def read_target(
-    cohort: "Cohort", columns: Sequence[str], task: str
+    cohort: "Cohort", columns: Sequence[str], task: str, *, order: Sequence[str] = ()
 ) -> "tuple[Outcome, list[str], NDArray[np.float64]]":
-    """Return the task, the names of its classes, and the outcomes [P, K]."""
+    """Return the task, the names of its classes, and the outcomes [P, K].
+
+    Args:
+        cohort: the patients.
+        columns: label columns.
+        task: see `LabelOptions.task`.
+        order: see `LabelOptions.order`.
+
+    Raises:
+        StudyError: A task that does not fit the column, or classes without an order.
+    """
+    if order or task == "ordinal":
+        names, label = ordered_labels(cohort, columns, task, order)
+        return "multiclass", names, label.astype(np.float64)[:, None]
     if len(columns) > 1 or task == "multilabel":
         names, label_PC = multilabel_labels(cohort.patients, columns)
         return "multilabel", names, label_PC.astype(np.float64)
@@ -91,6 +124,63 @@ def read_target(
         )
         raise StudyError(msg)
     return class_task, classes, label.astype(np.float64)[:, None]
+
+
+def check_ordered(spec: "StudySpec") -> None:
+    """Refuse models that have no place for an order of classes, in a study of ordered classes.
+
+    Raises:
+        StudyError: A model with a branch for each class, or experts.
+    """
+    if not spec.labels.is_ordered:
+        return
+    branched = [name for name in spec.model_names if _has_class_branches(name)]
+    if branched or spec.fit.experts:
+        what = f"model {branched[0]!r}, with a branch for each class," if branched else "experts"
+        msg = f"{what} and classes in an order, which have one score; take another model"
+        raise StudyError(msg)
+
+
+def _has_class_branches(model: str) -> bool:
+    """Whether a model has an embedding of its own for each class."""
+    return model in AGGREGATORS and bool(AGGREGATORS[model].options.get("multi_branch"))
+
+
+def ordered_labels(
+    cohort: "Cohort", columns: Sequence[str], task: str, order: Sequence[str]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the classes from the lowest to the highest, and the class index of each patient.
+
+    Raises:
+        StudyError: Another task than `ordinal`, several columns, texts without an order, an order
+            that does not name each class once, or two classes only.
+    """
+    if task not in {"auto", "ordinal"} or len(columns) > 1:
+        msg = (
+            f"an order of classes with task {task!r} and {counted(len(columns), 'column')}; it is "
+            "for one column, and its task is ordinal"
+        )
+        raise StudyError(msg)
+    classes, label_P = class_labels(cohort.patients, columns[0])
+    is_text = not cohort.patients[columns[0]].dtype.is_numeric()
+    if not order and is_text:
+        msg = (
+            f"{columns[0]!r} holds {', '.join(classes[:5])}: the order of texts is not known; give "
+            "it from the lowest to the highest by --order (order in Python)"
+        )
+        raise StudyError(msg)
+    if order and sorted(order) != sorted(classes):
+        msg = (
+            f"order {', '.join(order)}; the classes of {columns[0]!r} are {', '.join(classes)}: "
+            "name each once, from the lowest to the highest"
+        )
+        raise StudyError(msg)
+    if len(classes) < 3:
+        msg = f"{columns[0]!r} has two classes; their task is binary, an order adds nothing"
+        raise StudyError(msg)
+    names = list(order or classes)
+    place_C = np.array([names.index(name) for name in classes])
+    return names, place_C[label_P]
 
 
 def strata_of(task: "Outcome", outcome: NDArray[np.float64], *, folds: int) -> list[Any]:

@@ -22,8 +22,11 @@ class AggregatorEntry:
         loader: `module:class`, imported on use.
         summary: Short description of the model.
         options: Options of the class for this name.
-        tile_classes: The option `classes` of a class with tile classifiers: as many as the model
-            has `outputs`, or `at least two` (a binary model has one output); `none` without.
+        tile_classes: The option `classes` of a class with classifiers of tiles or of parts of a
+            bag: as many as the model has `outputs`, or `at least two` (a binary model has one
+            output); `none` without.
+        labels_tiles: Whether it has a loss on labels of tiles, which needs classes: it serves no
+            number and no survival.
         several_mpps: Whether it needs tiles at several nested mpps.
     """
 
@@ -31,6 +34,7 @@ class AggregatorEntry:
     summary: str
     options: Mapping[str, Any] = field(default_factory=dict)
     tile_classes: TileClasses = "none"
+    labels_tiles: bool = False
     several_mpps: bool = False
 
 
@@ -56,20 +60,33 @@ class PooledEntry:
 _POOLING = "downstream.mil.aggregators.pooling"
 AGGREGATORS: dict[str, AggregatorEntry] = {
     "abmil": AggregatorEntry(loader=f"{_POOLING}:Abmil", summary="gated attention"),
+    "acmil": AggregatorEntry(
+        loader="downstream.mil.aggregators.acmil:Acmil",
+        summary="ACMIL, several attention branches and masked tiles",
+        tile_classes="outputs",
+    ),
     "clam_mb": AggregatorEntry(
         loader="downstream.mil.aggregators.clam:Clam",
         summary="CLAM with an attention branch for each class",
         options={"multi_branch": True},
         tile_classes="at least two",
+        labels_tiles=True,
     ),
     "clam_sb": AggregatorEntry(
         loader="downstream.mil.aggregators.clam:Clam",
         summary="CLAM with one attention branch",
         tile_classes="at least two",
+        labels_tiles=True,
     ),
     "dsmil": AggregatorEntry(
         loader="downstream.mil.aggregators.dsmil:Dsmil",
         summary="attention to the most critical tile",
+        tile_classes="outputs",
+        labels_tiles=True,
+    ),
+    "dtfd": AggregatorEntry(
+        loader="downstream.mil.aggregators.dtfd:Dtfd",
+        summary="DTFD-MIL, two tiers of attention over pseudo-bags",
         tile_classes="outputs",
     ),
     "hierarchical": AggregatorEntry(
@@ -77,8 +94,16 @@ AGGREGATORS: dict[str, AggregatorEntry] = {
         summary="attention over nested mpps (PatHME)",
         several_mpps=True,
     ),
+    "ilra": AggregatorEntry(
+        loader="downstream.mil.aggregators.ilra:Ilra",
+        summary="ILRA, low-rank attention through latent vectors",
+    ),
     "max": AggregatorEntry(loader=f"{_POOLING}:MaxPool", summary="maximum over tiles"),
     "mean": AggregatorEntry(loader=f"{_POOLING}:MeanPool", summary="mean over tiles"),
+    "rrt": AggregatorEntry(
+        loader="downstream.mil.aggregators.rrt:Rrt",
+        summary="RRT-MIL, attention within regions and across them",
+    ),
     "transformer": AggregatorEntry(
         loader="downstream.mil.aggregators.transformer:PositionTransformer",
         summary="transformer with a distance bias",
@@ -86,6 +111,10 @@ AGGREGATORS: dict[str, AggregatorEntry] = {
     "transmil": AggregatorEntry(
         loader="downstream.mil.aggregators.transmil:TransMil",
         summary="TransMIL, Nystrom attention on the grid",
+    ),
+    "wikg": AggregatorEntry(
+        loader="downstream.mil.aggregators.wikg:WiKG",
+        summary="WiKG, attention over a graph of like tiles",
     ),
 }
 """Models of bags, of all tasks."""
@@ -121,15 +150,25 @@ POOLED: dict[str, PooledEntry] = {
 }
 """Models of survival on pooled features."""
 
+CLINICAL: dict[str, PooledEntry] = {
+    "covariates": PooledEntry(
+        loader="downstream.cells.cell_models:fit_covariate_member",
+        summary="logistic, ridge or Cox regression of the covariates alone",
+    ),
+}
+"""Models that see no tile: what the tiles add is told by comparing with them."""
+
 _Table = Mapping[str, AggregatorEntry] | Mapping[str, PooledEntry]
 TRAINERS: dict[str, tuple[tuple[_Table, str], ...]] = {
     "mil": (
         (AGGREGATORS, "downstream.cells.cell_models:fit_mil_member"),
         (PROBES, "downstream.cells.cell_models:fit_probe_member"),
+        (CLINICAL, "downstream.cells.cell_models:fit_covariate_member"),
     ),
     "survival": (
         (POOLED, "downstream.survival.survival_cell_models:fit_pooled_member"),
         (AGGREGATORS, "downstream.survival.survival_cell_models:fit_survival_member"),
+        (CLINICAL, "downstream.survival.survival_cell_models:fit_covariate_member"),
     ),
 }
 """By kind of study the tables of its models, each with the function that trains one on a split."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from downstream.measures.arm_comparisons import compare_arms
-from downstream.measures.arm_scores import MAIN, score, study_times
+from downstream.measures.arm_scores import main_name, score, study_times
 from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
 from downstream.run.cells import parquet_bytes
@@ -187,7 +187,7 @@ def _arm_metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
         }
         for name, scored in scored_by_name.items()
     }
-    main = MAIN[study.task]
+    main = main_name(study)
     if scored_by_name[main].interval is None:
         return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
     return {"metric": main, **measures[main], "measures": measures}

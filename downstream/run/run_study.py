@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
+from downstream.cohorts.covariates import CovariateRow, covariate_notes, covariate_rows
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
 from downstream.cohorts.site_facts import site_facts, site_notes
@@ -22,7 +23,9 @@ from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
+    check_covariates,
     check_models,
+    check_ordered,
     check_tails,
     event_strata,
     read_target,
@@ -88,11 +91,13 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
+    check_covariates(spec)
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
     cohort, splits = _with_students(lake, cohort, splits, spec.features)
+    cohort = _with_covariates(cohort, spec.labels.covariates)
     study = _study(spec, lake, cohort, target, splits, sha256)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
@@ -109,6 +114,8 @@ def run_mil(
     mpps: Sequence[float],
     models: Sequence[str] = ("abmil",),
     task: str = "auto",
+    order: Sequence[str] = (),
+    covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -134,6 +141,8 @@ def run_mil(
         mpps: see `FeatureOptions.mpps`.
         models: see `ModelOptions.names`.
         task: see `LabelOptions.task`.
+        order: see `LabelOptions.order`.
+        covariates: see `LabelOptions.covariates`.
         ids: options of `load_labels`: a slide table, and which columns name patients and slides.
         plan: plan of the folds; five stratified folds if None.
         seeds: see `ModelOptions.seeds`.
@@ -169,6 +178,8 @@ def run_mil(
             table=fspath(labels),
             target=columns,
             task=cast("TaskName", task),
+            order=tuple(order),
+            covariates=tuple(covariates),
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
@@ -199,6 +210,7 @@ def run_survival(
     models: Sequence[str] = ("cox",),
     head: str = "hazards",
     event_means: EventMeans = "auto",
+    covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -226,6 +238,7 @@ def run_survival(
         models: see `ModelOptions.names`.
         head: see `ModelOptions.head`.
         event_means: see `LabelOptions.event_means`.
+        covariates: see `LabelOptions.covariates`.
         ids: see `run_mil`.
         plan: see `run_mil`.
         seeds: see `ModelOptions.seeds`.
@@ -260,6 +273,7 @@ def run_survival(
             time=time,
             event=event,
             event_means=event_means,
+            covariates=tuple(covariates),
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
@@ -323,7 +337,8 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
             outcome=np.stack([times, events], axis=1),
             strata=event_strata(events, folds=folds),
         )
-    task, classes, outcome = read_target(cohort, columns, spec.labels.task)
+    task, classes, outcome = read_target(cohort, columns, spec.labels.task, order=spec.labels.order)
+    check_ordered(spec)
     check_tails(spec.fit, task, spec.folds)
     return _Targets(
         task=task,
@@ -347,6 +362,14 @@ def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
         facts={**cohort.facts, "site": facts},
         site_of=dict(zip(patients, sites, strict=True)),
     )
+
+
+def _with_covariates(cohort: Cohort, names: Sequence[str]) -> Cohort:
+    """Return the cohort with a note on each covariate that some patients lack."""
+    if not names:
+        return cohort
+    rows = covariate_rows(cohort.patients, names)
+    return replace(cohort, notes=(*cohort.notes, *covariate_notes(names, rows)))
 
 
 def _with_students(
@@ -374,6 +397,7 @@ def _study(
     """Return the run of a spec on a cohort."""
     is_survival = spec.kind == "survival"
     features, models = spec.features.names, spec.model_names
+    rows = covariate_rows(cohort.patients, spec.labels.covariates)
     return Study(
         kind=spec.kind,
         task=target.task,
@@ -399,7 +423,10 @@ def _study(
         identities=_identities(lake, features, cohort, spec.features.mpps),
         settings=spec.fit,
         pooled=spec.pooled if is_survival else None,
-        patients=_patients(cohort, target.outcome),
+        patients=_patients(cohort, target.outcome, rows),
+        covariates=spec.labels.covariates,
+        covariate_fusion=spec.models.covariate_fusion if spec.labels.covariates else "late",
+        is_ordered=spec.labels.is_ordered,
     )
 
 
@@ -415,7 +442,12 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     if spec.labels.task == "regression":
         numbers = columns
     cohort = patient_table(
-        lake.slides(), table, columns, extra_columns=spec.folds.columns, numbers=numbers
+        lake.slides(),
+        table,
+        columns,
+        extra_columns=spec.folds.columns,
+        numbers=numbers,
+        covariates=spec.labels.covariates,
     )
     usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
     return lake, keep_slides(cohort, usable), table.sha256
@@ -424,6 +456,7 @@ def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:
     """Return the name of the reference arm, the first arm by default."""
     arms = [arm_name(name, model, models) for name in features for model in models]
+    arms = list(dict.fromkeys(arms))
     if reference is not None and reference not in arms:
         msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
         raise StudyError(msg)
@@ -440,14 +473,19 @@ def _identities(
     }
 
 
-def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient, ...]:
-    """Return the rows of the cohort with their outcomes."""
+def _patients(
+    cohort: Cohort, outcome_PK: NDArray[np.float64], covariates: Sequence[CovariateRow]
+) -> tuple[Patient, ...]:
+    """Return the rows of the cohort with their outcomes and covariates."""
     rows = cohort.patients.select("patient_id", "slide_ids").iter_rows()
     return tuple(
         Patient(
             patient_id=patient_id,
             slide_ids=tuple(slide_ids),
             outcome=tuple(float(number) for number in outcome),
+            covariates=beside,
         )
-        for (patient_id, slide_ids), outcome in zip(rows, outcome_PK, strict=True)
+        for (patient_id, slide_ids), outcome, beside in zip(
+            rows, outcome_PK, covariates, strict=True
+        )
     )

@@ -15,10 +15,11 @@ from downstream.run.study_errors import StudyError
 from downstream.splits.fold_plan import Plan
 
 Kind = Literal["mil", "survival"]
-TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
+TaskName = Literal["auto", "binary", "multiclass", "multilabel", "ordinal", "regression"]
 Head = Literal["hazards", "cox"]
 EventMeans = Literal["auto", "event", "censored"]
 PatientsFrom = Literal["agree", "labels"]
+CovariateFusionName = Literal["late", "gated"]
 DEFAULT_MODELS: dict[str, tuple[str, ...]] = {"mil": ("abmil",), "survival": ("cox",)}
 
 
@@ -31,8 +32,9 @@ class LabelOptions:
             `lake:NAME` for an annotation of the lake.
         target: Column to predict, or several columns of 0 and 1 that do not exclude each other;
             of two classes the last in order is the positive one.
-        task: `binary`, `multiclass`, `multilabel` or `regression`; `auto` decides by the column's
-            values.
+        task: `binary`, `multiclass`, `multilabel`, `ordinal` (classes in an order: numbers by
+            value, texts by `order`) or `regression`; `auto` decides by the column's values.
+        order: Classes from the lowest to the highest; they are then `ordinal`.
         time: Survival: column of the time to the event or to the end of follow-up.
         event: Survival: column that is 1 where the event was observed and 0 where the patient is
             censored.
@@ -45,11 +47,15 @@ class LabelOptions:
             else they are refused.
         patients_from: `agree` refuses slides whose patient is another in the labels than in the
             lake; `labels` takes the labels' word.
+        covariates: Clinical covariates: columns of the labels that models see beside the tiles,
+            such as age and grade. Numbers are standardised, texts are categories; both by the
+            training patients of each fold.
     """
 
     table: str
     target: tuple[str, ...] = ()
     task: TaskName = "auto"
+    order: tuple[str, ...] = ()
     time: str | None = None
     event: str | None = None
     event_means: EventMeans = "auto"
@@ -58,6 +64,12 @@ class LabelOptions:
     slide_column: str | None = None
     distinct_ids: bool = False
     patients_from: PatientsFrom = "agree"
+    covariates: tuple[str, ...] = ()
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the classes are in an order."""
+        return bool(self.order) or self.task == "ordinal"
 
     @property
     def id_options(self) -> dict[str, Any]:
@@ -109,18 +121,25 @@ class ModelOptions:
         seeds: Trainings of every model with different random numbers.
         tune: Random draws of learning rate, weight decay, dropout and width that are tried in each
             fold and judged by its validation patients; 0 for none.
+        covariate_fusion: How covariates meet the tiles of a MIL model: `late` adds linear terms to
+            its output, `gated` multiplies both by gates that see both. Models on pooled features
+            take them as further linear terms or inputs.
 
     Raises:
-        StudyError: Another head.
+        StudyError: Another head, or another fusion.
     """
 
     names: tuple[str, ...] = ()
     head: Head = "hazards"
     seeds: int = 1
     tune: int = 0
+    covariate_fusion: CovariateFusionName = "late"
 
     def __post_init__(self) -> None:
-        """Check the head."""
+        """Check the head and the fusion."""
+        if self.covariate_fusion not in get_args(CovariateFusionName):
+            msg = f"covariate_fusion {self.covariate_fusion!r}; it is late or gated"
+            raise StudyError(msg)
         if self.head not in get_args(Head):
             msg = f"head {self.head!r}; a MIL model of survival predicts hazards or cox"
             raise StudyError(msg)
@@ -193,6 +212,15 @@ class StudySpec(JsonSettings):
             msg = (
                 f"labels.time={self.labels.time!r}, labels.event={self.labels.event!r}; a survival "
                 "study needs the column of the time and that of the event"
+            )
+            raise StudyError(msg)
+        predicted = {column for column in self.label_columns if column}
+        both = [name for name in self.labels.covariates if name in predicted]
+        twice = len(set(self.labels.covariates)) < len(self.labels.covariates)
+        if both or twice:
+            msg = (
+                f"covariates {', '.join(self.labels.covariates)}; name each once, and none of the "
+                f"columns that are predicted ({', '.join(self.label_columns)})"
             )
             raise StudyError(msg)
 

@@ -6,7 +6,8 @@ that has grown writes what is new.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +20,11 @@ from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import FORMATS, writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
+from featurestore.interop.pseudonyms import Pseudonyms
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
+from featurestore.licences import Licence, check_licences, field_licence
 from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
@@ -44,6 +47,7 @@ class ExportResult(Shown):
         written: slides of which files were written.
         complete: slides of which all was there already.
         files: files written.
+        licences: licence of each exported column.
         failed: slides that could not be exported, with the reason.
         left_out: slides that were not ingested into the lake, with the reason.
     """
@@ -54,6 +58,7 @@ class ExportResult(Shown):
     written: int = 0
     complete: int = 0
     files: int = 0
+    licences: dict[str, Licence] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
@@ -67,6 +72,9 @@ def export_folder(
     mpp: float | None = None,
     version: int | str | None = None,
     tiles: bool = False,
+    licences: Mapping[str, Licence] | None = None,
+    permission: str | None = None,
+    deidentify: str | os.PathLike[str] | None = None,
     on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
 ) -> ExportResult:
     """Write the slides of a lake as files of another tool.
@@ -79,17 +87,31 @@ def export_folder(
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
         tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
+        licences: licence of each column, for those that keep none (`column_licences` of ingest).
+        permission: who permitted what a licence forbids, in words; written to `licences.json`.
+        deidentify: path of a key outside `out`, a CSV that is made or extended: slides get the
+            random names in it, and users' own columns, texts and paths are left out.
         on_slide: called after each slide with the number of files written.
 
     Raises:
         LakeError: no such lake, version, format, teacher or mpp; or `out` is in use.
+        LicenceError: the licence of a column forbids to share the encoder's outputs.
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
     mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
     task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
-    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
-    with Outbox(out) as box:
+    terms = {
+        name: teacher.licence or (licences or {}).get(name) or Licence()
+        for name, teacher in task.teachers.items()
+    }
+    check_licences(terms, "sharing outputs", permission=permission)
+    pseudonyms = Pseudonyms(deidentify, out) if deidentify is not None else None
+    if pseudonyms is not None:
+        task.deidentify(pseudonyms)
+        permission = permission and "stated; the words are not part of a de-identified export"
+    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version, licences=terms)
+    with Outbox(out, shows_paths=pseudonyms is None) as box:
         for slide_id, slide in task.slides(summary):
             try:
                 files = writer.export_slide(box, slide())
@@ -100,7 +122,11 @@ def export_folder(
             summary.written += files > 0
             summary.complete += not files
             on_slide(slide_id, files)
-        summary.files += _write_annotations(box, task.annotations)
+        if pseudonyms is None:
+            summary.files += _write_annotations(box, task.annotations)
+        else:
+            _write_whole(box, "patients.csv", pseudonyms.patients_table(task.patients))
+        _write_licences(box, terms, permission)
     return summary
 
 
@@ -108,12 +134,26 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
     """Write each annotation as `annotations/<name>.csv`; return how many files were written."""
     written = 0
     for name, table in annotations.tables():
-        text, rel = table.write_csv(), f"annotations/{name}.csv"
-        if not box.path(rel).is_file() or box.path(rel).read_text() != text:
-            with box.file(rel) as path:
-                path.write_text(text)
-            written += 1
+        written += _write_whole(box, f"annotations/{name}.csv", table.write_csv())
     return written
+
+
+def _write_licences(box: Outbox, licences: Mapping[str, Licence], permission: str | None) -> None:
+    """Write what each column's licence is, and forbids, beside the files of the columns."""
+    if not licences:
+        return
+    record = {name: licence.to_json() for name, licence in licences.items()}
+    text = json.dumps({"licences": record, "permission": permission}, indent=2) + "\n"
+    _write_whole(box, "licences.json", text)
+
+
+def _write_whole(box: Outbox, rel: str, text: str) -> bool:
+    """Write a small file, unless it is there and the same; return whether it was written."""
+    if box.path(rel).is_file() and box.path(rel).read_text() == text:
+        return False
+    with box.file(rel) as path:
+        path.write_text(text)
+    return True
 
 
 def _export_mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
@@ -133,6 +173,8 @@ class _ExportTask:
     ) -> None:
         self.lake, self.mpp = lake, mpp
         self.has_choice = bool(teachers)
+        self.pseudonyms: Pseudonyms | None = None
+        self.patients = pl.DataFrame()
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
         if mpp is None or not writes_features:
@@ -141,14 +183,28 @@ class _ExportTask:
             lake.check_teacher(name, mpp=mpp)
         schema = lake.table(features_table(mpp)).schema
         self.teachers = {
-            name: TeacherOut(dim=dim, crc32=0, identity=identity_of(schema.field(name)))
+            name: TeacherOut(
+                dim=dim,
+                crc32=0,
+                identity=identity_of(schema.field(name)),
+                licence=field_licence(schema.field(name)),
+            )
             for name, dim in lake.teachers(mpp=mpp).items()
             if name in teachers or not teachers
         }
 
+    def deidentify(self, pseudonyms: Pseudonyms) -> None:
+        """Name all slides and patients by a key, and leave annotations out, from now on."""
+        self.patients = self.lake.slides().select("slide_id", "patient_id").collect()
+        pseudonyms.add(self.patients["slide_id"], self.patients["patient_id"].drop_nulls())
+        self.pseudonyms = pseudonyms
+
     def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
         """Yield the name of every ready slide with a function that loads it for the export."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
+        if self.pseudonyms is not None:
+            # The files' times would tell the order of the names.
+            secrets.SystemRandom().shuffle(names)
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]
             rows = slide_rows(self.lake, some, SLIDE_COLUMNS)
@@ -189,7 +245,7 @@ class _ExportTask:
             msg = f"slide '{name}' has no features of {', '.join(missing)} yet: run extract"
             raise InteropError(msg)
         keys, xy = _places(self.lake, catalog)
-        return SlideOut(
+        slide = SlideOut(
             tiles=self._tiles(row, xy),
             crc32=catalog["crc32"] if catalog else 0,
             teachers=teachers,
@@ -197,6 +253,7 @@ class _ExportTask:
             tissue=lambda: tissue_of(self.lake, name),
             annotations=self.annotations.of(name, row["patient_id"], catalog),
         )
+        return slide if self.pseudonyms is None else self.pseudonyms.slide_out(slide)
 
     def _tiles(self, row: Row, xy: Int64Array) -> SlideTiles:
         config, catalog = self.lake.config, row["tiles"]

@@ -6,22 +6,33 @@ tile from four numbers. It is read ahead in threads; a forked process would hang
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, get_args
 
 import polars as pl
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.messages import counted, listing
 from featurestore.read.lake_view import LakeView
+from featurestore.read.pixel_cache import PixelCache, cache_folder
 from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
-from featurestore.read.stream_tiles import PART_ROWS, Buffer, Pixels, TileBatch, TileSource
+from featurestore.read.stream_tiles import (
+    PART_ROWS,
+    PIECE_TILES,
+    BatchWork,
+    Buffer,
+    Pixels,
+    TileBatch,
+    TileSource,
+)
 from featurestore.read.stream_under import below
+from featurestore.read.tile_pixels import TileDecoder
 from featurestore.read.unforked import Unforked
 
 READERS = 4  # threads that read from a bucket, each with several requests at once
@@ -41,7 +52,11 @@ class Stream(IterableDataset[TileBatch], Unforked):
         pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
         under: teachers by finer mpp: every tile comes with the features of the tiles under it.
         order: function that returns the order for a number of `tiles`.
-        threads: number of threads that read ahead; the batches do not depend on it.
+        threads: number of threads that read ahead and decode; None for as many as torch uses in
+            this process, one in a `DataLoader`'s worker. The batches do not depend on it.
+        decoder: what makes pixels of stored tiles.
+        cache_bytes: greatest size of the file of decoded tiles on a local disk; 0 for none.
+        cache_folder: folder of that file; see `Lake.stream`.
 
     Attributes:
         slides: catalog rows of the slides, by number.
@@ -67,12 +82,19 @@ class Stream(IterableDataset[TileBatch], Unforked):
         pixels: Pixels,
         under: Mapping[float, Sequence[str]],
         order: Callable[..., Order],
-        threads: int,
+        threads: int | None,
+        decoder: TileDecoder | None = None,
+        cache_bytes: int = 0,
+        cache_folder: str | None = None,
     ) -> None:
-        if pixels not in get_args(Pixels) or threads < 1:
+        if pixels not in get_args(Pixels) or (threads is not None and threads < 1):
             allowed = ", ".join(get_args(Pixels))
             msg = f"pixels='{pixels}', threads={threads} given; allowed: {allowed}; 1 or more"
             raise LakeError(msg)
+        self._decoder = decoder or TileDecoder(tile_px=lake.config.tile_px)
+        self._cache_bytes, self._cache_folder = cache_bytes, cache_folder
+        self._cache: PixelCache | None = None
+        self._refuse_pixel_settings(pixels)
         Unforked.__init__(self)
         self._lake, self._teachers, self._pixels = lake, list(teachers), pixels
         self._threads = threads
@@ -85,6 +107,18 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self._order = order(tiles=self._selection.tiles)
         self.epoch, self._batches_given, self._first = 0, 0, 0
 
+    def _refuse_pixel_settings(self, pixels: Pixels) -> None:
+        whole = TileDecoder(tile_px=self._decoder.tile_px)
+        if self._cache_bytes < 0 or (
+            pixels != "uint8" and (self._cache_bytes or self._decoder != whole)
+        ):
+            msg = (
+                f"pixels='{pixels}' with input_px={self._decoder.input_px}, decode="
+                f"'{self._decoder.decode}', cache_pixels_gb={self._cache_bytes / 1e9:g} given; "
+                "these are of pixels='uint8', and a cache has 0 GB or more"
+            )
+            raise LakeError(msg)
+
     def _refuse_without_pixels(self) -> None:
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()
         if self._pixels != "none" and bare:
@@ -96,7 +130,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
             raise LakeError(msg)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_source": None, "_cache": None}
 
     def __repr__(self) -> str:
         place = f"{self._teachers} at mpp {mpp_name(self.mpp)}"
@@ -226,13 +260,23 @@ class Stream(IterableDataset[TileBatch], Unforked):
         return replace(self._order, rank=rank, world=self._order.world * count)
 
     def _batches(self, order: Order, epoch: int, first: int) -> Generator[TileBatch]:
+        cache = self._open_cache()
         source = self._source or TileSource(
-            self._lake, self._selection, self._teachers, self._pixels, self._below
+            self._lake,
+            self._selection,
+            self._teachers,
+            self._pixels,
+            self._below,
+            decoder=self._decoder,
+            cache=cache,
         )
         if not self._lake.store.is_local:
             self._source = source  # it keeps the indexes of shards, and the places of tiles
-        waiting: deque[Future[TileBatch]] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelake-stream")
+        waiting: deque[BatchWork] = deque()
+        threads = self._threads or torch.get_num_threads()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="slidelake-stream")
+        # Batches that keep all threads at work, and one that is complete.
+        ahead = 1 + max(1, -(-threads * PIECE_TILES // order.batch_tiles))
         # A thread that waits for a bucket would keep a core from decoding.
         remote = not self._lake.store.is_local
         readers = (
@@ -241,7 +285,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         try:
             for work in _jobs(source, order, epoch, first, readers, pool):
                 waiting.append(work)
-                if len(waiting) > self._threads:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -250,10 +294,19 @@ class Stream(IterableDataset[TileBatch], Unforked):
             readers.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _open_cache(self) -> PixelCache | None:
+        """Return the decoded tiles of this process; what others kept meanwhile is in them."""
+        if self._cache is not None:
+            self._cache.refresh()
+        elif self._cache_bytes:
+            folder = cache_folder(self._cache_folder)
+            self._cache = PixelCache(folder, self.slides, self._decoder, self._cache_bytes)
+        return self._cache
+
 
 def _jobs(
     source: TileSource, order: Order, epoch: int, first: int, readers: Executor, pool: Executor
-) -> Iterator[Future[TileBatch]]:
+) -> Iterator[BatchWork]:
     """Yield the batches from step `first` on, in order, while the readers read ahead.
 
     A pool runs jobs in the order of submission, and all parts of a buffer come before the batches
@@ -280,4 +333,4 @@ def _jobs(
             held[after] = held.get(after) or buffer(after)
             held[after].start(readers, order.batch_tiles)
         picked = [(held[n], max(start - n * size, 0), min(stop - n * size, size)) for n in needed]
-        yield pool.submit(source.batch, picked)
+        yield BatchWork(source, picked, pool)

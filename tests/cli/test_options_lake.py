@@ -138,10 +138,34 @@ IMPORT_CLAM = command_line(
 IMPORT_STAMP = command_line(
     "import {tmp}/stamp-lake {tmp}/stamp --format stamp --level0-mpp 0.25 --quiet --json"
 )
+EXPORT_PERMITTED = command_line(
+    "export {fragments} {tmp}/permitted --format trident --mpp 0.5 --i-have-permission letter "
+    "--json"
+)
+EXPORT_NAMELESS = command_line(
+    "export {fragments} {tmp}/nameless --format trident --mpp 0.5 --deidentify {tmp}/key.csv --json"
+)
 EXPORT = command_line(
     "export {fragments} {tmp}/out --format geojson --tiles --teacher t --mpp 0.5 --at 6 --quiet "
     "--json"
 )
+
+
+def test_export_records_the_permission(run: Run, tmp_path: Path) -> None:
+    run(EXPORT_PERMITTED)
+    kept = json.loads((tmp_path / "permitted/licences.json").read_text())
+    assert kept["permission"] == "letter"
+    assert kept["licences"]["t"] == {"text": "not stated", "forbids": []}
+
+
+def test_export_gives_slides_the_names_of_the_key(run: Run, tmp_path: Path) -> None:
+    run(EXPORT_NAMELESS)
+    names = pl.read_csv(tmp_path / "key.csv").filter(pl.col("kind") == "slide")["name"]
+    files = {
+        path.name.split("_")[0].split(".")[0] for path in (tmp_path / "nameless").rglob("*.h5")
+    }
+    assert files
+    assert files <= set(names)
 
 
 def test_import_takes_what_clams_files_do_not_say(run: Run, tmp_path: Path) -> None:

@@ -24,16 +24,18 @@ class Outbox:
 
     Args:
         root: a local folder; it is created if it is missing.
+        shows_paths: whether files may name the folder that they lie in.
 
     Raises:
         InteropError: `root` is a URL, or another export is writing to it.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, shows_paths: bool = True) -> None:
         if "://" in os.fspath(root):
             msg = f"{os.fspath(root)} is a URL; exports are written to a local folder"
             raise InteropError(msg)
         self.root = Path(root).expanduser().absolute()
+        self._shows_paths = shows_paths
         self._staging = self.root / STAGING
 
     def __enter__(self) -> Self:
@@ -62,6 +64,10 @@ class Outbox:
     def path(self, rel: str) -> Path:
         """Return the path of an exported file or folder, which may not be there yet."""
         return self.root / rel
+
+    def shown_path(self, rel: str) -> str:
+        """Return a path to be written into a file: whole, or relative to the exported folder."""
+        return str(self.path(rel)) if self._shows_paths else rel
 
     @contextlib.contextmanager
     def file(self, rel: str) -> Iterator[Path]:

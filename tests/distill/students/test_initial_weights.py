@@ -60,7 +60,7 @@ def test_a_student_starts_from_a_file(
         "sha256": hashlib.sha256((tmp_path / file).read_bytes()).hexdigest(),
         "tensors": len(load(found.content)),
         "parameters": 1.0,
-        "licence": "not stated",
+        "licence": {"text": "not stated", "forbids": []},
     }
     network = build("test_vit", 32, SHALLOW)
     start_from(network, found.content)
@@ -100,7 +100,7 @@ def test_a_student_starts_from_a_student_or_a_teacher(student: Lake) -> None:
     assert found is not None
     kept = student.read_bytes(f"students/{NAME}/model.safetensors")
     assert (found.parameters, found.sha256) == (1.0, hashlib.sha256(kept).hexdigest())
-    assert TEACHERS[0] in found.licence
+    assert TEACHERS[0] in found.licence.text
     again = find_initial_weights(
         student.store, TileStudent(architecture="efficientnet_lite0", init="efficientnet_lite0")
     )
@@ -108,7 +108,7 @@ def test_a_student_starts_from_a_student_or_a_teacher(student: Lake) -> None:
     path = find_weights(CARDS["efficientnet_lite0"])
     assert path is not None
     assert again.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert again.licence == CARDS["efficientnet_lite0"].licence
+    assert again.licence.text == CARDS["efficientnet_lite0"].licence
 
 
 def test_pretrained_weights_are_those_of_timm(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,10 @@ def test_the_weights_are_part_of_the_run_and_of_the_card(student: Lake) -> None:
         plan_run(student, recipe, student="s", initial={"sha256": digest}).run for digest in "ab"
     }
     assert len({plain.run, *runs}) == 3
-    initial = {"source": "x.pt", "sha256": "ab12", "parameters": 0.875, "licence": "MIT"}
+    licence = {"text": "MIT", "forbids": ["sharing derivatives"]}
+    initial = {"source": "x.pt", "sha256": "ab12", "parameters": 0.875, "licence": licence}
     add_student(student, "started", STUDENTS[NAME], initial=initial)
     card = json.loads(student.read_bytes("students/started/card.json"))
     assert card["source"].endswith(", started from x.pt (SHA-256 ab12, 88% of the parameters)")
     assert card["licence"].endswith("; x.pt: MIT")
+    assert card["forbids"] == ["sharing derivatives", "sharing students"]
