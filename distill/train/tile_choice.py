@@ -42,12 +42,16 @@ class ChosenTiles:
     without_where: int
 
     def record(self) -> dict[str, Any]:
-        """Return the numbers of the choice, and a hash of its rows."""
+        """Return the numbers of the choice, and a hash of its rows.
+
+        `chosen` counts rows, and `again` those that are a row's second or later one.
+        """
         return {
             "all": self.all,
             "chosen": len(self.rows),
             "without_features": self.without_features,
             "without_where": self.without_where,
+            "again": len(self.rows) - len(np.unique(self.rows)),
             "sha256": hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest(),
         }
 
@@ -113,16 +117,17 @@ def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     lines = []
     for mpp, part in tiles.items():
-        reasons = [
-            f"{part[name]:,} {text}"
-            for name, text in (
-                ("without_features", "lack a teacher's features"),
-                ("without_where", "are left out by --where"),
-            )
-            if part[name]
-        ]
+        seen = part["chosen"] - part["again"]
+        not_drawn = part["all"] - part["without_features"] - part["without_where"] - seen
+        counts = {
+            "lack a teacher's features": part["without_features"],
+            "are left out by --where": part["without_where"],
+            "are left out by --per-slide or --balance": not_drawn,
+            "come again": part["again"],
+        }
+        reasons = [f"{count:,} {text}" for text, count in counts.items() if count]
         why = f" ({', '.join(reasons)})" if reasons else ""
-        lines.append(f"{part['chosen']:,} of {part['all']:,} tiles at mpp {mpp} are seen{why}")
+        lines.append(f"{seen:,} of {part['all']:,} tiles at mpp {mpp} are seen{why}")
     return lines
 
 
