@@ -18,7 +18,7 @@ from distill.recipes.recipe import Recipe
 from featurestore import Lake, LakeError, mpp_name
 from featurestore.annotations import Where
 from featurestore.tables import features_table
-from ingest.teachers.outputs import in_share
+from ingest.teachers import in_share
 
 SLIDE, PATIENT = "slide", "patient"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ingest.teachers.network_code import timm_code
     from ingest.teachers.networks import build
     from ingest.teachers.onnx_engine import export_onnx
-    from ingest.teachers.outputs import Output, card_name, outputs_of
+    from ingest.teachers.outputs import Output, card_name, in_share, outputs_of
     from ingest.teachers.ray_extract import ExtractResult, extract
     from ingest.teachers.student_files import WEIGHTS, student_file
     from ingest.teachers.weights.position_tables import resampled
@@ -37,6 +37,7 @@ MODULES = {
     "export_onnx": "ingest.teachers.onnx_engine",
     "extract": "ingest.teachers.ray_extract",
     "find_weights": "ingest.teachers.weights.weights_files",
+    "in_share": "ingest.teachers.outputs",
     "load_weights": "ingest.teachers.weights.weight_keys",
     "outputs_of": "ingest.teachers.outputs",
     "preprocess": "ingest.teachers.encoder",
@@ -64,6 +65,7 @@ __all__ = [
     "export_onnx",
     "extract",
     "find_weights",
+    "in_share",
     "load_weights",
     "outputs_of",
     "preprocess",
