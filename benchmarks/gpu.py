@@ -12,6 +12,7 @@ here is named in it. Left out of the clock: making the lake and the first epoch.
 """
 
 import contextlib
+import importlib
 import queue
 import shutil
 import tempfile
@@ -114,7 +115,7 @@ class Feed:
         if self._device.type != "cuda":
             yield None
             return
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             yield stream
 
@@ -128,7 +129,7 @@ class Feed:
             pixels = sized(pixels.permute(0, 2, 3, 1), self._input_px)
         ready = None
         if stream is not None:
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(stream)
         return Prepared(pixels=pixels, features=features, ready=ready)
 
@@ -166,8 +167,7 @@ def decoders(device: torch.device) -> dict[str, Decode]:
     found: dict[str, Decode] = {"torchvision": by_torchvision}
     if device.type == "cuda":
         with contextlib.suppress(ImportError):
-            from nvidia import nvimgcodec
-
+            nvimgcodec = importlib.import_module("nvidia.nvimgcodec")
             decoder = nvimgcodec.Decoder()
 
             def by_nvimgcodec(jpegs: list[bytes]) -> Tensor:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantise [--lake LAKE]
 
-Quality is of a real encoder (efficientnet_lite0 and its patch tokens) on generated slides, as in
-`recipes.py`; the encoder was trained on photographs, and the slides are drawn. Rates are of random
+Quality is of a real encoder (efficientnet_lite0 and its patch tokens) on generated slides; the
+encoder was trained on photographs, and the slides are drawn. Rates are of random
 features of 1,536 dims in the lake of `store.py`: all bags, one by one, page cache warm, arms
 in turns. Left out of the clock: making the lakes, quantising, the first round with its checksums.
 """
@@ -17,13 +17,20 @@ import polars as pl
 import typer
 
 import slidelake
-from benchmarks.recipes import LITE0, TOKENS, make_lake
+from benchmarks.recipes import LITE0, TOKENS
 from benchmarks.report import Line, write_report
 from benchmarks.store import race
-from benchmarks.store_lake import MPP, add_teacher, random_features, slide_sizes
-from benchmarks.store_lake import make_lake as make_random_lake
+from benchmarks.store_lake import (
+    MPP,
+    TILE_PX,
+    add_teacher,
+    make_lake,
+    random_features,
+    slide_sizes,
+)
 from downstream import MilSettings, Plan
 from downstream.retrieval.recall import recall_at_k, sample_tiles
+from examples.cohort import make_cohort
 from featurestore import Lake, open_lake
 from featurestore.codecs.codec_files import column_name
 from featurestore.codecs.lance_quantising import quantise
@@ -33,6 +40,22 @@ TOKEN_CODECS = ("int8", "pq16", "pq32")
 K = 12
 QUERIES = 200
 TEACHER, DIM = "middle", 1536
+
+
+def real_lake(folder: Path, *, patients: int) -> Path:
+    """Write a lake of generated slides with features of a real encoder; return its labels."""
+    labels = make_cohort(
+        folder.parent / f"{folder.name}-cohort",
+        patients=patients,
+        slides=patients,
+        width_px=2560,
+        height_px=2304,
+    )
+    if not (folder / "lake.json").exists():
+        config = slidelake.LakeConfig(tile_px=TILE_PX, mpps=(MPP,))
+        slidelake.ingest(str(folder), [str(labels)], config)
+        slidelake.extract(str(folder), [LITE0, TOKENS])
+    return labels
 
 
 def fidelity(lake: Lake, source: str, codecs: Sequence[str]) -> list[dict[str, Any]]:
@@ -92,7 +115,7 @@ def rates(rounds: int, *, slides: int, tiles: int) -> list[Line]:
     """Compare reading all bags of a quantised column with those of its source."""
     with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
         sizes = slide_sizes(slides, tiles, 0)
-        lake = make_random_lake(Path(folder) / "lake", sizes, with_pixels=0, seed=0)
+        lake = make_lake(Path(folder) / "lake", sizes, with_pixels=0, seed=0)
         add_teacher(lake, TEACHER, random_features(sizes, DIM, 0))
         for codec in ("int8", "pq16"):
             quantise(lake.refreshed(), TEACHER, codec=codec)
@@ -113,7 +136,8 @@ def rates(rounds: int, *, slides: int, tiles: int) -> list[Line]:
 
 
 def main(
-    lake: Annotated[Path | None, typer.Option(help="of recipes.py; made if not given")] = None,
+    lake: Annotated[Path | None, typer.Option(help="made if not there")] = None,
+    patients: Annotated[int, typer.Option(help="of that lake, a slide each")] = 32,
     rounds: Annotated[int, typer.Option(help="of reading")] = 5,
     slides: Annotated[int, typer.Option(help="of the lake that is read")] = 6,
     tiles: Annotated[int, typer.Option(help="of a slide of that lake, about")] = 4000,
@@ -127,14 +151,12 @@ def main(
         typer.echo(line.text())
     with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder:
         where = lake or Path(folder) / "lake"
-        if not (where / "lake.json").exists():
-            make_lake(where)
+        labels = real_lake(where, patients=patients)
         rows = fidelity(open_lake(where), LITE0, CODECS)
         tokens = fidelity(open_lake(where), TOKENS, TOKEN_CODECS)
         names = [row["column"] for row in rows]
         for row in rows:
             row["recall@12"] = recall(open_lake(where), LITE0, row["column"])
-        labels = where.parent / "recipes-cohort" / "cohort.csv"
         scores = studies(str(where), labels, [LITE0, *names], epochs)
     for row in [*rows, *tokens, scores]:
         typer.echo(str(row))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import slidelake
 from benchmarks.report import Line, write_report
-from benchmarks.store import race
+from benchmarks.store import Work, race
 from benchmarks.store_lake import (
     MPP,
     TILE_PX,
@@ -143,7 +143,10 @@ def against_loaders(
         multiprocessing_context="spawn",
         persistent_workers=True,
     )
-    arms = {"stream": lambda: drained(stream), "webdataset": lambda: drained(walkers)}
+    arms: dict[str, Work] = {
+        "stream": lambda: drained(stream),
+        "webdataset": lambda: drained(walkers),
+    }
     targets = {"webdataset": 2.5, "litdata": 2.0}
     with contextlib.ExitStack() as stack:
         if litdata:
@@ -162,14 +165,17 @@ def smaller_inputs(lake: Lake, rounds: int, tiles: int, folder: Path) -> Iterato
     """Compare ways to 128 px of 256: full decode and resize, scaled decode, decoded tiles."""
     settings: dict[str, Any] = {"mpp": MPP, "pixels": "uint8", "batch_tiles": BATCH}
     settings |= {"input_px": INPUT_PX, "threads": WORKERS}
-    keep = {"cache_pixels_gb": 100.0, "cache_folder": str(folder / "pixels")}
+    keep: dict[str, Any] = {"cache_pixels_gb": 100.0, "cache_folder": str(folder / "pixels")}
     streams = {
         "full": lake.stream(TEACHER, **settings),
         "scaled": lake.stream(TEACHER, **settings, decode="scaled"),
         "kept": lake.stream(TEACHER, **settings, **keep),
     }
-    arms = {name: lambda stream=stream: drained(stream) for name, stream in streams.items()}  # type: ignore[misc]
-    seconds = race(arms, rounds)  # type: ignore[arg-type]
+    arms: dict[str, Work] = {
+        name: lambda stream=stream: drained(stream)  # type: ignore[misc]
+        for name, stream in streams.items()
+    }
+    seconds = race(arms, rounds)
     peer = f"full decode and resize to {INPUT_PX} px"
     for title, arm, target in (
         ("lake.stream, decode='scaled'", "scaled", 1.8),
@@ -285,7 +291,13 @@ def main(
         lines.append(difference(lake))
         typer.echo(str(lines[-1]))
         gc.collect()
-    settings = {"rounds": rounds, "slides": slides, "tiles": sum(sizes), "dim": DIM, "seed": seed}
+    settings: dict[str, Any] = {
+        "rounds": rounds,
+        "slides": slides,
+        "tiles": sum(sizes),
+        "dim": DIM,
+        "seed": seed,
+    }
     settings |= {"batch": BATCH, "workers": WORKERS, "input_px": INPUT_PX}
     settings |= {"jpeg_bytes": round(sum(map(len, jpegs)) / len(jpegs))}
     settings |= {"litdata": "0.2.76 with simplejpeg" if litdata else None}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from downstream.run.feature_bags import BagError
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
     from downstream.run.run_study import run_mil, run_study, run_survival
+    from downstream.run.run_table import run_table
     from downstream.run.saved_specs import saved_settings, saved_spec
     from downstream.run.spec_json import SpecError
     from downstream.run.study_errors import StudyError
@@ -77,6 +78,7 @@ MODULES = {
     "preserved_site_folds": "downstream.splits.site_folds",
     "patient_table": "downstream.cohorts.cohort",
     "read_labels": "downstream.cohorts.label_tables",
+    "run_table": "downstream.run.run_table",
     "roc_png": "downstream.report.plots.plots_classes",
     "run_mil": "downstream.run.run_study",
     "run_study": "downstream.run.run_study",
@@ -130,6 +132,7 @@ __all__ = [
     "run_mil",
     "run_study",
     "run_survival",
+    "run_table",
     "run_tile_probe",
     "saved_settings",
     "saved_spec",

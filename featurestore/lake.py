@@ -63,10 +63,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from PIL import Image
 
+    from featurestore.pixels.tile_pixels import Decode
     from featurestore.read.slide_means import MeanType
     from featurestore.read.stream import Stream
     from featurestore.read.stream_tiles import Pixels
-    from featurestore.read.tile_pixels import Decode
     from featurestore.read.torch_bags import Bags, By
     from featurestore.read.webdataset_tiles import TilePipeline, TilePixels
 
@@ -804,8 +804,8 @@ class Lake:
         >>> [batch.pixels.shape for batch in stream]
         [(16, 32, 32, 3), (16, 32, 32, 3), (5, 32, 32, 3)]
         """
-        from featurestore.read.stream import Stream
-        from featurestore.read.tile_pixels import TileDecoder
+        from featurestore.pixels.tile_pixels import PixelDecoder
+        from featurestore.read.stream import Stream, StreamPixels
 
         make_order = Order if rows is None else functools.partial(chosen_order, rows)
         order = functools.partial(
@@ -824,13 +824,15 @@ class Lake:
             [] if under and not teachers else names_of(teachers),
             mpp=mpp,
             slide_ids=slide_ids,
-            pixels=pixels,
+            pixels=StreamPixels(
+                kind=pixels,
+                decoder=PixelDecoder(tile_px=self.config.tile_px, input_px=input_px, decode=decode),
+                cache_bytes=round(cache_pixels_gb * 1e9),
+                cache_folder=cache_folder,
+            ),
             under={finer: names_of(names) for finer, names in (under or {}).items()},
             order=order,
             threads=threads,
-            decoder=TileDecoder(tile_px=self.config.tile_px, input_px=input_px, decode=decode),
-            cache_bytes=round(cache_pixels_gb * 1e9),
-            cache_folder=cache_folder,
         )
 
     def pairs(

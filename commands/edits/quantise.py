@@ -68,7 +68,13 @@ def quantise_command(options: QuantiseOptions) -> None:
         f"{one.column} at mpp {one.mpp}: {counted(one.tiles, 'tile')} more, "
         f"{one.bytes_per_tile:,} bytes a tile ({one.source_bytes_per_tile:,} before); cosine "
         f"{one.cosine:.4f} (least {one.cosine_least:.4f}), relative error {one.error:.3f}"
+        f"{_clipped_text(one.clipped)}"
         for one in made
     ]
     answer = {"columns": [asdict(one) for one in made]}
     print_answer(answer, as_json=options.json, text="\n".join(lines))
+
+
+def _clipped_text(share: float) -> str:
+    """Return a note on values beyond the range on which int8 was fitted; empty without any."""
+    return f"; {share:.2%} of the values are beyond the fitted range" if share else ""

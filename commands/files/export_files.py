@@ -51,9 +51,8 @@ def export_command(options: ExportOptions) -> None:
     Example: slidelake export my-lake for-trident --format trident --teacher uni2_h --mpp 0.5
     """
     from cluster import progress
-    from featurestore import open_lake
-    from featurestore.interop import export_folder
-    from featurestore.licences import licences_text
+    from featurestore import licences_text, open_lake
+    from featurestore.interop import Sharing, export_folder
     from ingest import column_licences
 
     lake = open_lake(options.lake, version=options.at)
@@ -68,9 +67,11 @@ def export_command(options: ExportOptions) -> None:
             mpp=options.mpp,
             version=options.at,
             tiles=options.tiles,
-            licences=column_licences(lake, sorted(columns)),
-            permission=options.permission,
-            deidentify=options.deidentify,
+            sharing=Sharing(
+                licences=column_licences(lake, sorted(columns)),
+                permission=options.permission,
+                deidentify=options.deidentify,
+            ),
             on_slide=lambda slide, files: bar.advance(),
         )
     errors = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]

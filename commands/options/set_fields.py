@@ -184,7 +184,7 @@ def field_at(settings: object, path: str) -> FieldPlace:
             continue
         if name not in children:
             paths = list(field_paths(settings))
-            near = [known for known in paths if known.rpartition(".")[2] == last]
+            near = [name for name in paths if name.rpartition(".")[2] == last]
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             msg = f"--set {path}: there is no such field; {hint}fields are {', '.join(paths)}"
             raise typer.BadParameter(msg)

@@ -38,7 +38,7 @@ from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
     from distill import Recipe
-    from featurestore.licences import Licence
+    from featurestore import Licence
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
@@ -206,6 +206,8 @@ def recipe_stages(options: DistillOptions) -> list[Stage]:
     from distill.recipes.recipe_table import make_recipe, parse_terms
 
     like = options.like
+    if not options.show:
+        _lake_uri(options)
     saved = _saved_changes(_lake_uri(options), like, options.recipe) if like else {}
     name = options.recipe or saved.get("name", DEFAULT_RECIPE)
     teachers = _teachers(options, name, saved)
@@ -216,16 +218,18 @@ def recipe_stages(options: DistillOptions) -> list[Stage]:
     kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
     if like:
         stages.append(Stage(source=f"--like {like}", recipe=make_recipe(name, teachers, **kept)))
-    given = options.fields.changes() | ({"mpps": options.mpps} if options.mpps else {})
-    terms = parse_terms(options.fields.terms)
-    for field, value in given.items():
-        kept[field] = value
-        option = OPTION_NAMES.get(field, f"--{field.replace('_', '-')}")
-        recipe = make_recipe(name, teachers, **kept)
-        stages.append(Stage(source=option, recipe=recipe, paths=paths_of(recipe, field)))
+    changes = options.fields.changes() | ({"mpps": options.mpps} if options.mpps else {})
+    kept |= changes
+    if terms := parse_terms(options.fields.terms):
+        added = {"terms": (*kept["terms"], *terms)} if "terms" in kept else {"extra_terms": terms}
+        kept |= added
+    # All at once: settings are checked against each other.
+    recipe = make_recipe(name, teachers, **kept)
     if terms:
-        extra = {"terms": (*kept["terms"], *terms)} if "terms" in kept else {"extra_terms": terms}
-        stages.append(Stage(source="--term", recipe=make_recipe(name, teachers, **kept, **extra)))
+        stages.append(Stage(source="--term", recipe=recipe))
+    for field in changes:
+        option = OPTION_NAMES.get(field, f"--{field.replace('_', '-')}")
+        stages.append(Stage(source=option, recipe=recipe, paths=paths_of(recipe, field)))
     if options.assignments:
         assignments = [_without_alias(text) for text in options.assignments]
         recipe = with_assignments(stages[-1].recipe, assignments)
@@ -305,7 +309,7 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
 
 
 def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
-    from featurestore.licences import licences_text
+    from featurestore import licences_text
 
     lines = [
         f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
@@ -343,7 +347,7 @@ def next_step(fidelity: Mapping[str, Mapping[str, float]], name: str) -> str:
 
 def _licences(report: dict[str, Any]) -> "dict[str, Licence]":
     """Return the teachers' licences; none of a student of an earlier version."""
-    from featurestore.licences import licence_from_json
+    from featurestore import licence_from_json
 
     return {name: licence_from_json(kept) for name, kept in report.get("licences", {}).items()}
 

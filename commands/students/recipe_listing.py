@@ -43,11 +43,11 @@ def setting_rows(stages: Sequence[Stage]) -> list[dict[str, Any]]:
         for path in field_paths(recipe)
         if not path.endswith(".settings")
     ]
-    for number, term in enumerate(recipe.terms):
-        path = f"terms.{number}.settings"
-        for name, value in {**term_defaults(recipe, term.kind), **term.settings}.items():
+    for place, term in enumerate(recipe.terms):
+        path = f"terms.{place}.settings"
+        for name, number in {**term_defaults(recipe, term.kind), **term.settings}.items():
             source = _source(f"{path}.{name}", stages) if name in term.settings else DEFAULT
-            rows.append({"setting": f"{path}.{name}", "value": value, "source": source})
+            rows.append({"setting": f"{path}.{name}", "value": number, "source": source})
     return rows
 
 
@@ -82,9 +82,9 @@ def check_term_settings(recipe: "Recipe", paths: Sequence[str]) -> None:
         if not name:
             continue
         kind = recipe.terms[int(place.removeprefix("terms."))].kind
-        known = term_defaults(recipe, kind)
-        if name not in known:
-            msg = f"--set {path}: term '{kind}' has {', '.join(known) or 'no settings'}"
+        defaults = term_defaults(recipe, kind)
+        if name not in defaults:
+            msg = f"--set {path}: term '{kind}' has {', '.join(defaults) or 'no settings'}"
             raise typer.BadParameter(msg)
 
 
@@ -92,20 +92,20 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as lines of text, in three columns."""
     texts = [(row["setting"], value_text(row["value"]), row["source"]) for row in rows]
     first, second = (max(len(text[column]) for text in texts) for column in (0, 1))
-    return "\n".join(f"{path:<{first}}  {value:<{second}}  {end}" for path, value, end in texts)
+    return "\n".join(f"{path:<{first}}  {text:<{second}}  {end}" for path, text, end in texts)
 
 
-def value_text(value: object) -> str:
+def value_text(setting: object) -> str:
     """Return a value as `--set` takes it.
 
     >>> value_text((0.5, 2.0)), value_text(None), value_text(True), value_text({})
     ('0.5,2.0', 'none', 'true', '{}')
     """
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else str(value)
+    if isinstance(setting, tuple):
+        return ",".join(map(str, setting)) or "-"
+    if isinstance(setting, bool):
+        return str(setting).lower()
+    return "none" if setting is None else str(setting)
 
 
 def _source(path: str, stages: Sequence[Stage]) -> str:

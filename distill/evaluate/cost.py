@@ -21,8 +21,7 @@ from distill.evaluate.compared_students import EvaluationSplit, StudentRecord
 from distill.evaluate.embeddings import Runner
 from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, SampledTiles
 from featurestore import Lake, ShardReader, Store
-from ingest import decode_tile
-from ingest.estimate.extract_record import read_rates_of
+from ingest import decode_tile, read_rates_of
 
 PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
 MOST_TILES = 1024

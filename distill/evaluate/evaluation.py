@@ -51,7 +51,7 @@ from distill.evaluate.seed_summary import Tree, group_name, merged_numbers, stri
 from distill.evaluate.student_verdict import student_verdicts
 from distill.evaluate.subjects import Subject
 from distill.evaluate.tile_labels import read_labels, refuse_unmet
-from downstream.run.run_table import run_table
+from downstream import run_table
 from featurestore import Lake, mpp_name, open_lake
 from featurestore.storage import json_bytes, sealed
 

@@ -113,8 +113,8 @@ def _named(report: Report, teacher: str) -> Report:
 
 def _of_kind(report: Report, kind: str, teacher: str, measure: str) -> Report | None:
     """Return a measure of the first embedding of a kind, or None."""
-    found = (e["fidelity"].get(teacher, {}) for e in report["embeddings"] if e["kind"] == kind)
-    return next((f["all"][measure] for f in found if f), None)
+    fidelities = (e["fidelity"].get(teacher, {}) for e in report["embeddings"] if e["kind"] == kind)
+    return next((f["all"][measure] for f in fidelities if f), None)
 
 
 def _network_rate(embedding: Report) -> float | None:

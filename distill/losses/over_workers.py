@@ -79,9 +79,9 @@ def sum_over_workers(x_D: Tensor) -> Tensor:
 
 def _sizes(own: int, device: torch.device) -> list[int]:
     """Return the number of samples of each worker."""
-    mine = torch.tensor([own], device=device)
-    sizes = [torch.empty_like(mine) for _ in range(worker_count())]
-    torch.distributed.all_gather(sizes, mine)
+    own_size = torch.tensor([own], device=device)
+    sizes = [torch.empty_like(own_size) for _ in range(worker_count())]
+    torch.distributed.all_gather(sizes, own_size)
     return [int(size) for size in sizes]
 
 

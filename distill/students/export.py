@@ -9,8 +9,7 @@ import jinja2
 from safetensors.torch import load
 
 from distill.errors import DistillError
-from featurestore import Lake, open_lake
-from featurestore.licences import check_licences
+from featurestore import Lake, check_licences, open_lake
 from ingest import find_card, sees_features, student_folder
 from ingest.teachers import build, student_file, timm_code
 from ingest.teachers.cards import Card

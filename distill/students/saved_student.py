@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,8 +13,7 @@ from distill.recipes.recipe import Recipe
 from distill.students.student_kind import TrainedStudent
 from distill.students.student_table import kind_of
 from distill.students.task import TrainingTask
-from featurestore import Lake
-from featurestore.licences import Forbidden, Licence, licence_from_json
+from featurestore import Lake, Licence, licence_from_json
 from featurestore.storage import sealed
 from ingest import column_licences, student_folder
 from ingest.teachers import WEIGHTS, student_file
@@ -69,8 +69,9 @@ def _licence_of_copy(licence: Licence) -> Licence:
     """
     if "sharing derivatives" not in licence.forbids:
         return licence
-    forbids: dict[Forbidden, None] = dict.fromkeys((*licence.forbids, "sharing students"))
-    return Licence(text=licence.text, forbids=tuple(forbids))
+    if "sharing students" in licence.forbids:
+        return licence
+    return replace(licence, forbids=(*licence.forbids, "sharing students"))
 
 
 def _weights(part: nn.Module) -> bytes:

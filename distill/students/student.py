@@ -17,7 +17,7 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
-from featurestore.licences import Licence, forbidden_by_any
+from featurestore import Licence, forbidden_by_any
 from ingest import TeacherError
 from ingest.teachers import channels_last_map
 from ingest.teachers.cards import Card, Interpolation

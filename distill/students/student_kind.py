@@ -13,7 +13,7 @@ from distill.recipes.recipe import Recipe
 from distill.students.task import Batch, TrainingTask
 from distill.targets.target import Norms
 from distill.targets.target_sources import TeacherColumn
-from featurestore.licences import Licence, forbidden_by_any
+from featurestore import Licence, forbidden_by_any
 from featurestore.storage import json_bytes
 from ingest import FEATURE_CARD
 

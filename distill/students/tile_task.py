@@ -12,7 +12,6 @@ from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.students.heads import Heads, Levels
-from distill.students.initial_weights import start_from
 from distill.students.student import StudentOutputs, TileNetwork, student_card
 from distill.students.student_kind import StudentKind, TaskInputs, TrainedStudent
 from distill.students.task import Batch, FeaturePrediction, TrainingTask
@@ -31,6 +30,7 @@ from distill.targets.target_sources import (
 )
 from distill.terms.term import Key, TermContext, TermInputs
 from distill.terms.term_table import make_term, term_class
+from distill.train.initial_weights import start_from
 from distill.train.views import draw, normalised, sized
 from ingest.teachers.cards import card_json
 

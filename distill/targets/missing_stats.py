@@ -57,6 +57,7 @@ def _split_by_patient(
     ].to_list()
 
 
+# Long for its documentation: the public function of a command.
 def stats(
     lake_uri: str,
     teachers: Sequence[str],

@@ -11,8 +11,7 @@ from distill.recipes.recipe import Recipe, TileChoice
 from distill.targets.missing_stats import split_slides
 from distill.terms.term_table import TERMS
 from distill.train.tile_choice import choose_tiles
-from featurestore import Lake, mpp_name
-from featurestore.licences import Licence, check_licences
+from featurestore import Lake, Licence, check_licences, mpp_name
 from ingest import column_licences, student_folder
 
 
@@ -133,6 +132,7 @@ class DistillRun:
         }
 
 
+# Long for what it is given: all that decides a student.
 def plan_run(
     lake: Lake,
     recipe: Recipe,

@@ -55,7 +55,7 @@ from featurestore.storage import (
 from ingest import student_folder
 
 if TYPE_CHECKING:
-    from distill.students.initial_weights import InitialWeights
+    from distill.train.initial_weights import InitialWeights
 
 CHECKPOINT_S = 60.0
 RETRIES = 3
@@ -197,7 +197,7 @@ def _initial_weights(lake: Lake, recipe: Recipe) -> "InitialWeights | None":
     if not getattr(recipe.student, "init", ""):
         return None
     # timm takes seconds to import, which a run from random weights need not pay here.
-    from distill.students.initial_weights import find_initial_weights
+    from distill.train.initial_weights import find_initial_weights
 
     return find_initial_weights(lake.store, recipe.student_as(TileStudent))
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from cluster import counted
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from featurestore import Lake, LakeError, mpp_name
@@ -117,8 +118,8 @@ def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     lines = []
     for mpp, part in tiles.items():
-        seen = part["chosen"] - part["again"]
-        not_drawn = part["all"] - part["without_features"] - part["without_where"] - seen
+        seen_tiles = part["chosen"] - part["again"]
+        not_drawn = part["all"] - part["without_features"] - part["without_where"] - seen_tiles
         counts = {
             "lack a teacher's features": part["without_features"],
             "are left out by --where": part["without_where"],
@@ -127,7 +128,7 @@ def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
         }
         reasons = [f"{count:,} {text}" for text, count in counts.items() if count]
         why = f" ({', '.join(reasons)})" if reasons else ""
-        lines.append(f"{seen:,} of {part['all']:,} tiles at mpp {mpp} are seen{why}")
+        lines.append(f"{seen_tiles:,} of {part['all']:,} tiles at mpp {mpp} are seen{why}")
     return lines
 
 
@@ -190,7 +191,7 @@ def _restrictions(lake: Lake, recipe: Recipe, mpp: float) -> list[_Restriction]:
     Raises:
         DistillError: a choice was made by annotations that have changed since.
     """
-    found = []
+    restrictions = []
     for teacher in [t for t, level in recipe.needs(lake.config.mpps) if level == mpp]:
         identity = lake.identity(teacher, mpp=mpp)
         text, share = identity.get("where"), identity.get("share")
@@ -203,8 +204,8 @@ def _restrictions(lake: Lake, recipe: Recipe, mpp: float) -> list[_Restriction]:
                 "since, so it can't be told which: drop the column and extract it again"
             )
             raise DistillError(msg)
-        found.append(_Restriction(where=where, share=share))
-    return found
+        restrictions.append(_Restriction(where=where, share=share))
+    return restrictions
 
 
 def _slides(lake: Lake, mpp: float, slides: pl.DataFrame) -> Iterator[_Slide]:
@@ -287,7 +288,8 @@ def slide_groups(lake: Lake, slide_ids: Sequence[str], balance: str) -> list[str
     unknown = [name for name, group in zip(slide_ids, groups, strict=True) if group is None]
     if unknown:
         msg = (
-            f"--balance {balance}: {len(unknown)} slides have no {column}, {unknown[0]} first; "
+            f"--balance {balance}: {counted(len(unknown), 'slide', 'have')} no {column}, "
+            f"{unknown[0]} first; "
             "annotate them, or leave them out by --slides"
         )
         raise DistillError(msg)
@@ -300,8 +302,8 @@ def _group_column(lake: Lake, balance: str) -> tuple[Any, str]:
     of_slides = {n: a for n, a in lake.annotations().items() if a.level in (SLIDE, PATIENT)}
     matching = [
         annotation
-        for known, annotation in of_slides.items()
-        if (column if dot else balance) in annotation.columns and (not dot or known == name)
+        for title, annotation in of_slides.items()
+        if (column if dot else balance) in annotation.columns and (not dot or title == name)
     ]
     if len(matching) != 1:
         columns = [f"{n}.{c}" for n, a in of_slides.items() for c in a.columns]

@@ -42,6 +42,7 @@ STATUS_S = 2.0
 HELD_OUT_TILES = 256
 
 
+# Long, with eight parameters: the whole of a worker, from its settings to the student.
 def work(
     run: DistillRun,
     *,

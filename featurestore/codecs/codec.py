@@ -103,7 +103,7 @@ class Codec:
         if torch := sys.modules.get("torch"):
             # torch refuses arrays that can't be written, as those of Arrow and of files.
             arrays = (codes, self.arrays["step"], self.arrays["low"])
-            line, step, low = (torch.from_numpy(np.require(a, None, "CW")) for a in arrays)
+            line, step, low = (torch.from_numpy(np.require(a, None, ["C", "W"])) for a in arrays)
             line = line.float().mul_(step).add_(low)
             into_ND[:] = line.half().numpy().reshape(into_ND.shape)
             return
@@ -149,7 +149,7 @@ class Codec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class CodecLoss:
     """How far decoded features are from the stored ones, over some tiles.
 
     Attributes:
@@ -167,7 +167,7 @@ class Loss:
     clipped: float = 0.0
 
 
-def loss_of(codec: Codec, features_ND: Float16Array) -> Loss:
+def loss_of(codec: Codec, features_ND: Float16Array) -> CodecLoss:
     """Return the loss of a codec on features, without rows of NaN.
 
     Raises:
@@ -188,7 +188,7 @@ def loss_of(codec: Codec, features_ND: Float16Array) -> Loss:
         high = low + (ABSENT - 1) * np.asarray(codec.arrays["step"], np.float64)
         slack = 1e-3 * (high - low)
         clipped = float(((x < low - slack) | (x > high + slack)).mean())
-    return Loss(
+    return CodecLoss(
         tiles=len(kept),
         cosine=float(cosine.mean()),
         cosine_least=float(cosine.min()),

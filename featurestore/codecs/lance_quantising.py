@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from featurestore.codecs.codec import Codec, Loss, loss_of, piece_values
+from featurestore.codecs.codec import Codec, CodecLoss, loss_of, piece_values
 from featurestore.codecs.codec_files import column_name, read_codec, write_codec
-from featurestore.codecs.fitting import fit_codec
+from featurestore.codecs.codec_fitting import fit_codec
 from featurestore.errors import IdentityError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
@@ -50,7 +50,7 @@ class Quantised(Shown):
         version: version of the lake that has it.
 
     Examples:
-        >>> [made] = sl.quantise(sl.open_lake("my-lake"), "student")
+        >>> [made] = sl.quantise(sl.open_lake("my-lake"), "student", mpps=[0.5])
         >>> made.column, made.tiles, made.cosine > 0.999
         ('student~int8', 312, True)
     """
@@ -98,11 +98,12 @@ def quantise(
         DamageError: the source's features are not what was written.
 
     Examples:
-        >>> [made] = sl.quantise(sl.open_lake("my-lake"), "uni2_h", codec="pq16")
+        >>> lake = sl.open_lake("my-lake")
+        >>> [made] = sl.quantise(lake, "student", codec="pq16", mpps=[0.5])
         >>> made.column, made.bytes_per_tile, made.source_bytes_per_tile
-        ('uni2_h~pq16', 192, 3072)
-        >>> sl.open_lake("my-lake").bag("s01a", "uni2_h~pq16", mpp=0.5).features.shape
-        (24, 1536)
+        ('student~pq16', 8, 128)
+        >>> lake.refreshed().bag("s01a", "student~pq16", mpp=0.5).features.shape
+        (24, 64)
     """
     piece_values(codec)  # raises if there is no such codec
     lake.committer.recover()
@@ -155,11 +156,11 @@ def _quantise_mpp(
         bytes_per_tile=codec.codes,
         source_bytes_per_tile=2 * codec.dim,
         version=lake.refreshed().version,
-        **{name: value for name, value in asdict(loss).items() if name != "tiles"},
+        **{name: number for name, number in asdict(loss).items() if name != "tiles"},
     )
 
 
-def _loss(codec: Codec, sample_ND: Float16Array) -> Loss:
+def _loss(codec: Codec, sample_ND: Float16Array) -> CodecLoss:
     """Return the loss on every n-th tile of a sample."""
     return loss_of(codec, sample_ND[:: max(1, len(sample_ND) // LOSS_TILES)])
 
@@ -178,7 +179,7 @@ def _column(
     if name in schema.names:
         field = schema.field(name)
         own = ("source", "codec", "codec_sha256")
-        kept = {key: value for key, value in identity_of(field).items() if key not in own}
+        kept = {key: fact for key, fact in identity_of(field).items() if key not in own}
         if not is_quantised(field) or kept != identity:
             msg = (
                 f"'{name}' at mpp {mpp_name(mpp)} was made of other features than those of "

@@ -7,7 +7,7 @@ that has grown writes what is new.
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropEr
 from featurestore.interop.formats import FORMATS, writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
 from featurestore.interop.pseudonyms import Pseudonyms
+from featurestore.interop.sharing import Sharing, write_licences
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
@@ -72,9 +73,7 @@ def export_folder(
     mpp: float | None = None,
     version: int | str | None = None,
     tiles: bool = False,
-    licences: Mapping[str, Licence] | None = None,
-    permission: str | None = None,
-    deidentify: str | os.PathLike[str] | None = None,
+    sharing: Sharing | None = None,
     on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
 ) -> ExportResult:
     """Write the slides of a lake as files of another tool.
@@ -87,10 +86,7 @@ def export_folder(
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
         tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
-        licences: licence of each column, for those that keep none (`column_licences` of ingest).
-        permission: who permitted what a licence forbids, in words; written to `licences.json`.
-        deidentify: path of a key outside `out`, a CSV that is made or extended: slides get the
-            random names in it, and users' own columns, texts and paths are left out.
+        sharing: licences, a permission and pseudonyms; names stay as they are if None.
         on_slide: called after each slide with the number of files written.
 
     Raises:
@@ -101,17 +97,12 @@ def export_folder(
     lake = open_lake(lake_uri, version=version)
     mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
     task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
-    terms = {
-        name: teacher.licence or (licences or {}).get(name) or Licence()
-        for name, teacher in task.teachers.items()
-    }
-    check_licences(terms, "sharing outputs", permission=permission)
-    pseudonyms = Pseudonyms(deidentify, out) if deidentify is not None else None
-    if pseudonyms is not None:
-        task.deidentify(pseudonyms)
-        permission = permission and "stated; the words are not part of a de-identified export"
+    sharing = sharing or Sharing()
+    terms = task.checked_licences(sharing)
+    if sharing.deidentify is not None:
+        task.deidentify(Pseudonyms(sharing.deidentify, out))
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version, licences=terms)
-    with Outbox(out, shows_paths=pseudonyms is None) as box:
+    with Outbox(out, shows_paths=task.pseudonyms is None) as box:
         for slide_id, slide in task.slides(summary):
             try:
                 files = writer.export_slide(box, slide())
@@ -122,11 +113,8 @@ def export_folder(
             summary.written += files > 0
             summary.complete += not files
             on_slide(slide_id, files)
-        if pseudonyms is None:
-            summary.files += _write_annotations(box, task.annotations)
-        else:
-            _write_whole(box, "patients.csv", pseudonyms.patients_table(task.patients))
-        _write_licences(box, terms, permission)
+        summary.files += task.write_tables(box)
+        write_licences(box, terms, sharing)
     return summary
 
 
@@ -134,26 +122,8 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
     """Write each annotation as `annotations/<name>.csv`; return how many files were written."""
     written = 0
     for name, table in annotations.tables():
-        written += _write_whole(box, f"annotations/{name}.csv", table.write_csv())
+        written += box.write_text(f"annotations/{name}.csv", table.write_csv())
     return written
-
-
-def _write_licences(box: Outbox, licences: Mapping[str, Licence], permission: str | None) -> None:
-    """Write what each column's licence is, and forbids, beside the files of the columns."""
-    if not licences:
-        return
-    record = {name: licence.to_json() for name, licence in licences.items()}
-    text = json.dumps({"licences": record, "permission": permission}, indent=2) + "\n"
-    _write_whole(box, "licences.json", text)
-
-
-def _write_whole(box: Outbox, rel: str, text: str) -> bool:
-    """Write a small file, unless it is there and the same; return whether it was written."""
-    if box.path(rel).is_file() and box.path(rel).read_text() == text:
-        return False
-    with box.file(rel) as path:
-        path.write_text(text)
-    return True
 
 
 def _export_mpp(lake: Lake, mpp: float | None, *, needed: bool) -> float | None:
@@ -192,6 +162,25 @@ class _ExportTask:
             for name, dim in lake.teachers(mpp=mpp).items()
             if name in teachers or not teachers
         }
+
+    def checked_licences(self, sharing: Sharing) -> dict[str, Licence]:
+        """Return the licence of each column.
+
+        Raises:
+            LicenceError: a licence forbids to share the encoder's outputs.
+        """
+        licences = {
+            name: teacher.licence or sharing.licences.get(name) or Licence()
+            for name, teacher in self.teachers.items()
+        }
+        check_licences(licences, "sharing outputs", permission=sharing.permission)
+        return licences
+
+    def write_tables(self, box: Outbox) -> int:
+        """Write annotations, or patients by their random names; return the number of files."""
+        if self.pseudonyms is None:
+            return _write_annotations(box, self.annotations)
+        return box.write_text("patients.csv", self.pseudonyms.patients_table(self.patients))
 
     def deidentify(self, pseudonyms: Pseudonyms) -> None:
         """Name all slides and patients by a key, and leave annotations out, from now on."""

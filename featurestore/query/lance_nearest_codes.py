@@ -4,6 +4,7 @@ Shape letters: Q queries, N tiles of a batch, D width of the features.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import lance
 import numpy as np
@@ -39,7 +40,8 @@ def nearest_by_codes(
     best = NEIGHBOURS.to_frame()
     with reading(column.store, f"features of '{column.teacher}' can't be searched"):
         for batch in _batches(column.table, column.teacher, column.where):
-            features = decoder.decode(matrix(batch[column.teacher])).astype(np.float32)
+            codes: Any = matrix(batch[column.teacher])
+            features = decoder.decode(codes).astype(np.float32)
             distance_NQ = _distances(features, unit_QD)
             near = [_nearest_rows(batch, d_N, k, q) for q, d_N in enumerate(distance_NQ.T)]
             best = pl.concat([best, *near]).sort("query", "distance", "slide_id", "tile_id")
@@ -77,5 +79,5 @@ def _nearest_rows(
         limit = np.partition(distance_N[kept], k - 1)[k - 1]
         kept = kept[distance_N[kept] <= limit]
     rows = pl.DataFrame(batch.select(PLACE).take(kept))
-    own = {"query": pl.lit(query, pl.Int32), "distance": pl.Series(distance_N[kept])}
-    return rows.with_columns(**own).select(NEIGHBOURS.names()).cast(NEIGHBOURS)
+    own = [pl.lit(query, pl.Int32).alias("query"), pl.Series("distance", distance_N[kept])]
+    return rows.with_columns(own).select(NEIGHBOURS.names()).cast(NEIGHBOURS)

@@ -42,19 +42,16 @@ class Decoder:
 
     def series(self, codes: pl.Series) -> pl.Series:
         """Return a column of codes as features; null stays null."""
-        there = codes.is_not_null()
+        is_coded = codes.is_not_null()
         kept = codes.drop_nulls().to_numpy().reshape(-1, codes.dtype.size)  # type: ignore[attr-defined]
         kind = pl.Array(pl.Float16, self.dim)
         features = pl.Series(codes.name, self.decode(kept), dtype=kind)
-        if there.all():
+        if is_coded.all():
             return features
-        rows = pl.Series(np.cumsum(there.to_numpy()) - 1, dtype=pl.Int64)
-        places = pl.select(pl.when(there).then(rows)).to_series()
-        return (
-            features.gather(places)
-            if len(kept)
-            else pl.Series(codes.name, [None] * len(there), dtype=kind)
-        )
+        if not len(kept):
+            return pl.Series(codes.name, [None] * len(codes), dtype=kind)
+        rows = pl.Series(np.cumsum(is_coded.to_numpy()) - 1, dtype=pl.Int64)
+        return features.gather(pl.select(pl.when(is_coded).then(rows)).to_series())
 
 
 def scan(

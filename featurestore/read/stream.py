@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import polars as pl
@@ -18,8 +18,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.messages import counted, listing
+from featurestore.pixels.pixel_cache import PixelCache, cache_folder
+from featurestore.pixels.tile_pixels import PixelDecoder
 from featurestore.read.lake_view import LakeView
-from featurestore.read.pixel_cache import PixelCache, cache_folder
 from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
 from featurestore.read.stream_tiles import (
@@ -32,10 +33,39 @@ from featurestore.read.stream_tiles import (
     TileSource,
 )
 from featurestore.read.stream_under import below
-from featurestore.read.tile_pixels import TileDecoder
 from featurestore.read.unforked import Unforked
 
 READERS = 4  # threads that read from a bucket, each with several requests at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPixels:
+    """The pixels that come with the tiles of a stream.
+
+    Attributes:
+        kind: "none", "jpeg" (as stored) or "uint8" (decoded).
+        decoder: what makes pixels of stored tiles.
+        cache_bytes: greatest size of the file of decoded tiles on a local disk; 0 for none.
+        cache_folder: folder of that file; see `Lake.stream`.
+    """
+
+    kind: Pixels
+    decoder: PixelDecoder
+    cache_bytes: int = 0
+    cache_folder: str | None = None
+
+    def check(self) -> None:
+        """Raise LakeError if there are settings of decoded pixels, and none are decoded."""
+        whole = PixelDecoder(tile_px=self.decoder.tile_px)
+        if self.cache_bytes < 0 or (
+            self.kind != "uint8" and (self.cache_bytes or self.decoder != whole)
+        ):
+            msg = (
+                f"pixels='{self.kind}' with input_px={self.decoder.input_px}, decode="
+                f"'{self.decoder.decode}', cache_pixels_gb={self.cache_bytes / 1e9:g} given; "
+                "these are of pixels='uint8', and a cache has 0 GB or more"
+            )
+            raise LakeError(msg)
 
 
 class Stream(IterableDataset[TileBatch], Unforked):
@@ -49,14 +79,11 @@ class Stream(IterableDataset[TileBatch], Unforked):
         teachers: every tile comes with their features.
         mpp: microns per pixel of the tiles.
         slide_ids: names of the tiles' slides; None for all.
-        pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
+        pixels: which pixels come with the tiles.
         under: teachers by finer mpp: every tile comes with the features of the tiles under it.
         order: function that returns the order for a number of `tiles`.
         threads: number of threads that read ahead and decode; None for as many as torch uses in
             this process, one in a `DataLoader`'s worker. The batches do not depend on it.
-        decoder: what makes pixels of stored tiles.
-        cache_bytes: greatest size of the file of decoded tiles on a local disk; 0 for none.
-        cache_folder: folder of that file; see `Lake.stream`.
 
     Attributes:
         slides: catalog rows of the slides, by number.
@@ -79,24 +106,21 @@ class Stream(IterableDataset[TileBatch], Unforked):
         *,
         mpp: float,
         slide_ids: Sequence[str] | None,
-        pixels: Pixels,
+        pixels: StreamPixels,
         under: Mapping[float, Sequence[str]],
         order: Callable[..., Order],
         threads: int | None,
-        decoder: TileDecoder | None = None,
-        cache_bytes: int = 0,
-        cache_folder: str | None = None,
     ) -> None:
-        if pixels not in get_args(Pixels) or (threads is not None and threads < 1):
+        if pixels.kind not in get_args(Pixels) or (threads is not None and threads < 1):
             allowed = ", ".join(get_args(Pixels))
-            msg = f"pixels='{pixels}', threads={threads} given; allowed: {allowed}; 1 or more"
+            msg = f"pixels='{pixels.kind}', threads={threads} given; allowed: {allowed}; 1 or more"
             raise LakeError(msg)
-        self._decoder = decoder or TileDecoder(tile_px=lake.config.tile_px)
-        self._cache_bytes, self._cache_folder = cache_bytes, cache_folder
+        pixels.check()
         self._cache: PixelCache | None = None
-        self._refuse_pixel_settings(pixels)
         Unforked.__init__(self)
-        self._lake, self._teachers, self._pixels = lake, list(teachers), pixels
+        self._lake, self._teachers, self._pixels = lake, list(teachers), pixels.kind
+        self._decoder = pixels.decoder
+        self._cache_bytes, self._cache_folder = pixels.cache_bytes, pixels.cache_folder
         self._threads = threads
         self._selection = select(lake, teachers, mpp=mpp, slide_ids=slide_ids)
         self.slides: pl.DataFrame = self._selection.slides
@@ -106,18 +130,6 @@ class Stream(IterableDataset[TileBatch], Unforked):
         self._source: TileSource | None = None
         self._order = order(tiles=self._selection.tiles)
         self.epoch, self._batches_given, self._first = 0, 0, 0
-
-    def _refuse_pixel_settings(self, pixels: Pixels) -> None:
-        whole = TileDecoder(tile_px=self._decoder.tile_px)
-        if self._cache_bytes < 0 or (
-            pixels != "uint8" and (self._cache_bytes or self._decoder != whole)
-        ):
-            msg = (
-                f"pixels='{pixels}' with input_px={self._decoder.input_px}, decode="
-                f"'{self._decoder.decode}', cache_pixels_gb={self._cache_bytes / 1e9:g} given; "
-                "these are of pixels='uint8', and a cache has 0 GB or more"
-            )
-            raise LakeError(msg)
 
     def _refuse_without_pixels(self) -> None:
         bare = self.slides.filter(pl.col("shard").is_null())["slide_id"].to_list()

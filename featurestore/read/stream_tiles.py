@@ -15,11 +15,11 @@ import numpy.typing as npt
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
 from featurestore.notebook.shown import Shown
+from featurestore.pixels.pixel_cache import PixelCache
+from featurestore.pixels.tile_pixels import NotATileError, PixelDecoder, empty_tiles, split_range
 from featurestore.read.lake_view import LakeView
-from featurestore.read.pixel_cache import PixelCache
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
-from featurestore.read.tile_pixels import NotATileError, TileDecoder, empty_tiles, split_range
 from featurestore.shards.tar_shards import ShardReader
 from featurestore.storage.side_by_side import side_by_side
 from featurestore.tables.lance_flat import Float16Array
@@ -178,11 +178,11 @@ class TileSource:
         pixels: Pixels,
         below: Sequence[Below] = (),
         *,
-        decoder: TileDecoder | None = None,
+        decoder: PixelDecoder | None = None,
         cache: PixelCache | None = None,
     ) -> None:
         self._lake, self.selection, self.pixels = lake, selection, pixels
-        self.decoder = decoder or TileDecoder(tile_px=lake.config.tile_px)
+        self.decoder = decoder or PixelDecoder(tile_px=lake.config.tile_px)
         self.cache = cache
         self._reader = lake.row_reader(mpp=selection.mpp)
         self._dims = {name: lake.teachers(mpp=selection.mpp)[name] for name in teachers}
@@ -230,19 +230,19 @@ class TileSource:
         """Return the stored JPEGs of some rows, without those of which the cache has the pixels."""
         if self.pixels == "none":
             return []
-        wanted = np.ones(len(rows), bool) if self.cache is None else ~self.cache.has(rows)
+        is_stored = np.ones(len(rows), bool) if self.cache is None else ~self.cache.has(rows)
         ends = np.cumsum(located.ranges.rows)
         runs = [
-            (slide, tile_id[start:end][wanted[start:end]])
+            (slide, tile_id[start:end][is_stored[start:end]])
             for slide, start, end in zip(
                 located.slide.tolist(), ends - located.ranges.rows, ends, strict=True
             )
-            if wanted[start:end].any()
+            if is_stored[start:end].any()
         ]
         read = itertools.chain.from_iterable(
             side_by_side(self._lake.store, lambda run: self.jpegs(*run), runs)
         )
-        return [next(read) if stored else None for stored in wanted.tolist()]
+        return [next(read) if one else None for one in is_stored.tolist()]
 
     def jpegs(self, slide: int, tile_id: Int64Array) -> list[memoryview]:
         """Return the stored JPEGs of some tiles of a slide of the selection, by their keys.

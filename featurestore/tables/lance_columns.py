@@ -100,8 +100,8 @@ class ColumnWriter(ColumnRows):
             storage_options=store.lance_options,
         )
 
-    def append(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
-        """Append features [N, D] of the next tiles as they are stored."""
+    def append(self, slide: int, stored: npt.NDArray[np.float16 | np.uint8]) -> None:
+        """Append features [N, D] of the next tiles as they are stored, or codes of them."""
         self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
         self._put(column)

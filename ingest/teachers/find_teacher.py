@@ -27,8 +27,7 @@ from ingest.teachers.weights.weights_files import fetch_weights, find_weights, h
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from featurestore import Lake, Store
-    from featurestore.licences import Licence
+    from featurestore import Lake, Licence, Store
     from ingest.teachers.encoder import Encoder
 
 # A student of features has this file in place of a card.
@@ -205,7 +204,7 @@ def licence_of(store: "Store", teacher: str) -> "Licence":
 
     A student has the licences of its teachers, and forbids what any of them forbids.
     """
-    from featurestore.licences import Licence
+    from featurestore import Licence
 
     if sees_features(store, teacher):
         record = json.loads(student_file(store, teacher, FEATURE_CARD))
@@ -229,8 +228,8 @@ def column_licences(lake: "Lake", teachers: Sequence[str]) -> dict[str, "Licence
             for mpp in lake.config.mpps
             if teacher in lake.teachers(mpp=mpp)
         ]
-        known = next((licence for licence in kept if licence is not None), None)
-        licences[teacher] = known or licence_of(lake.store, teacher)
+        recorded = next((licence for licence in kept if licence is not None), None)
+        licences[teacher] = recorded or licence_of(lake.store, teacher)
     return licences
 
 

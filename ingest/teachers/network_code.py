@@ -30,11 +30,11 @@ def timm_code(architecture: str, input_px: int, arguments: Mapping[str, Any]) ->
     if architecture in OWN or not timm.is_model(architecture):
         msg = f"timm has no network '{architecture}'"
         raise TeacherError(msg)
-    values = {"num_classes": 0, **size_argument(architecture, input_px)}
-    texts = {name: repr(value) for name, value in values.items()}
+    sizes = {"num_classes": 0, **size_argument(architecture, input_px)}
+    texts = {name: repr(number) for name, number in sizes.items()}
     texts |= {name: _code(name, argument) for name, argument in arguments.items()}
-    given = ", ".join(f"{name}={text}" for name, text in texts.items())
-    return f'timm.create_model("{architecture}", {given})'
+    keywords = ", ".join(f"{name}={text}" for name, text in texts.items())
+    return f'timm.create_model("{architecture}", {keywords})'
 
 
 def _code(name: str, argument: object) -> str:

@@ -55,6 +55,18 @@ def test_each_setting_that_is_shown_can_be_set(capsys: Output, name: str) -> Non
     }
 
 
+def test_options_are_checked_together(capsys: Output) -> None:
+    """Neither 63 tiles in 2 parts nor 64 in 3 go."""
+    words = ["distill", "--recipe", "gpfm", "--show", "--json", "--batch-tiles", "63"]
+    shown = rows(run_words(capsys, [*words, "--accumulate", "3", "--term", "contrast"]).value)
+    assert shown["schedule.batch_tiles"] == (63, "--batch-tiles")
+    assert shown["schedule.accumulate"] == (3, "--accumulate")
+    assert shown["terms.2.kind"] == ("contrast", "--term")
+    assert "63 tiles over 1 worker x 2 parts" in (
+        run_words(capsys, [*words, "--accumulate", "2"], code=None).stderr
+    )
+
+
 def test_the_list_is_read_by_people(capsys: Output) -> None:
     text = run_words(capsys, ["distill", "--recipe", "h0", "--show"]).stdout
     assert any(line.split() == ["head_width", "512", "default"] for line in text.splitlines())

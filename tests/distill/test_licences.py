@@ -11,7 +11,7 @@ from distill.students.student import student_card
 from distill.train.distill_run import plan_run
 from featurestore import Lake, open_lake, rename
 from featurestore.errors import LicenceError
-from featurestore.interop import export_folder
+from featurestore.interop import Sharing, export_folder
 from featurestore.licences import Licence, check_licences
 from ingest import CARDS, column_licences
 from ingest.teachers.cards.card import card_from_json, card_json
@@ -85,7 +85,8 @@ def test_an_export_says_the_licences_and_refuses_outputs_that_stay(
     other = export_folder(strict.uri, out, format="stamp", mpp=0.5, teachers=[TEACHERS[0]])
     assert list(other.licences) == [TEACHERS[0]]
     words = "the lab, on Monday"
-    export_folder(strict.uri, out, format="stamp", mpp=0.5, teachers=["strict"], permission=words)
+    sharing = Sharing(permission=words)
+    export_folder(strict.uri, out, format="stamp", mpp=0.5, teachers=["strict"], sharing=sharing)
     kept = json.loads((out / "licences.json").read_text())
     assert kept == {"licences": {"strict": STRICT.to_json()}, "permission": words}
 

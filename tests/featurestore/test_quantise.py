@@ -34,7 +34,7 @@ from featurestore import (
 from featurestore.codecs import codec as codec_module
 from featurestore.codecs import lance_quantising
 from featurestore.codecs.codec import Codec, loss_of
-from featurestore.codecs.fitting import fit_codec
+from featurestore.codecs.codec_fitting import fit_codec
 from featurestore.codecs.lance_quantising import quantise
 from featurestore.commits.lance_commit import Committer
 from featurestore.interop.exporting import export_folder
@@ -356,7 +356,8 @@ def test_a_killed_run_goes_on_at_the_next_fragment(
     shutil.copytree(made, tmp_path / "lake")
     lake = open_lake(tmp_path / "lake")
     monkeypatch.setattr(lance_quantising, "COMMIT_FRAGMENTS", 1)
-    commit, commits = Committer.commit_columns, []
+    commit = Committer.commit_columns
+    commits: list[Any] = []
 
     def killed(self: Committer, mpp: float, files: Any) -> None:  # noqa: ANN401
         if len(commits) == 1:

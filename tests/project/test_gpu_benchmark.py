@@ -1,6 +1,7 @@
 """The benchmark for GPUs runs on a CPU, and where there is a GPU in earnest."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from featurestore import TileBatch
 
 SMALL: dict[str, Any] = {"architecture": "test_vit", "input_px": 64, "batch_tiles": 8, "steps": 2}
 
@@ -49,9 +51,9 @@ def test_the_device_agrees_with_the_cpu(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_feed_reaches_the_loop() -> None:
-    def broken() -> Any:  # noqa: ANN401 - a generator of batches
+    def broken() -> Iterator[TileBatch]:
+        yield from ()
         raise RuntimeError
-        yield
 
     feed = gpu.Feed(broken(), device=torch.device("cpu"), input_px=8)
     with pytest.raises(RuntimeError):

@@ -82,6 +82,14 @@ class Outbox:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def write_text(self, rel: str, text: str) -> bool:
+        """Write a small file, unless it is there and the same; return whether it was written."""
+        if self.path(rel).is_file() and self.path(rel).read_text() == text:
+            return False
+        with self.file(rel) as path:
+            path.write_text(text)
+        return True
+
     @contextlib.contextmanager
     def folder(self, rel: str) -> Iterator[Path]:
         """Yield a temporary path that replaces the folder `rel` in the same way."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the cards alone are listed without the store, which takes a second to import
-    from featurestore.licences import Forbidden, Licence
+    from featurestore import Forbidden, Licence
 
 Pooling = Literal["cls", "mean", "cls+mean", "own"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -112,7 +112,7 @@ class Card:
             >>> CARDS["uni2_h"].terms.forbids
             ('commercial use', 'sharing derivatives', 'sharing students')
         """
-        from featurestore.licences import Licence
+        from featurestore import Licence
 
         return Licence(text=self.licence, forbids=self.forbids)
 

@@ -6,7 +6,7 @@ from ingest.teachers.cards.card import Card
 from ingest.teachers.cards.cards_natural import IMAGENET
 
 if TYPE_CHECKING:
-    from featurestore.licences import Forbidden
+    from featurestore import Forbidden
 
 TRIDENT = "mahmoodlab/TRIDENT@a91fa84, patch_encoder_models/load.py"
 TRIDENT_TABLE = "mahmoodlab/TRIDENT@a91fa84, table in README.md"

@@ -48,6 +48,7 @@ def test_kept_tiles_are_of_the_input_and_come_once(
     again = [[batch.pixels for batch in stream] for stream in streams]
     for one, other in zip(first, again, strict=True):
         for a, b in zip(one, other, strict=True):
+            assert a is not None
             np.testing.assert_array_equal(a, b)
             assert a.shape[1:] == (16, 16, 3)
 

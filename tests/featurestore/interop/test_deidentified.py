@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from featurestore import Lake, annotate, open_lake, rename, set_patients
-from featurestore.interop import WRITABLE, InteropError, export_folder
+from featurestore.interop import WRITABLE, InteropError, Sharing, export_folder
 from tests.conftest import TEACHERS
 
 SLIDE, PATIENT, CLINICIAN, MRN = "SMITH-JOHN-1954", "Smith, John", "Dr Mueller", 77123456
@@ -68,7 +68,7 @@ def test_no_name_is_in_any_byte(named: Lake, tmp_path: Path, name: str) -> None:
     export = partial(export_folder, named.uri, format=name, mpp=0.5)
     export(tmp_path / "open")
     assert any(SLIDE in text for text in texts(tmp_path / "open")), "the search finds what is there"
-    done = export(out, deidentify=key)
+    done = export(out, sharing=Sharing(deidentify=key))
     assert done.written > 0
     for text in texts(out):
         assert not [word for word in (*PLANTED, str(tmp_path)) if word in text]
@@ -86,17 +86,17 @@ def test_no_name_is_in_any_byte(named: Lake, tmp_path: Path, name: str) -> None:
 def test_the_names_are_random_and_stay_with_the_key(named: Lake, tmp_path: Path) -> None:
     export = partial(export_folder, named.uri, format="stamp", mpp=0.5, teachers=[TEACHERS[0]])
     key, out = tmp_path / "key.csv", tmp_path / "out"
-    first = export(out, deidentify=key)
+    first = export(out, sharing=Sharing(deidentify=key))
     files = {path: path.read_bytes() for path in out.rglob("*.h5")}
-    again = export(out, deidentify=key)
+    again = export(out, sharing=Sharing(deidentify=key))
     assert (again.written, again.complete) == (0, first.written)
     rename(open_lake(named.uri), SLIDE, "another")
-    export(out, deidentify=key)
+    export(out, sharing=Sharing(deidentify=key))
     assert len(pl.read_csv(key)) == len(named.slides().collect()) + len(
         set(named.slides().collect()["patient_id"].drop_nulls())
     ) + 1  # fmt: skip
     assert len(list(out.rglob("*.h5"))) == len(files) + 1
-    export(tmp_path / "out2", deidentify=tmp_path / "key2.csv")
+    export(tmp_path / "out2", sharing=Sharing(deidentify=tmp_path / "key2.csv"))
     names = {path.name for path in files}
     assert not names & {path.name for path in (tmp_path / "out2").rglob("*.h5")}
 
@@ -104,9 +104,11 @@ def test_the_names_are_random_and_stay_with_the_key(named: Lake, tmp_path: Path)
 def test_the_key_lies_outside_the_export_and_is_a_key(named: Lake, tmp_path: Path) -> None:
     out, labels = tmp_path / "out", tmp_path / "labels.csv"
     with pytest.raises(InteropError, match="keep the key apart from it"):
-        export_folder(named.uri, out, format="stamp", mpp=0.5, deidentify=out / "key.csv")
+        export_folder(
+            named.uri, out, format="stamp", mpp=0.5, sharing=Sharing(deidentify=out / "key.csv")
+        )
     labels.write_text("slide_id,label\na,b\n")
     with pytest.raises(InteropError, match="is no key of pseudonyms: its columns are slide_id"):
-        export_folder(named.uri, out, format="stamp", mpp=0.5, deidentify=labels)
+        export_folder(named.uri, out, format="stamp", mpp=0.5, sharing=Sharing(deidentify=labels))
     assert labels.read_text() == "slide_id,label\na,b\n"
     assert not out.exists()

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from featurestore import Lake, LakeError
-from featurestore.read import pixel_cache
+from featurestore.pixels import pixel_cache
+from featurestore.pixels.tile_pixels import PixelDecoder, resized
 from featurestore.read import stream as stream_module
 from featurestore.read.stream import Stream
-from featurestore.read.tile_pixels import TileDecoder, resized
 from tests.conftest import ROOT
 from tests.worlds.training_lake import SIZES, TILE_PX, make
 
@@ -80,7 +80,7 @@ def test_scaled_decode_is_near_a_resize_and_is_libjpegs_own(lake: Lake) -> None:
 
 def test_scaled_decode_with_no_fast_scale_is_a_full_decode(lake: Lake) -> None:
     assert same(pixels_of(lake, input_px=20, decode="scaled"), pixels_of(lake, input_px=20))
-    scales = [TileDecoder(tile_px=256, input_px=px, decode="scaled").scale for px in (129, 64, 32)]
+    scales = [PixelDecoder(tile_px=256, input_px=px, decode="scaled").scale for px in (129, 64, 32)]
     assert scales == [1, 4, 8]
 
 
@@ -144,13 +144,13 @@ def cached(lake: Lake, folder: Path, gb: float = 1.0, **settings: Any) -> Stream
 def counted_jpegs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets an entry for each tile that is decoded."""
     decoded: list[int] = []
-    whole = TileDecoder.decoded
+    whole = PixelDecoder.decoded
 
-    def noted(self: TileDecoder, jpeg: bytes, into: npt.NDArray[np.uint8]) -> None:
+    def noted(self: PixelDecoder, jpeg: bytes, into: npt.NDArray[np.uint8]) -> None:
         decoded.append(1)
         whole(self, jpeg, into)
 
-    monkeypatch.setattr(TileDecoder, "decoded", noted)
+    monkeypatch.setattr(PixelDecoder, "decoded", noted)
     return decoded
 
 

@@ -8,6 +8,7 @@ resize; so `decode` is a setting of whoever reads, and never chosen by the machi
 Shape letters: B samples, H W pixels, C channels.
 """
 
+import functools
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import torch
-import torch.nn.functional as F
 
 from featurestore.errors import LakeError
 
@@ -31,7 +30,7 @@ class NotATileError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileDecoder:
+class PixelDecoder:
     """Decoder of stored tiles to squares of one size.
 
     Attributes:
@@ -59,16 +58,16 @@ class TileDecoder:
             )
             raise LakeError(msg)
 
-    @property
+    @functools.cached_property
     def side_px(self) -> int:
         """Return the side of the decoded squares."""
         return self.input_px or self.tile_px
 
-    @property
+    @functools.cached_property
     def scale(self) -> int:
         """Return by how much libjpeg divides the side of a tile: 1, 2, 4 or 8.
 
-        >>> [TileDecoder(tile_px=256, input_px=px, decode="scaled").scale for px in (224, 128, 96)]
+        >>> [PixelDecoder(tile_px=256, input_px=px, decode="scaled").scale for px in (224, 128, 96)]
         [1, 2, 2]
         """
         if self.decode == "full":
@@ -116,8 +115,12 @@ class TileDecoder:
 
 def resized(tiles: UInt8Array, side_px: int) -> UInt8Array:
     """Resize tiles [B, H, W, C] to squares by an antialiased bicubic filter, as `extract` does."""
+    import torch  # most who open a lake read no pixels
+
     x_BCHW = torch.from_numpy(tiles).permute(0, 3, 1, 2)
-    y_BCHW = F.interpolate(x_BCHW, (side_px, side_px), mode="bicubic", antialias=True)
+    y_BCHW = torch.nn.functional.interpolate(
+        x_BCHW, (side_px, side_px), mode="bicubic", antialias=True
+    )
     squares: UInt8Array = y_BCHW.permute(0, 2, 3, 1).numpy()
     return squares
 

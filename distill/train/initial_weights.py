@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.recipes.student_settings import TileStudent
-from featurestore import Store
-from featurestore.licences import Licence
+from featurestore import Licence, Store
 from ingest import TeacherError, find_card, licence_of, student_folder
 from ingest.teachers import WEIGHTS, build, load_weights, read_weights, resampled, student_file
 from ingest.teachers import weights_of as teacher_weights
@@ -168,12 +167,12 @@ def _prefixes(tensors: Tensors, shapes: Tensors) -> list[str]:
 
     Files of self-supervised training hold a student and its moving average, the teacher.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
         starts = [".".join(parts[:at]) + "." for at in range(1, len(parts))]
-        found.update(start for start in ("", *starts) if name.removeprefix(start) in shapes)
-    return sorted(found, key=lambda start: ("teacher" not in start and "ema" not in start, start))
+        counts.update(start for start in ("", *starts) if name.removeprefix(start) in shapes)
+    return sorted(counts, key=lambda start: ("teacher" not in start and "ema" not in start, start))
 
 
 def _too_little(student: TileStudent, tensors: Tensors, network: nn.Module, share: float) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import TileStudent
-from distill.students.initial_weights import find_initial_weights, start_from
 from distill.train.distill_run import plan_run
+from distill.train.initial_weights import find_initial_weights, start_from
 from featurestore import Lake
 from ingest import CARDS
 from ingest.teachers import build

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import polars as pl
 
 from featurestore.errors import LakeError
-from featurestore.read.tile_pixels import TileDecoder
+from featurestore.pixels.tile_pixels import PixelDecoder
 
 VARIABLE = "SLIDELAKE_PIXEL_CACHE"
 SUFFIX = ".pixels"
@@ -67,7 +67,7 @@ class PixelCache:
     """
 
     def __init__(
-        self, folder: Path, slides: pl.DataFrame, decoder: TileDecoder, most_bytes: int
+        self, folder: Path, slides: pl.DataFrame, decoder: PixelDecoder, most_bytes: int
     ) -> None:
         self.path = folder / f"{_mark(slides, decoder)}{SUFFIX}"
         self._shape = (decoder.side_px, decoder.side_px, 3)
@@ -84,10 +84,10 @@ class PixelCache:
             )
             raise LakeError(msg) from error
         self.close = weakref.finalize(self, os.close, self._file)
-        wanted = min(all_tiles * self._slot + self._table_bytes, most_bytes)
-        _make_room(folder, self.path, wanted, most_bytes)
+        needed = min(all_tiles * self._slot + self._table_bytes, most_bytes)
+        _make_room(folder, self.path, needed, most_bytes)
         free = shutil.disk_usage(folder).free - SPARE_BYTES + os.fstat(self._file).st_blocks * 512
-        room = min(wanted, free) - self._table_bytes
+        room = min(needed, free) - self._table_bytes
         self.tiles = max(0, min(all_tiles, room // self._slot))
         self._sums = np.zeros(self.tiles, np.int64)
         self._disk_full = False
@@ -138,7 +138,7 @@ class PixelCache:
         return self._table_bytes + row * self._slot
 
 
-def _mark(slides: pl.DataFrame, decoder: TileDecoder) -> str:
+def _mark(slides: pl.DataFrame, decoder: PixelDecoder) -> str:
     """Return a hash of the stored tiles and of all that decides their pixels."""
     shards = slides.select("slide", "tiles", "shard_bytes", "shard_crc32").rows()
     return hashlib.sha256(f"{LAYOUT} {decoder.mark} {shards}".encode()).hexdigest()[:32]
@@ -160,7 +160,7 @@ def _opened(path: Path) -> int:
         os.close(file)
 
 
-def _make_room(folder: Path, own: Path, wanted: int, most_bytes: int) -> None:
+def _make_room(folder: Path, own: Path, needed: int, most_bytes: int) -> None:
     """Remove files that no process uses until all of them and the own one fit."""
     others = [path for path in folder.glob(f"*{SUFFIX}") if path != own]
     facts = []
@@ -168,7 +168,7 @@ def _make_room(folder: Path, own: Path, wanted: int, most_bytes: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             state = path.stat()
             facts.append((state.st_mtime, state.st_blocks * 512, path))
-    room = most_bytes - wanted - sum(size for _, size, _ in facts)
+    room = most_bytes - needed - sum(size for _, size, _ in facts)
     for _, size, path in sorted(facts):
         if room >= 0:
             return
