@@ -108,7 +108,7 @@ def test_slides_patients_and_sites_are_seen_equally_often(lake_copy: Path) -> No
     with pytest.raises(DistillError, match=r"--balance scanner: give slide.*clinical\.site"):
         choose_tiles(lake, recipe(balance="scanner"), names)
     annotate(lake, sites[1:].rename({"site": "ward"}), "wards")
-    with pytest.raises(DistillError, match=f"1 slides have no ward, {names[0]} first"):
+    with pytest.raises(DistillError, match=f"1 slide has no ward, {names[0]} first"):
         choose_tiles(lake.refreshed(), recipe(balance="ward"), names)
 
 
