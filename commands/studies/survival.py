@@ -44,6 +44,8 @@ SURVIVAL_OPTIONS = (
         text="Column that is 1 where the event was observed and 0 for a censored patient.",
     ),
     FieldOption(flag="--event-means", path="labels.event_means"),
+    FieldOption(flag="--cause", path="labels.cause", metavar="VALUE"),
+    FieldOption(flag="--censored", path="labels.censored", metavar="VALUE"),
     *FEATURE_OPTIONS,
     FieldOption(
         flag="--model",

@@ -102,6 +102,7 @@ def _probe_member(
         task=task.kind,
         classes=max(len(study.classes), 1),
         seed=patients.cell.random_seed(split.inner),
+        inverse_penalty=study.settings.inverse_penalty,
         covariates=beside,
         is_ordered=study.is_ordered,
     )

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.cells.held_lake import held_bags
 from downstream.cells.member import Member
 from downstream.cohorts.covariates import CovariateEncoder
-from downstream.run.feature_bags import PatientBags, pooled_bag, teachers_of
+from downstream.run.feature_bags import teachers_of
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
+    from downstream.mil.bag_moments import TileMoments
     from downstream.mil.train import Examples
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
@@ -40,10 +42,8 @@ class CellPatients:
         self.cell = cell
         self.patients: tuple[Patient, ...] = study.patients
         self._row = {patient.patient_id: at for at, patient in enumerate(study.patients)}
-        self._bags = PatientBags(
-            lake, [p.slide_ids for p in study.patients], cell.arm.features, mpps=study.mpps
-        )
-        self._pooled: dict[str, Floats] = {}
+        slides = [patient.slide_ids for patient in study.patients]
+        self._bags = held_bags(lake, slides, cell.arm.features, mpps=study.mpps)
         self._soft: dict[str, Floats] = {}
         dims = lake.teachers(mpp=study.mpps[0])
         self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
@@ -121,10 +121,11 @@ class CellPatients:
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """Return one vector per patient, see `risks.pool`: [P, D], one bag in memory at a time."""
-        for one in ids:
-            if one not in self._pooled:
-                self._pooled[one] = pooled_bag(self.bag(one))
-        return np.stack([self._pooled[one] for one in ids])
+        return np.stack([self._bags.pooled(self._row[one]) for one in ids])
+
+    def moments(self, patient_id: str) -> "TileMoments":
+        """Return the number, mean and squares of a patient's tiles."""
+        return self._bags.moments(self._row[patient_id])
 
 
 class _BagView:
@@ -138,3 +139,7 @@ class _BagView:
 
     def __getitem__(self, index: int, /) -> "PatientBag":
         return self._patients.bag(self._ids[index])
+
+    def moments(self, index: int, /) -> "TileMoments":
+        """Return the number, mean and squares of a patient's tiles, without a second read."""
+        return self._patients.moments(self._ids[index])

@@ -48,7 +48,7 @@ class Covariate:
         """Return how many numbers the covariate becomes."""
         return len(self.levels) + self.has_missing if self.is_category else 1
 
-    def encode(self, values: Sequence[float | str | None]) -> Floats:
+    def encode(self, cells: Sequence[float | str | None]) -> Floats:
         """Return the covariate of patients [P, width].
 
         Numbers are standardised by the training patients. A level is a column of 0 and 1; one that
@@ -58,17 +58,17 @@ class Covariate:
             CohortError: A text in place of a number.
         """
         if not self.is_category:
-            texts = [value for value in values if isinstance(value, str)]
+            texts = [cell for cell in cells if isinstance(cell, str)]
             if texts:
                 msg = f"covariate {self.name!r} is {texts[0]!r}; in training it was a number"
                 raise CohortError(msg)
-            filled = [self.median if value is None else float(value) for value in values]
+            filled = [self.median if cell is None else float(cell) for cell in cells]
             return (np.array(filled, dtype=np.float64)[:, None] - self.mean) / self.spread
-        columns = [[value == level for level in self.levels] for value in values]
-        encoded = np.array(columns, dtype=np.float64).reshape(len(values), len(self.levels))
+        columns = [[cell == level for level in self.levels] for cell in cells]
+        encoded = np.array(columns, dtype=np.float64).reshape(len(cells), len(self.levels))
         if not self.has_missing:
             return encoded
-        missing = np.array([[value is None] for value in values], dtype=np.float64)
+        missing = np.array([[cell is None] for cell in cells], dtype=np.float64)
         return np.hstack([encoded, missing.reshape(-1, 1)])
 
 
@@ -104,8 +104,8 @@ class CovariateEncoder:
         columns = zip(*rows, strict=True)
         return cls(
             covariates=tuple(
-                _fitted(name, list(values), is_category=name in categories)
-                for name, values in zip(names, columns, strict=True)
+                _fitted(name, list(cells), is_category=name in categories)
+                for name, cells in zip(names, columns, strict=True)
             ),
             patients=tuple(patients),
         )
@@ -142,21 +142,21 @@ class CovariateEncoder:
         )
 
 
-def _fitted(name: str, values: list[float | str | None], *, is_category: bool) -> Covariate:
+def _fitted(name: str, cells: list[float | str | None], *, is_category: bool) -> Covariate:
     """Return a covariate of training patients."""
-    known = [value for value in values if value is not None]
+    present = [cell for cell in cells if cell is not None]
     if is_category:
         return Covariate(
             name=name,
             is_category=True,
-            levels=tuple(sorted({str(value) for value in known})),
-            has_missing=len(known) < len(values),
+            levels=tuple(sorted({str(cell) for cell in present})),
+            has_missing=len(present) < len(cells),
         )
-    if not known:
+    if not present:
         return Covariate(name=name)
-    numbers = np.array(known, dtype=np.float64)
+    numbers = np.array(present, dtype=np.float64)
     median = float(np.median(numbers))
-    filled = np.append(numbers, [median] * (len(values) - len(known)))
+    filled = np.append(numbers, [median] * (len(cells) - len(present)))
     return Covariate(
         name=name,
         median=median,
@@ -210,21 +210,21 @@ def category_names(names: Sequence[str], rows: Sequence[CovariateRow]) -> tuple[
     """Return the names of the covariates that hold texts."""
     return tuple(
         name
-        for name, values in zip(names, zip(*rows, strict=True), strict=False)
-        if any(isinstance(value, str) for value in values)
+        for name, cells in zip(names, zip(*rows, strict=True), strict=False)
+        if any(isinstance(cell, str) for cell in cells)
     )
 
 
 def covariate_notes(names: Sequence[str], rows: Sequence[CovariateRow]) -> list[str]:
     """Return a sentence for each covariate that some patients lack."""
     notes = []
-    for name, values in zip(names, zip(*rows, strict=True), strict=True):
-        missing = sum(value is None for value in values)
-        is_text = any(isinstance(value, str) for value in values)
+    for name, cells in zip(names, zip(*rows, strict=True), strict=True):
+        missing = sum(cell is None for cell in cells)
+        is_text = any(isinstance(cell, str) for cell in cells)
         stand_in = "a level of its own" if is_text else "the median of the training patients"
         if missing:
             notes.append(
-                f"covariate {name} is not known of {missing} of {counted(len(values), 'patient')}: "
+                f"covariate {name} is not known of {missing} of {counted(len(cells), 'patient')}: "
                 f"{stand_in} stands in"
             )
     return notes

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from downstream.survival.pooled_models import PooledModel
 
 #: Models whose risk is linear in the features.
-LINEAR = ("cox", "coxnet")
+LINEAR = ("cox", "coxnet", "coxnet_fixed")
 
 
 def kept_cox(model: "PooledModel") -> KeptModel | None:
@@ -28,13 +28,17 @@ def kept_cox(model: "PooledModel") -> KeptModel | None:
     if model.name not in LINEAR:
         return None
     (step,) = (part for _, part in model.pipeline.steps)
-    width = len(step.mean_)
+    width = int(step.n_features_in_)
     # a linear function is known from its values at 0 and at each unit vector
     at_zero = model.risk(np.zeros((1, width + model.covariates)))[0]
     if model.name == "cox":
         coefficients = model.estimator.coef_
         features = len(coefficients) - model.covariates
         weight_D = np.asarray(step.components_.T @ coefficients[:features])
+    elif model.name == "coxnet_fixed":  # on features as they are
+        coefficients = model.estimator.coef_[:, 0]
+        features = len(coefficients) - model.covariates
+        weight_D = coefficients[:features]
     else:
         column = int(np.argmin(np.abs(model.estimator.alphas_ - model.options["alpha"])))
         coefficients = model.estimator.coef_[:, column]

@@ -95,8 +95,8 @@ class MilModel(nn.Module):
         """
         if (covariates_BK is None) != (self.covariates is None):
             takes = "no" if self.covariates is None else "its"
-            given = "no covariates" if covariates_BK is None else "covariates"
-            msg = f"{given} for a model that takes {takes} covariates"
+            inputs = "no covariates" if covariates_BK is None else "covariates"
+            msg = f"{inputs} for a model that takes {takes} covariates"
             raise MilError(msg)
         pooled = self.pooled(x, mask, coords)
         if self.covariates is None or covariates_BK is None:

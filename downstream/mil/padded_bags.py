@@ -168,7 +168,7 @@ def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> 
         msg = f"{[len(c) for c in coords]} places for {[len(b) for b in bags]} tiles; one a tile"
         raise MilError(msg)
     lengths_B = torch.tensor([len(bag) for bag in bags], device=bags[0].device)
-    places = torch.arange(int(lengths_B.max()), device=bags[0].device)
+    places = torch.arange(max(map(len, bags)), device=bags[0].device)
     return PaddedBags(
         x=_padded_tensor(bags),
         mask=places < lengths_B[:, None],

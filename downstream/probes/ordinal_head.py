@@ -85,15 +85,15 @@ def fit_proportional_odds(z_PD: Floats, y: NDArray[Any], classes: int, inverse: 
         # a threshold is the first step plus the exponentials of those up to it
         tail_T = by_threshold[1:-1][::-1].cumsum()[::-1]
         by_step = np.append(tail_T[:1], tail_T[1:] * np.exp(steps[1:]))
-        value = -(weight_P * np.log(likely_P)).sum() + (coefficients**2).sum() / (2 * inverse)
-        return value, np.append(z_PD.T @ by_score_P + coefficients / inverse, by_step)
+        total = -(weight_P * np.log(likely_P)).sum() + (coefficients**2).sum() / (2 * inverse)
+        return total, np.append(z_PD.T @ by_score_P + coefficients / inverse, by_step)
 
     share_T = np.arange(1, classes) / classes
     start_T = np.log(share_T / (1 - share_T))
     start = np.concatenate([np.zeros(width), start_T[:1], np.log(np.diff(start_T))])
     options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
-    return Ordinal(weight=found.x[:width], thresholds=_thresholds(found.x[width:]))
+    optimum = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    return Ordinal(weight=optimum.x[:width], thresholds=_thresholds(optimum.x[width:]))
 
 
 def _thresholds(steps: Floats) -> Floats:

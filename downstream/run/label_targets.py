@@ -24,7 +24,7 @@ from downstream.run.study_errors import StudyError
 if TYPE_CHECKING:
     from downstream.cohorts.cohort import Cohort
     from downstream.run.fit_settings import MilSettings
-    from downstream.run.study import Outcome
+    from downstream.run.study import Outcome, Study
     from downstream.run.study_spec import StudySpec
     from downstream.splits.fold_plan import Plan
 
@@ -126,6 +126,32 @@ def read_target(
     return class_task, classes, label.astype(np.float64)[:, None]
 
 
+def value_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the name of each value from entries VALUE=NAME; an entry without a name has none."""
+    pairs = [entry.partition("=") for entry in names]
+    return {value.strip(): name.strip() for value, _, name in pairs}
+
+
+def named_classes(classes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the classes under the names that the settings give their values.
+
+    Raises:
+        StudyError: An entry is not VALUE=NAME, or two classes would have one name.
+
+    >>> named_classes(["0", "1"], ["0=wild type", "1=mutant"])
+    ['wild type', 'mutant']
+    """
+    name_of = value_names(names)
+    named = [name_of.get(one, one) for one in classes]
+    if len(name_of) < len(names) or not all(name_of.values()) or len({*named}) < len(named):
+        msg = (
+            f"class names {', '.join(names)} of classes {', '.join(classes)}; give each value one "
+            "name of its own, as 0=normal"
+        )
+        raise StudyError(msg)
+    return named
+
+
 def check_ordered(spec: "StudySpec") -> None:
     """Refuse models that have no place for an order of classes, in a study of ordered classes.
 
@@ -136,8 +162,8 @@ def check_ordered(spec: "StudySpec") -> None:
         return
     branched = [name for name in spec.model_names if _has_class_branches(name)]
     if branched or spec.fit.experts:
-        what = f"model {branched[0]!r}, with a branch for each class," if branched else "experts"
-        msg = f"{what} and classes in an order, which have one score; take another model"
+        named = f"model {branched[0]!r}, with a branch for each class," if branched else "experts"
+        msg = f"{named} and classes in an order, which have one score; take another model"
         raise StudyError(msg)
 
 
@@ -215,14 +241,48 @@ def common_combinations(label_PC: NDArray[np.float64], *, least: int) -> list[st
     return [text if counts[text] >= least else other for text in texts]
 
 
-def event_strata(event_P: NDArray[np.bool_], *, folds: int) -> list[int]:
-    """Return the strata of survival folds: the event, unless few patients are censored.
+def event_strata(event_P: NDArray[np.bool_], *, folds: int, inner: int = 1) -> list[int]:
+    """Return the strata of survival folds: the event, unless too few patients are censored.
 
-    A handful of censored patients cannot be in every part, and need not be.
+    Censored patients that are fewer than folds, or than the inner splits of a fold need, cannot be
+    in every part, and need not be.
 
     >>> event_strata(np.array([True, True, False]), folds=2)
     [0, 0, 0]
+    >>> event_strata(np.array([True, True, True, False, False, False]), folds=2)
+    [1, 1, 1, 0, 0, 0]
     """
-    if int((~event_P).sum()) < 2 * folds:
+    censored = int((~event_P).sum())
+    beside_test = censored - -(-censored // folds)
+    if censored < folds or beside_test < max(inner, 2):
         return [0] * len(event_P)
     return [int(event) for event in event_P]
+
+
+def check_bins(study: "Study") -> None:
+    """Refuse more time bins than the events of a training part fill, before anything is trained.
+
+    Raises:
+        StudyError: Names the fold, its events, and the number of bins.
+    """
+    if study.head != "hazards" or not any(model in AGGREGATORS for model in study.models):
+        return
+    from downstream.survival.risks import SurvivalError
+    from downstream.survival.survival_losses import fit_bins
+
+    outcome_of = {patient.patient_id: patient.outcome for patient in study.patients}
+    for split in study.splits:
+        outcome = np.array([outcome_of[one] for one in split.train])
+        try:
+            fit_bins(
+                outcome[:, 0],
+                outcome[:, 1] == 1,
+                patients=list(split.train),
+                bins=study.settings.bins,
+            )
+        except SurvivalError as error:
+            msg = (
+                f"repetition {split.repeat}, fold {split.fold}: {error}; or take --head cox, which "
+                "has no bins"
+            )
+            raise StudyError(msg) from error

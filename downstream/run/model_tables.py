@@ -48,6 +48,7 @@ class PooledEntry:
         is_reduced: For survival, whether its inputs are principal components, not all features.
         chooses: For survival, the number that it chooses on validation patients; else empty.
         may_have_nobody: Whether it has a value for that number where there is nobody to choose on.
+        is_raw: Whether it sees the features as they are, neither scaled nor reduced.
     """
 
     loader: str
@@ -55,6 +56,7 @@ class PooledEntry:
     is_reduced: bool = True
     chooses: str = ""
     may_have_nobody: bool = False
+    is_raw: bool = False
 
 
 _POOLING = "downstream.mil.aggregators.pooling"
@@ -126,6 +128,11 @@ PROBES: dict[str, PooledEntry] = {
     "knn": PooledEntry(
         loader="downstream.probes.heads:fit_nearest", summary="nearest neighbours by cosine"
     ),
+    "logistic": PooledEntry(
+        loader="downstream.probes.heads:fit_plain_logistic",
+        summary="logistic regression as Patho-Bench fits it",
+        is_raw=True,
+    ),
 }
 """Models of classes and numbers on pooled features."""
 
@@ -145,6 +152,12 @@ POOLED: dict[str, PooledEntry] = {
         summary="elastic-net Cox regression",
         is_reduced=False,
         chooses="penalty",
+    ),
+    "coxnet_fixed": PooledEntry(
+        loader=f"{_SURVIVAL}:fit_fixed_coxnet",
+        summary="elastic-net Cox regression as Patho-Bench fits it",
+        is_reduced=False,
+        is_raw=True,
     ),
     "forest": PooledEntry(loader=f"{_SURVIVAL}:fit_forest", summary="random survival forest"),
 }
@@ -178,7 +191,7 @@ def models_of(kind: str) -> dict[str, str]:
     """Return the models of a kind of study, by name, with their summaries; for checks and help.
 
     >>> sorted(models_of("survival"))[:3], models_of("mil")["abmil"]
-    (['abmil', 'boosting', 'clam_mb'], 'gated attention')
+    (['abmil', 'acmil', 'boosting'], 'gated attention')
     """
     return {name: table[name].summary for table, _ in TRAINERS[kind] for name in table}
 

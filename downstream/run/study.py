@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from downstream.run.study_spec import CovariateFusionName, Kind
     from downstream.splits.folds import Split
 
-FORMAT = 4
+FORMAT = 5
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
@@ -43,7 +43,8 @@ class Patient:
     Attributes:
         patient_id: id of the patient.
         slide_ids: the patient's slides, sorted.
-        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1).
+        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1); of
+            competing events (time, whether it is the event of interest, number of the cause).
         covariates: the study's covariates, None where not known; empty without any.
     """
 
@@ -98,9 +99,12 @@ class Study:
         accuracy: for classes, target accuracy of selective prediction.
         guarantee: for classes, coverage of conformal sets.
         sites: where the sites of patients come from; empty where none are asked for.
+        protocol: name of the protocol that is followed; empty for none.
         covariates: clinical covariates that models see beside the tiles.
         covariate_fusion: how they meet the tiles of a MIL model.
         is_ordered: whether the classes are in an order, from the lowest to the highest.
+        causes: names of competing events, the event of interest first; empty for events of one
+            kind.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -135,9 +139,11 @@ class Study:
     patients: tuple[Patient, ...]
     guarantee: float = 0.9
     sites: str = ""
+    protocol: str = ""
     covariates: tuple[str, ...] = ()
     covariate_fusion: "CovariateFusionName" = "late"
     is_ordered: bool = False
+    causes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -170,12 +176,14 @@ class Study:
             "accuracy": self.accuracy,
             "guarantee": self.guarantee,
             "sites": self.sites,
+            "protocol": self.protocol,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),
             "pooled": asdict(self.pooled) if self.pooled else None,
             **self._covariate_config(),
             **({"is_ordered": True} if self.is_ordered else {}),
+            **({"causes": list(self.causes)} if self.causes else {}),
             **self._extensions(),
         }
 

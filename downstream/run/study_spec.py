@@ -17,6 +17,7 @@ from downstream.splits.fold_plan import Plan
 Kind = Literal["mil", "survival"]
 TaskName = Literal["auto", "binary", "multiclass", "multilabel", "ordinal", "regression"]
 Head = Literal["hazards", "cox"]
+ProtocolName = Literal["none", "patho-bench", "stamp", "clam"]
 EventMeans = Literal["auto", "event", "censored"]
 PatientsFrom = Literal["agree", "labels"]
 CovariateFusionName = Literal["late", "gated"]
@@ -30,8 +31,11 @@ class LabelOptions:
     Attributes:
         table: Path or URI of the table with `slide_id` and/or `patient_id` and the labels, or
             `lake:NAME` for an annotation of the lake.
+        test_table: A second table with the same columns, of other patients: all of them are tested
+            by models of the patients of `table` (external validation).
         target: Column to predict, or several columns of 0 and 1 that do not exclude each other;
             of two classes the last in order is the positive one.
+        class_names: Names of the target's values on pages and in files, each as VALUE=NAME.
         task: `binary`, `multiclass`, `multilabel`, `ordinal` (classes in an order: numbers by
             value, texts by `order`) or `regression`; `auto` decides by the column's values.
         order: Classes from the lowest to the highest; they are then `ordinal`.
@@ -40,6 +44,9 @@ class LabelOptions:
             censored.
         event_means: Survival: what 1 means in that column: `event`, or `censored` (MCAT, SurvPath:
             `censorship`). `auto` is `event`, and refuses a column whose name says the opposite.
+        cause: Survival, where the event column holds several kinds of events: the value of the
+            event of interest; others but `censored` are competing events.
+        censored: Survival with `cause`: the value of patients without an event.
         slide_table: Table that lists the slides of each patient, where the labels do not.
         patient_column: Column of the patient, where it has another name or several could be it.
         slide_column: Column of the slide, likewise.
@@ -53,12 +60,16 @@ class LabelOptions:
     """
 
     table: str
+    test_table: str | None = None
     target: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     task: TaskName = "auto"
     order: tuple[str, ...] = ()
     time: str | None = None
     event: str | None = None
     event_means: EventMeans = "auto"
+    cause: str | None = None
+    censored: str = "0"
     slide_table: str | None = None
     patient_column: str | None = None
     slide_column: str | None = None
@@ -187,6 +198,8 @@ class StudySpec(JsonSettings):
         fit: Settings of MIL models and their training.
         pooled: Settings of survival models on pooled features.
         comparison: Settings of the comparison of arms, and of selective prediction.
+        protocol: Protocol of another tool that sets folds, model and measures: `patho-bench`,
+            `stamp` or `clam`. What differs from it is told on the page.
         seed: Seed of folds, training and bootstrap.
 
     Raises:
@@ -201,6 +214,7 @@ class StudySpec(JsonSettings):
     fit: MilSettings = field(default_factory=MilSettings)
     pooled: SurvivalSettings = field(default_factory=SurvivalSettings)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    protocol: ProtocolName = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -143,7 +143,7 @@ def fit_pooled(
     variance = float(features_PD.var(axis=0).sum())
     blank = PooledModel(
         name=name,
-        pipeline=_fit_pipeline(features_PD, components),
+        pipeline=_fit_pipeline(features_PD, components, is_raw=entry.is_raw),
         estimator=None,
         covariates=covariates,
         covariate_scale=variance**0.5 if name == "cox" else 1.0,
@@ -171,13 +171,16 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
     return varying
 
 
-def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
-    """Return a fitted scaling of each feature, or PCA of them all if components are given."""
+def _fit_pipeline(x_PD: Floats, components: int | None, *, is_raw: bool) -> Any:  # noqa: ANN401
+    """Return a fitted scaling of each feature, or PCA of them all if components are given.
+
+    Raw features are passed on as they are.
+    """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    step = StandardScaler()
+    step = StandardScaler(with_mean=not is_raw, with_std=not is_raw)
     if components is not None:
         step = PCA(n_components=components, svd_solver="full")
     return make_pipeline(step).fit(x_PD)
@@ -259,6 +262,36 @@ def fit_coxnet(
         raise SurvivalError(msg) from error
     losses = [_loss(net.predict(held.x, alpha=alpha), held) for alpha in net.alphas_]
     return net, {"alpha": float(net.alphas_[np.argmin(losses)])}
+
+
+def fit_fixed_coxnet(
+    train: PooledRows,
+    _: PooledRows | None,
+    settings: "SurvivalSettings",
+    _variance: float,
+    _seed: int,
+) -> tuple[Any, dict[str, float]]:
+    """Fit an elastic-net Cox regression of one penalty, which chooses nothing.
+
+    Settings are those of Patho-Bench's `CoxNetExperiment`.
+    """
+    from sksurv.linear_model import CoxnetSurvivalAnalysis
+
+    net = CoxnetSurvivalAnalysis(
+        alphas=[settings.penalty],
+        l1_ratio=settings.l1_ratio,
+        max_iter=100_000,
+        fit_baseline_model=True,
+    )
+    try:
+        net.fit(train.x, train.outcome)
+    except ArithmeticError as error:
+        msg = (
+            f"coxnet_fixed does not converge on {counted(len(train.x), 'training patient')}: "
+            f"{error}; raise pooled.penalty={settings.penalty}, or take cox"
+        )
+        raise SurvivalError(msg) from error
+    return net, {}
 
 
 def fit_forest(

@@ -31,6 +31,7 @@ from featurestore.tables.schema import (
     TILE_COLUMNS,
     dim_of,
     is_quantised,
+    is_teacher,
     kind_of,
 )
 
@@ -169,6 +170,8 @@ class RowReader:
     def __init__(self, store: Store, rel: str, table: lance.LanceDataset) -> None:
         self.store, self._rel, self._table = store, rel, table
         self._fields = {field.name(): field.id() for field in table.lance_schema.fields()}
+        # Lance makes a schema anew each time.
+        self._dims = {f.name: dim_of(f) for f in table.schema if is_teacher(f)}
         self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_reader)
         self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._flat_column)
         self.codec = functools.cache(self._codec_of)
@@ -188,7 +191,7 @@ class RowReader:
         Raises:
             DamageError: a data file is gone or short, or a row has no features.
         """
-        rows = Rows.empty(int(ranges.rows.sum()), {name: self._dim(name) for name in teachers})
+        rows = Rows.empty(int(ranges.rows.sum()), {name: self.dim(name) for name in teachers})
         self.fill(ranges, rows, 0)
         return rows
 
@@ -242,6 +245,10 @@ class RowReader:
         self._fill_stored(fragment, teacher, part, array)
         return array
 
+    def dim(self, teacher: str) -> int:
+        """Return the number of values in a teacher's features of a tile."""
+        return self._dims[teacher]
+
     def decoded(self, teacher: str, stored: StoredArray) -> Float16Array:
         """Return rows of a teacher's column as features [N, D]."""
         codec = self.codec(teacher)
@@ -250,9 +257,6 @@ class RowReader:
     def _empty_stored(self, rows: int, teacher: str) -> StoredArray:
         kind = self._table.schema.field(teacher).type
         return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
-
-    def _dim(self, teacher: str) -> int:
-        return dim_of(self._table.schema.field(teacher))
 
     def _fill_place(self, fragment: int, part: "_Part", into: Rows) -> None:
         table = self._open(fragment, PLACE).take(part.source)

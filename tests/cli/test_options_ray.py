@@ -37,6 +37,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
             "pictures": lambda: command_worlds.slide_table(folder),
             "first": lambda: command_worlds.first_slides(folder),
             "classes": lambda: command_worlds.class_table(folder),
+            "half": lambda: command_worlds.some_labels(folder, "half", range(8)),
+            "rest": lambda: command_worlds.some_labels(folder, "rest", range(8, 12)),
+            "task": lambda: command_worlds.task_folder(folder, "tumour"),
+            "os_task": lambda: command_worlds.task_folder(folder, "OS"),
             "slide": lambda: REAL_SLIDE,
             "tmp": lambda: folder,
             "ray": lambda: ray.get_runtime_context().gcs_address,
@@ -94,9 +98,27 @@ MIL_ORDER = command_line(
     "mil {bags} --labels {labels} --target kind --order B,A,C --features good --model linear "
     "--folds 2 --json"
 )
+COMPETING = command_line(
+    "survival {bags} --labels {labels} --time months --event kind --cause B --censored C "
+    "--features good --model mean --head cox --epochs 1 --folds 2 --json"
+)
 MIL_SPLITS = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear "
     "--splits {tmp}/splits.parquet --json"
+)
+MIL_TASK = command_line(
+    "mil {bags} --task-folder {task} --features good --protocol patho-bench --json"
+)
+MIL_EXTERNAL = command_line(
+    "mil {bags} --labels {half} --test-labels {rest} --target tumour --features good "
+    "--model linear --json"
+)
+COX_TASK = command_line(
+    "survival {bags} --task-folder {os_task} --features good --protocol patho-bench --json"
+)
+COX_EXTERNAL = command_line(
+    "survival {bags} --labels {half} --test-labels {rest} --time months --event dead "
+    "--features good --json"
 )
 COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
@@ -130,10 +152,22 @@ PREDICT = command_line(
     "predict {bags} --run {mil_run} --run-lake {bags} --arm good --labels {labels} "
     "--out {tmp}/predicted.csv --at 8 --quiet --json"
 )
+PREDICT_PAGE = command_line(
+    "predict {bags} --run {mil_run} --labels {labels} --unseen-students "
+    "--out {tmp}/predicted.html --json"
+)
+PREDICT_MAPS = command_line("predict {bags} --run {mil_run} --heatmaps {tmp}/maps")
 PREDICT_COVARIATES = command_line(
     "predict {bags} --run {covariate_run} --covariates {labels} --json"
 )
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
+
+
+def test_competing_events_are_told_apart(run: Run) -> None:
+    study = run(COMPETING).value
+    assert study["config"]["causes"] == ["B", "A"]
+    assert study["outcomes"]["competing"] == {"A": 4}
+    assert set(study["incidence"]["good"]) >= {"at"}
 
 
 def test_an_order_of_classes_is_kept(run: Run) -> None:
@@ -240,9 +274,28 @@ def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places
     measured = predicted["measures"]["seen"]
     assert measured["patients"] == len(predicted["patients"]) == first["patients"]
     assert pl.read_csv(str(places["tmp"]) + "/predicted.csv").height == first["patients"]
+    run(PREDICT_PAGE)
+    page = Path(str(places["tmp"]), "predicted.html").read_text()
+    assert page.count("<tr>") > first["patients"]
+    refused = run(PREDICT_MAPS, code=None).stderr  # a linear model looks at no tile
+    assert "its models do not weigh tiles" in refused
     refused = run(SET_WRONG, code=2).stderr
     assert "--set fit.epoch: there is no such field; fields are" in refused
     assert "fit.epochs" in refused
+
+
+def test_tasks_of_patho_bench_run_as_they_are(run: Run) -> None:
+    study = run(MIL_TASK).value
+    assert (study["folds"], study["config"]["classes"]) == (3, ["wild type", "mutant"])
+    assert study["protocol"]["measures"]["good"]["bacc"]["parts"] == 3
+    assert run(COX_TASK).value["protocol"]["measures"]["good"]["cindex"]["parts"] == 3
+
+
+def test_all_patients_of_another_table_are_tested(run: Run) -> None:
+    for line in (MIL_EXTERNAL, COX_EXTERNAL):
+        study = run(line).value
+        assert (study["folds"], study["patients"]) == (1, 12)
+        assert any("4 patients of the other table are tested" in one for one in study["notes"])
 
 
 def test_survival_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:

@@ -121,7 +121,7 @@ class PooledRows:
         raise NotImplementedError(names, ids)
 
 
-@pytest.mark.parametrize("name", ["cox", "coxnet"])
+@pytest.mark.parametrize("name", ["cox", "coxnet", "coxnet_fixed"])
 def test_a_kept_regression_has_the_risks_of_the_fitted_one(name: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((80, 6)) * np.arange(1, 7) + 3

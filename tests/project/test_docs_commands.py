@@ -157,6 +157,8 @@ def _study(module: str, name: str) -> Callable[[Any], object]:
         from commands.studies.study_options import study_spec
 
         studies = importlib.import_module(module)
+        if options.task_folder is not None:
+            return  # a folder of the reader, which names labels and folds
         template, fields = (getattr(studies, f"{name}_{part}") for part in ("TEMPLATE", "OPTIONS"))
         spec = study_spec(template, options.settings, options, fields)
         _one_of([*AGGREGATORS, *PROBES, *POOLED, *CLINICAL], *spec.models.names)

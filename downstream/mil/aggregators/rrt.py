@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.mil.aggregators.dropout import Dropout
-from downstream.mil.aggregators.tile_regions import Regions, equal_regions
+from downstream.mil.layers.tile_regions import Regions, equal_regions
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled, masked_softmax, stem
 
 _BLOCK_SCORES = 2**18

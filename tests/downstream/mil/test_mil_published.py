@@ -21,8 +21,8 @@ from downstream.mil.aggregators.dtfd import Dtfd
 from downstream.mil.aggregators.ilra import Ilra, LatentAttention
 from downstream.mil.aggregators.pooling import GatedAttention
 from downstream.mil.aggregators.rrt import RegionAttention, Rrt
-from downstream.mil.aggregators.tile_regions import equal_regions
 from downstream.mil.aggregators.wikg import WiKG
+from downstream.mil.layers.tile_regions import equal_regions
 from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.objective import Cox, Hazards, LabelObjective, Objective
