@@ -30,7 +30,7 @@ from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.lake_view import similar_slide
 from featurestore.read.pairs import Pairs, read_pairs
 from featurestore.read.select_slides import BagPlaces
-from featurestore.read.stream_order import Order
+from featurestore.read.stream_order import Order, chosen_order
 from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.roots.roots_file import Roots, readable_roots
 from featurestore.roots.snapshots import read_snapshots
@@ -786,6 +786,7 @@ class Lake:
         threads: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
+        rows: npt.NDArray[np.int64] | None = None,
         input_px: int | None = None,
         decode: "Decode" = "full",
         cache_pixels_gb: float = 0.0,
@@ -810,6 +811,9 @@ class Lake:
                 in this process: the cores that it has. The batches do not depend on it.
             shuffle: false for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
+            rows: numbers of the tiles to read among those of the slides, which are numbered slide
+                by slide as in `tiles_of`, sorted by (y, x): ascending, and a number may come
+                several times; None for all.
             input_px: side of decoded tiles in pixels, at most the stored one; None for that.
             decode: how tiles get smaller: "full" decodes all pixels and resizes them as `extract`
                 does; "scaled" is libjpeg's decode to 1/2, 1/4 or 1/8, resized from there, which
@@ -830,8 +834,9 @@ class Lake:
         from featurestore.pixels.tile_pixels import PixelDecoder
         from featurestore.read.stream import Stream, StreamPixels
 
+        make_order = Order if rows is None else functools.partial(chosen_order, rows)
         order = functools.partial(
-            Order,
+            make_order,
             batch_tiles=batch_tiles,
             block_tiles=block_tiles,
             buffer_tiles=buffer_tiles,

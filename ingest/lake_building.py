@@ -32,7 +32,7 @@ from ingest.teachers.column_maker import ColumnMaker
 from ingest.teachers.extract_plan import check_columns, choose_tiles
 from ingest.teachers.find_teacher import Teacher, find_card, find_teachers, sees_features
 from ingest.teachers.outputs import outputs_of
-from ingest.teachers.own_encoder import SUFFIX
+from ingest.teachers.own_encoder import split_own
 from ingest.teachers.ray_extract import ExtractResult, extract
 from ingest.teachers.weights.weights_files import has_weights
 
@@ -241,7 +241,7 @@ def plan_columns(
     """
     store, columns = Store(lake_uri), list[PlannedColumn]()
     for name in teachers:
-        if name.endswith(SUFFIX) or sees_features(store, name):
+        if split_own(name) or sees_features(store, name):
             continue
         card = find_card(store, name)
         note = ""

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from cluster import ClusterError
 from cluster.jobs.job_package import FOLDER, packed_name
 from commands.options.path_kind import PathKind
+from ingest.teachers.own_file import split_own
 
 #: Variable with folders that all nodes see by the same path as this machine.
 SHARED = "SLIDELAKE_SHARED"
@@ -65,8 +66,9 @@ class JobPaths:
         if kind is PathKind.NAMED_FILE:
             name, equals, rest = text.partition("=")
             return f"{name}{equals}{self.in_job(rest, PathKind.FILES)}"
-        if kind is PathKind.PYTHON and not text.endswith(".py"):
-            return text
+        if kind is PathKind.PYTHON:
+            own = split_own(text)
+            return text if own is None else f"{self.in_job(own[0], PathKind.FILES)}{own[1]}"
         if _is_url(text):
             return text
         path = _absolute(text)
@@ -74,8 +76,8 @@ class JobPaths:
             return self._output(path)
         exists = path.exists()
         if self.same_machine or any(path.is_relative_to(folder) for folder in self.shared):
-            return str(path) if exists or kind not in (PathKind.FILES, PathKind.PYTHON) else text
-        if kind in (PathKind.FILES, PathKind.PYTHON):
+            return str(path) if exists or kind is not PathKind.FILES else text
+        if kind is PathKind.FILES:
             return self._travelling(path) if exists else text
         if kind is PathKind.SLIDES:
             return self._slides(text, path)

@@ -11,7 +11,8 @@ class PathKind(Enum):
         SLIDES: slides, which do not travel, or a manifest of URLs, which does.
         WEIGHTS: a folder of weights; it does not travel.
         FILES: a small file or folder that is read; it travels.
-        PYTHON: a user's own Python file, where the text ends in .py; it travels.
+        PYTHON: a user's own Python file, where the text ends in .py, or in .py and what is taken
+            of an encoder's tokens (encoder.py:patches); it travels.
         NAMED_FILE: a file that travels, as NAME=FILE.
         SETTING: a field of a run's settings, as FIELD=VALUE; some are files that travel.
         OUTPUT: a file or folder that is written; it comes back.

@@ -183,8 +183,10 @@ def field_at(settings: object, path: str) -> FieldPlace:
             field_type, node = get_args(field_type)[1], node.get(name)
             continue
         if name not in children:
-            paths = ", ".join(field_paths(settings))
-            msg = f"--set {path}: there is no such field; fields are {paths}"
+            paths = list(field_paths(settings))
+            near = [name for name in paths if name.rpartition(".")[2] == last]
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            msg = f"--set {path}: there is no such field; {hint}fields are {', '.join(paths)}"
             raise typer.BadParameter(msg)
         if is_dataclass(node):
             owner = type(node)

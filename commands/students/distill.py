@@ -18,7 +18,6 @@ from commands.options.shared_options import (
     AtOpt,
     DistinctIdsOpt,
     JsonOpt,
-    LakeArg,
     LikeOpt,
     MppsOpt,
     PermissionOpt,
@@ -27,6 +26,13 @@ from commands.options.shared_options import (
     TeachersOpt,
 )
 from commands.options.worker_options import WorkerOptions
+from commands.students.recipe_listing import (
+    Stage,
+    check_term_settings,
+    listing,
+    paths_of,
+    setting_rows,
+)
 from distill.recipes.recipe_table import recipes_help
 from distill.terms.term_table import terms_help
 
@@ -36,6 +42,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
+#: Teachers of a recipe that is shown without any.
+SHOWN_TEACHERS = ("TEACHER", "TEACHER2")
+#: Heads stand beside a student, in the recipe; they are looked for in the student.
+ALIASES = {"student.head": "head", "student.head_width": "head_width"}
+OPTION_NAMES = {"widths": "--width", "mpps": "--mpp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,12 @@ class RecipeOptions:
     Attributes:
         architecture: timm's name of the student's network.
         input_px: Side in pixels of the student's input.
+        init: Weights to start from: timm (pretrained), a file, a student or a teacher (its first
+            layers); random if not given.
+        where: Train on tiles for which this holds, as "tissue > 0.5".
+        per_slide: Most tiles of a slide, drawn at random.
+        balance: See groups equally often: slide, patient, or a column of an annotation
+            (clinical.site).
         decode: How tiles become the input in training: full, or scaled (faster, slightly other
             pixels).
         epochs: Passes over the training tiles.
@@ -66,6 +83,12 @@ class RecipeOptions:
 
     architecture: str | None = None
     input_px: int | None = None
+    init: Annotated[
+        str | None, typer.Option(metavar="timm|PATH|STUDENT|TEACHER"), PathKind.FILES
+    ] = None
+    where: Annotated[str | None, typer.Option(metavar="SQL")] = None
+    per_slide: Annotated[int | None, typer.Option(min=1)] = None
+    balance: Annotated[str | None, typer.Option(metavar="slide|patient|COLUMN")] = None
     decode: Annotated[str | None, typer.Option(show_default="full")] = None
     epochs: int | None = None
     batch_tiles: int | None = None
@@ -99,11 +122,16 @@ class DistillOptions:
         name: Name of the student.
         slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
         checkpoint_s: Seconds between checkpoints, at least.
+        show: List all settings of the recipe, with values and sources, and train nothing.
         cache_pixels: GB of decoded tiles that each machine keeps in $SLIDELAKE_PIXEL_CACHE for
             later epochs.
     """
 
-    lake: LakeArg
+    lake: Annotated[
+        str | None,
+        typer.Argument(metavar="LAKE", help="Folder or URL of the lake; --show needs none."),
+        PathKind.LAKE,
+    ] = None
     teachers: TeachersOpt = ()
     recipe: Annotated[
         str | None,
@@ -118,6 +146,7 @@ class DistillOptions:
     like: LikeOpt = None
     workers: WorkerOptions
     checkpoint_s: float = 60.0
+    show: Annotated[bool, typer.Option("--show")] = False
     cache_pixels: float = 0.0
     address: AddressOpt = None
     at: AtOpt = None
@@ -140,11 +169,17 @@ def distill_command(options: DistillOptions) -> None:
 
     Example: slidelake distill my-lake --teacher uni2_h --teacher virchow2 --name small --epochs 20
     """
-    recipe = chosen_recipe(options)
+    stages = recipe_stages(options)
+    recipe = stages[-1].recipe
+    if options.show:
+        rows = setting_rows(stages)
+        answer = {"recipe": recipe.name, "settings": rows}
+        print_answer(answer, as_json=options.json, text=listing(rows))
+        return
     from distill.train.ray_train import distill
 
     report = distill(
-        options.lake,
+        _lake_uri(options),
         recipe,
         name=options.name,
         workers=options.workers.settings(),
@@ -163,24 +198,69 @@ def distill_command(options: DistillOptions) -> None:
 
 def chosen_recipe(options: DistillOptions) -> "Recipe":
     """Return the named recipe, or a run's recipe, with the changes of the options."""
+    return recipe_stages(options)[-1].recipe
+
+
+def recipe_stages(options: DistillOptions) -> list[Stage]:
+    """Return the named recipe, or a run's, after each source of settings; the last is the whole."""
     from distill.recipes.recipe_table import make_recipe, parse_terms
 
-    saved = _saved_changes(options.lake, options.like, options.recipe) if options.like else {}
-    teachers = options.teachers or saved.get("teachers", ())
+    like = options.like
+    if not options.show:
+        _lake_uri(options)
+    saved = _saved_changes(_lake_uri(options), like, options.recipe) if like else {}
+    name = options.recipe or saved.get("name", DEFAULT_RECIPE)
+    teachers = _teachers(options, name, saved)
+    stages = [Stage(source=f"recipe {name}", recipe=make_recipe(name, teachers))]
+    if options.teachers:
+        named = Stage(source="--teacher", recipe=stages[-1].recipe, paths=("teachers",))
+        stages.append(named)
+    kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
+    if like:
+        stages.append(Stage(source=f"--like {like}", recipe=make_recipe(name, teachers, **kept)))
+    changes = options.fields.changes() | ({"mpps": options.mpps} if options.mpps else {})
+    kept |= changes
+    if terms := parse_terms(options.fields.terms):
+        added = {"terms": (*kept["terms"], *terms)} if "terms" in kept else {"extra_terms": terms}
+        kept |= added
+    # All at once: settings are checked against each other.
+    recipe = make_recipe(name, teachers, **kept)
+    if terms:
+        stages.append(Stage(source="--term", recipe=recipe))
+    for field in changes:
+        option = OPTION_NAMES.get(field, f"--{field.replace('_', '-')}")
+        stages.append(Stage(source=option, recipe=recipe, paths=paths_of(recipe, field)))
+    if options.assignments:
+        assignments = [_without_alias(text) for text in options.assignments]
+        recipe = with_assignments(stages[-1].recipe, assignments)
+        paths = [text.partition("=")[0].strip() for text in assignments]
+        check_term_settings(recipe, paths)
+        stages.append(Stage(source="--set", recipe=recipe, paths=paths))
+    return stages
+
+
+def _teachers(options: DistillOptions, recipe: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the teachers of the options, or of another run; for --show, names of none."""
+    teachers: tuple[str, ...] = options.teachers or saved.get("teachers", ())
+    if not teachers and options.show:
+        return SHOWN_TEACHERS if recipe == "shazam" else SHOWN_TEACHERS[:1]
     if not teachers:
         msg = "Missing option '--teacher': name a teacher, or a run by --like RUN"
         raise typer.BadParameter(msg)
-    name = options.recipe or saved.get("name", DEFAULT_RECIPE)
-    kept = {field: setting for field, setting in saved.items() if field not in ("name", "teachers")}
-    changes = {**kept, **options.fields.changes()}
-    if options.mpps:
-        changes["mpps"] = options.mpps
-    terms = parse_terms(options.fields.terms)
-    if "terms" in changes:
-        changes["terms"] = (*changes["terms"], *terms)
-    else:
-        changes["extra_terms"] = terms
-    return with_assignments(make_recipe(name, teachers, **changes), options.assignments)
+    return teachers
+
+
+def _lake_uri(options: DistillOptions) -> str:
+    if options.lake is None:
+        msg = "Missing argument 'LAKE'."
+        raise typer.BadParameter(msg)
+    return options.lake
+
+
+def _without_alias(assignment: str) -> str:
+    """Return an assignment with the path of the field in place of another name for it."""
+    path, equals, text = assignment.partition("=")
+    return f"{ALIASES.get(path.strip(), path)}{equals}{text}"
 
 
 def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any]:
@@ -194,13 +274,14 @@ def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any
     from featurestore import open_lake
 
     saved = saved_config(open_lake(lake_uri), run, "recipe")
-    parts = {name: saved.pop(name) for name in ("student", "views", "schedule")}
+    # Runs of earlier versions have no choice of tiles.
+    parts = {name: saved.pop(name, {}) for name in ("student", "views", "tiles", "schedule")}
     terms = saved.pop("terms")
     changes = {
         name: tuple(setting) if isinstance(setting, list) else setting
         for name, setting in saved.items()
     }
-    changes |= {**parts["views"], **parts["schedule"]}
+    changes |= {**parts["views"], **parts["tiles"], **parts["schedule"]}
     if recipe in (None, changes["name"]):
         changes |= parts["student"]
         changes["terms"] = tuple(

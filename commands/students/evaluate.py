@@ -53,6 +53,8 @@ class EvaluateOptions:
         teacher_seconds: Most seconds to run each teacher for; 0: none is run.
         device: cpu or cuda; a GPU if there is one.
         threads: Threads of the networks on CPUs.
+        cpus_per_worker: Cores that the worker on a cluster reserves.
+        gpus_per_worker: GPUs that the worker on a cluster reserves; 0.25 lets four share one.
     """
 
     lake: LakeArg
@@ -66,6 +68,8 @@ class EvaluateOptions:
     seed: SeedOpt = 0
     device: str | None = None
     threads: int | None = None
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
     at: AtOpt = None
     address: AddressOpt = None
     quiet: QuietOpt = False
@@ -101,7 +105,13 @@ def evaluate_command(options: EvaluateOptions) -> None:
         threads=options.threads,
     )
     evaluation = evaluate_there(
-        options.lake, options.students, spec, version=options.at, address=options.address
+        options.lake,
+        options.students,
+        spec,
+        version=options.at,
+        address=options.address,
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker,
     )
     lines = [verdict["text"] for verdict in evaluation["verdicts"]]
     lines.append(f"{options.lake}/runs/{evaluation['run']}/report.html")

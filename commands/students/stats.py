@@ -29,6 +29,7 @@ class StatsOptions:
     Attributes:
         holdout: Share of patients left out.
         tiles: Tiles of a sample at each mpp, spread evenly over all slides; all tiles if not given.
+        cpus_per_worker: Cores that each task on a cluster reserves; 1 if not given.
     """
 
     lake: LakeArg
@@ -38,6 +39,7 @@ class StatsOptions:
     tiles: Annotated[int | None, typer.Option(min=2)] = None
     seed: SeedOpt = 0
     at: AtOpt = None
+    cpus_per_worker: float | None = None
     address: AddressOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
@@ -63,6 +65,7 @@ def stats_command(options: StatsOptions) -> None:
         version=options.at,
         tiles=options.tiles,
         address=options.address,
+        cpus_per_worker=options.cpus_per_worker,
     )
     lines = [
         f"{fitted['teacher']} at {fitted['mpp']} mpp: {counted(fitted['rows'], 'tile')} "

@@ -5,12 +5,13 @@ Read from the students' folders alone: `card.json` and `report.json`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
 from distill.errors import DistillError
+from distill.recipes.recipe import TileChoice
 from featurestore import Lake, patient_of
 from featurestore.storage import read_sealed
 from ingest import find_card, sees_features, student_folder
@@ -71,6 +72,9 @@ class StudentRecord:
     def alike(self) -> str:
         """Text that is equal for students that differ in name and seed alone."""
         recipe = {key: setting for key, setting in self.recipe.items() if key != "seed"}
+        # Reports of earlier versions lack later fields, which then have their defaults.
+        recipe["student"] = {"init": "", "decode": "full"} | dict(recipe.get("student") or {})
+        recipe["tiles"] = recipe.get("tiles") or asdict(TileChoice())
         return self.network + json.dumps(recipe, sort_keys=True)
 
     @property

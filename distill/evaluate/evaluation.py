@@ -67,6 +67,7 @@ def evaluate(
     spec: EvaluationSpec | None = None,
     *,
     version: int | str | None = None,
+    labels_path: str | None = None,
 ) -> Report:
     """Evaluate students, and write `runs/evaluate-<hash>/report.json` and `report.html`.
 
@@ -79,6 +80,7 @@ def evaluate(
         students: names of the students; students that differ in their seed alone are merged.
         spec: settings; the defaults if None.
         version: version of the lake, or a snapshot; the newest if None.
+        labels_path: path of a copy of the table `spec.labels`, which is read in its place.
 
     Returns:
         The content of `report.json`, see the docstring of this module.
@@ -93,7 +95,7 @@ def evaluate(
         msg = "no student given; name one or more with --student"
         raise DistillError(msg)
     parts, notes = evaluation_splits(lake, students, single=spec.single, mpps=spec.mpps)
-    labels, classes = _labels(lake, spec)
+    labels, classes = _labels(lake, spec, labels_path or spec.labels)
     report = _report(lake, parts, spec, labels)
     report["classes"], report["left_out"] = classes, [*notes, *report["left_out"]]
     report["verdicts"] = student_verdicts(report)
@@ -102,13 +104,15 @@ def evaluate(
     return _write_report(lake, report, labels)
 
 
-def _labels(lake: Lake, spec: EvaluationSpec) -> tuple[pl.DataFrame | None, list[str]]:
+def _labels(
+    lake: Lake, spec: EvaluationSpec, path: str | None
+) -> tuple[pl.DataFrame | None, list[str]]:
     """Return the labels of tiles and the names of the classes; None and [] without a table."""
-    if spec.labels is None:
+    if path is None:
         return None, []
     column = None if spec.site == "tcga" else spec.site
     labels, classes = read_labels(
-        spec.labels,
+        path,
         lake,
         column=spec.label_column,
         site=column,

@@ -1,4 +1,4 @@
-"""Helpers of all losses: float32 even under autocast, detached targets, means over masks, workers.
+"""Helpers of all losses: float32 even under autocast, detached targets, means over masks.
 
 Shape letters: B samples, N tokens.
 """
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from distill.errors import DistillError
@@ -80,12 +79,3 @@ def weighted_mean(values_BN: Tensor, weights_BN: Tensor | None = None) -> Tensor
     kept = torch.where(weights > 0, numbers_BN, 0) * weights
     total_B = weights.sum(dim=1)
     return kept.sum(dim=1) / torch.where(total_B > 0, total_B, 1)
-
-
-def mean_over_workers(tensor: Tensor) -> Tensor:
-    """Return the mean of a detached tensor over all workers of the run."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor
-    total = tensor.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()

@@ -16,9 +16,9 @@ from distill.losses.numeric import (
     check_detached,
     check_positive,
     full_precision,
-    mean_over_workers,
     weighted_mean,
 )
+from distill.losses.over_workers import mean_over_workers
 
 EPSILON = 1e-8
 
@@ -56,16 +56,20 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update(self, teacher_BK: Tensor) -> None:
-        """Move the centre towards the mean of these logits [..., K]; once a step, after the losses.
+        """Move the centre towards the mean of all workers' logits; once a step, after the losses.
+
+        Args:
+            teacher_BK: this worker's logits [..., K].
 
         Raises:
-            DistillError: there are no logits.
+            DistillError: no worker has any logits.
         """
         logits = teacher_BK.detach().float().flatten(0, -2)
-        if not len(logits):
+        mean_K = mean_over_workers(logits.mean(dim=0), len(logits))
+        if not len(logits) and bool(mean_K.isnan().any()):
             msg = "a centre cannot move towards no logits; give those of at least one sample"
             raise DistillError(msg)
-        self.mean.lerp_(mean_over_workers(logits.mean(dim=0)), 1 - self.momentum)
+        self.mean.lerp_(mean_K, 1 - self.momentum)
 
 
 def dino_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float = 0.1) -> Tensor:

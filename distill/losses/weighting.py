@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.losses.numeric import mean_over_workers
+from distill.losses.over_workers import mean_over_workers
 
 SMALL = 1e-12
 
@@ -132,7 +132,8 @@ class BalanceWeighting(Weighting):
     def weights(self, losses_TB: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return 1 / running mean, the same for all samples; equal before the first step."""
         if self.training:
-            self.mean.lerp_(mean_over_workers(losses_TB.mean(dim=1)), 1 - self.momentum)
+            mean_T = mean_over_workers(losses_TB.mean(dim=1), losses_TB.shape[1])
+            self.mean.lerp_(mean_T, 1 - self.momentum)
         # The mean starts at 0, so it is too small by a factor, the same for all: ratios are right.
         return (1 / self.mean.clamp_min(SMALL))[:, None].expand_as(losses_TB)
 

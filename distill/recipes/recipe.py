@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from cluster import counted
 from distill.errors import DistillError
 from distill.recipes.student_settings import StudentSettings
 
@@ -48,13 +49,39 @@ class Views:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TileChoice:
+    """The training tiles that are seen; those without a teacher's features never are.
+
+    Attributes:
+        where: predicate on the tiles' columns and annotations, as `tissue > 0.5`; all if empty.
+        per_slide: greatest number of tiles of a slide, drawn at random; all if 0.
+        balance: groups that are seen equally often: slide, patient, or a column of an annotation of
+            slides or patients (`clinical.site`, or `site` where one annotation alone has it); none
+            if empty. An epoch stays as long: of large groups a part is seen, small ones come again.
+    """
+
+    where: str = ""
+    per_slide: int = 0
+    balance: str = ""
+
+    def __post_init__(self) -> None:
+        if self.per_slide < 0:
+            msg = f"per_slide={self.per_slide} given; give 1 or more, or 0 for all tiles"
+            raise DistillError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Settings of the training loop.
 
     Attributes:
         epochs: passes over the training tiles.
-        batch_tiles: tiles in an optimiser step, over all workers and all parts of the step.
+        batch_tiles: tiles in an optimiser step, over all workers and all parts of the step: each
+            worker has `batch_tiles / (workers x accumulate)` in each part, a whole number. The
+            result depends on it, not on how many workers share it but for batch norms, which see
+            a worker's own part.
         accumulate: number of parts of a step; gradients are summed, for batches beyond the memory.
+            Terms that compare tiles compare those of a part.
         learning_rate: peak learning rate of AdamW, after warm-up and before a cosine decay to zero.
         weight_decay: weight decay of AdamW; biases and norms have none.
         warmup_share: share of the steps that are warm-up.
@@ -83,6 +110,31 @@ class Schedule:
                 "(batch normalisation needs two samples)"
             )
             raise DistillError(msg)
+        self.tiles_of_worker()
+
+    def tiles_of_worker(self, workers: int = 1) -> int:
+        """Return the number of tiles that each worker has in each part of a step.
+
+        Args:
+            workers: number of workers that share a step.
+
+        Raises:
+            DistillError: the step can't be shared equally, or a worker would have a single tile,
+                of which batch norms make nothing.
+        """
+        parts = workers * self.accumulate
+        share, rest = divmod(self.batch_tiles, parts)
+        if share < 2 or rest:
+            sharing = f"{counted(workers, 'worker')} x {counted(self.accumulate, 'part')}"
+            fitting = [parts * number for number in (max(2, share), max(2, share) + bool(rest))]
+            sizes = " or ".join(map(str, dict.fromkeys(fitting)))
+            msg = (
+                f"a step of {counted(self.batch_tiles, 'tile')} over {sharing} is "
+                f"{self.batch_tiles / parts:.3g} tiles for each; a whole number of at least 2 is "
+                f"needed: --batch-tiles {sizes}"
+            )
+            raise DistillError(msg)
+        return share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +156,7 @@ class Recipe:
         keep: probability with which keep-max keeps a teacher.
         widths: numbers of first channels of the embedding that are trained alone too (Matryoshka).
         views: random changes of the student's pixels.
+        tiles: the training tiles that are seen.
         schedule: settings of the training loop.
         holdout: share of the patients that no part is fitted on.
         split_seed: seed of the choice of held-out patients.
@@ -128,6 +181,7 @@ class Recipe:
     keep: float = 0.5
     widths: tuple[int, ...] = ()
     views: Views = Views()
+    tiles: TileChoice = TileChoice()
     schedule: Schedule = Schedule()
     holdout: float = 0.25
     split_seed: int = 0

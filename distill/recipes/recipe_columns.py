@@ -14,7 +14,7 @@ def check(lake: Lake, recipe: Recipe) -> None:
     """Refuse a recipe for which the lake lacks features, before the run starts.
 
     Raises:
-        DistillError: a teacher's features are missing at an mpp, or exist for some tiles only.
+        DistillError: a teacher's features are missing at an mpp.
     """
     completeness = {(f["teacher"], f["mpp"]): f["complete"] for f in lake.info()["features"]}
     for teacher, mpp in recipe.needs(lake.config.mpps):
@@ -23,13 +23,6 @@ def check(lake: Lake, recipe: Recipe) -> None:
             msg = (
                 f"recipe '{recipe.name}' needs features of {needed_features}: run "
                 f"slidelake extract {lake.uri} --teacher {teacher} --mpp {mpp_name(mpp)}"
-            )
-            raise DistillError(msg)
-        restrictions = {"where", "share"} & set(lake.identity(teacher, mpp=mpp))
-        if restrictions:
-            msg = (
-                f"recipe '{recipe.name}' needs {needed_features}; it was run on some of them "
-                f"(--{', --'.join(sorted(restrictions))})"
             )
             raise DistillError(msg)
 
@@ -46,7 +39,6 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
     if identity.get("pooling") != "patches":
         return TeacherColumn(name=teacher, teacher=_card_name(teacher), dim=dim)
     tokens = int(identity["tokens"])
-    card = find_card(lake.store, teacher)
     sampled = "sample" in identity
     places = teacher.partition("~")[0].replace(":patches", ":places") if sampled else None
     if places is not None:
@@ -57,8 +49,19 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
         dim=dim // tokens,
         tokens=tokens,
         places=places,
-        side=card.grid[0] if card.grid else None,
+        side=_grid_side(lake, teacher, identity),
     )
+
+
+def _grid_side(lake: Lake, teacher: str, identity: dict[str, Any]) -> int | None:
+    """Return the patch tokens down and across of a teacher's whole grid.
+
+    It is kept with a column of a user's own encoder; other columns have a card.
+    """
+    if "grid" in identity:
+        return int(identity["grid"][0])
+    card = find_card(lake.store, teacher)
+    return card.grid[0] if card.grid else None
 
 
 def _card_name(teacher: str) -> str:

@@ -185,7 +185,7 @@ def make_recipe(name: str, teachers: Teachers, **changes: Any) -> Recipe:  # noq
 def _with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     recipe_fields = {field.name for field in fields(Recipe)}
     replaced = {key: settings[key] for key in recipe_fields & set(settings)}
-    for part in ("student", "views", "schedule"):
+    for part in ("student", "views", "tiles", "schedule"):
         part_settings = replaced.get(part, getattr(recipe, part))
         if not is_dataclass(part_settings):
             continue

@@ -42,6 +42,9 @@ class TileStudent(StudentSettings):
         architecture: timm's name of the network.
         input_px: side of the square input, in pixels.
         arguments: arguments for building the network, as in a teacher's card.
+        init: weights to start from, matched by name and shape: `timm` (pretrained ones of the
+            architecture), a file of weights, a student of the lake, or a teacher, whose first
+            layers are taken where it has more; random weights if empty.
         decode: how tiles become the input in training: full (all pixels, and a resize, as `extract`
             does it) or scaled (libjpeg's scaled decode: faster, and slightly other pixels).
 
@@ -54,6 +57,7 @@ class TileStudent(StudentSettings):
     architecture: str = "mobilenetv4_conv_small_050"
     input_px: int = 128
     arguments: Mapping[str, object] = field(default_factory=dict)
+    init: str = ""
     decode: Literal["full", "scaled"] = "full"
 
     def __post_init__(self) -> None:

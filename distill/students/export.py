@@ -11,7 +11,7 @@ from safetensors.torch import load
 from distill.errors import DistillError
 from featurestore import Lake, check_licences, open_lake
 from ingest import find_card, sees_features, student_folder
-from ingest.teachers import build, student_file
+from ingest.teachers import build, student_file, timm_code
 from ingest.teachers.cards import Card
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +35,7 @@ def export_student(
 
     Raises:
         DistillError: there is no such student, it reads no pixels, or the folder exists already.
-        TeacherError: the ONNX network gives other numbers.
+        TeacherError: timm has no such network, or the ONNX network gives other numbers.
         LicenceError: the licence of a teacher forbids to share models trained on its outputs.
     """
     lake, target = open_lake(lake_uri), Path(folder).absolute()
@@ -83,4 +83,5 @@ def _readme_text(student_path: Path, card: Card, *, onnx: bool) -> str:
     text = (TEMPLATES / "student.md.j2").read_text()
     template = jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(text)
     report = json.loads((student_path / "report.json").read_text())
-    return template.render(card=card, report=report, onnx=onnx)
+    code = timm_code(card.architecture, card.input_px, card.arguments)
+    return template.render(card=card, report=report, onnx=onnx, network_code=code)

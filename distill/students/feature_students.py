@@ -7,7 +7,7 @@ the lake that read other columns.
 from collections.abc import Sequence
 from typing import Unpack
 
-from cluster import WorkerSettings
+from cluster import WorkerSettings, joins_cluster
 from featurestore import LakeConfig, Store
 from ingest import BuildOptions, BuildResult, sees_features
 from ingest import build_lake as build_columns
@@ -22,13 +22,35 @@ class FeatureStudents:
         """Return whether the lake has a student of features of that name."""
         return sees_features(store, name)
 
-    def make(self, lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
+    def make(
+        self,
+        lake_uri: str,
+        name: str,
+        *,
+        mpps: Sequence[float] | None = None,
+        address: str | None = None,
+        workers: WorkerSettings = WorkerSettings(),  # noqa: B008 - it is frozen
+    ) -> MadeColumn:
         """Write a student's column for every tile that lacks it.
 
+        On a cluster one worker does it: the head, where drivers live, may be small.
+
+        Args:
+            lake_uri: the lake.
+            name: name of the student.
+            mpps: mpps of the tiles; all mpps of the student if None.
+            address: a Ray cluster; None, and no RAY_ADDRESS: this process.
+            workers: CPUs of the worker; such students need no GPU.
+
         Raises:
+            ClusterError: no node of the cluster holds such a worker.
             DistillError: the student lacks a column that it reads, or was not trained at an mpp.
             LakeError: a slide lacks features that the student reads; the message names the slide.
         """
+        if joins_cluster(address):
+            from distill.students.ray_columns import make_there
+
+            return make_there(lake_uri, name, mpps=mpps, address=address, workers=workers)
         # Torch takes seconds to import, which an extract of pixels does in its workers alone.
         from distill.students.feature_columns import make_columns
 

@@ -293,4 +293,9 @@ def _restored_fuser(card: Mapping[str, Any], weights: Mapping[str, Tensor]) -> F
     )
 
 
-FUSION = StudentKind(task=_fusion_task, keep=feature_card, restore=_restored_fuser)
+FUSION = StudentKind(
+    task=_fusion_task,
+    keep=feature_card,
+    restore=_restored_fuser,
+    term_settings=lambda kind: SETTINGS.get(kind, {}),
+)

@@ -8,9 +8,11 @@ Shape letters: B samples, N tokens, C channels of the student, D of the teacher.
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.losses.over_workers import sum_over_workers, worker_count
 
 Levels = Tensor | Sequence[Tensor]
 
@@ -83,6 +85,33 @@ class LadderHead(nn.Module):
         return out_BD
 
 
+class WorkersBatchNorm(nn.BatchNorm1d):
+    """A batch norm over the samples of all workers, on CPUs as well (torch's own needs GPUs).
+
+    Without it a loss of normalised outputs would depend on the number of workers.
+    """
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Normalise [B, D]; in training by mean and variance over all workers' samples."""
+        if not self.training or worker_count() == 1:
+            return super().forward(x_BD)
+        x = x_BD.float()
+        count = sum_over_workers(x.new_tensor([len(x)]))
+        mean_D = sum_over_workers(x.sum(dim=0)) / count
+        variance_D = sum_over_workers((x - mean_D).square().sum(dim=0)) / count
+        with torch.no_grad():
+            unbiased_D = variance_D * count / (count - 1)
+            for running, now in ((self.running_mean, mean_D), (self.running_var, unbiased_D)):
+                if running is not None:
+                    running.lerp_(now.to(running.dtype), self.momentum or 0.0)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        normed = (x - mean_D) * (variance_D + self.eps).rsqrt()
+        if self.affine:
+            normed = normed * self.weight + self.bias
+        return normed.to(x_BD.dtype)
+
+
 class NormedHead(nn.Module):
     """A linear map with outputs normalised over the batch, as standardised targets are.
 
@@ -97,7 +126,7 @@ class NormedHead(nn.Module):
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.map = nn.Linear(dim_in, dim_out)
-        self.norm = nn.BatchNorm1d(dim_out, affine=False)
+        self.norm = WorkersBatchNorm(dim_out, affine=False)
 
     def forward(self, x_BC: Tensor) -> Tensor:
         """Predict targets [B, D], or [B, N, D] of tokens."""

@@ -205,7 +205,7 @@ class RegionNetwork(nn.Module):
 
     def _places(self, side: int, level: int) -> Tensor:
         """Return the vectors that encode each token's place and level [side^2, D]."""
-        return self.levels[level] + place_sines(side, self.width).to(self.levels.device)
+        return self.levels[level] + _constant_sines(side, self.width).to(self.levels.device)
 
     def fine_stream(self, tokens: Tokens) -> StreamOutputs:
         """Run the fine stream on the whole grid or a crop."""
@@ -250,6 +250,12 @@ def place_sines(side: int, width: int) -> Tensor:
     line = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1).float()
+
+
+@torch.compiler.assume_constant_result
+def _constant_sines(side: int, width: int) -> Tensor:
+    """Return `place_sines`, which a compiled graph takes as a constant and does not trace."""
+    return place_sines(side, width)
 
 
 def crop_side(side: int, share: float) -> int:

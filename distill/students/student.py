@@ -4,20 +4,32 @@ Shape letters: B samples, C channels, H W pixels or the grid of tokens, D embedd
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
 from featurestore import Licence, forbidden_by_any
+from ingest import TeacherError
+from ingest.teachers import channels_last_map
 from ingest.teachers.cards import Card, Interpolation
 
 INTERPOLATION: Interpolation = "bicubic"
+#: Arguments by which timm's networks of a fixed size take inputs of other sizes: vision
+#: transformers, then those of windows (Swin). Their weights are the same.
+ANY_SIZE: tuple[Mapping[str, object], ...] = (
+    {},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,8 @@ class TileNetwork(nn.Module):
     Args:
         settings: settings of the network.
         ladder: whether earlier levels are returned too.
+        crop_share: side of further, smaller inputs as a share of the network's; None if all inputs
+            are of its own size.
 
     Attributes:
         trunk: the timm network; its weights are kept.
@@ -48,24 +62,51 @@ class TileNetwork(nn.Module):
         token_dim: width of the tokens.
         grid: number of tokens down and across.
         level_dims: widths of the levels, for a ladder.
+        crop_px: side of the smaller inputs, a whole number of tokens; None without them.
+
+    Raises:
+        DistillError: the network takes no inputs of another size, or its tokens are no grid.
     """
 
-    def __init__(self, settings: TileStudent, *, ladder: bool = False) -> None:
-        # timm takes seconds to import, which a driver, that builds no network, need not pay
-        from ingest.teachers import build
-
+    def __init__(
+        self, settings: TileStudent, *, ladder: bool = False, crop_share: float | None = None
+    ) -> None:
         super().__init__()
-        self.trunk = build(settings.architecture, settings.input_px, settings.arguments)
-        self.trunk.to(memory_format=torch.channels_last)
         self._ladder = ladder
-        with torch.no_grad():
-            # In evaluation mode: a probe must leave no trace in running statistics.
-            self.trunk.eval()
-            probe = self(torch.zeros(2, 3, settings.input_px, settings.input_px))
-            self.trunk.train()
+        self.crop_px: int | None = None
+        for trunk in _trunks(settings, [{}] if crop_share is None else ANY_SIZE):
+            self.trunk = trunk
+            probe = self._probe(settings.input_px)
+            self.grid = (probe.tokens.shape[1], probe.tokens.shape[2])
+            if crop_share is None or self._takes_crops(settings, crop_share):
+                break
+        else:
+            msg = (
+                f"the recipe shows the student crops of {crop_share:g} of a tile's side, and "
+                f"{settings.architecture} takes {settings.input_px} px alone; take another "
+                "--architecture, or no crops (--set terms.N.settings.crops=0)"
+            )
+            raise DistillError(msg)
         self.dim, self.token_dim = probe.embedding.shape[-1], probe.tokens.shape[-1]
-        self.grid = (probe.tokens.shape[1], probe.tokens.shape[2])
         self.level_dims = [level.shape[-1] for level in probe.levels]
+
+    def _probe(self, side_px: int) -> StudentOutputs:
+        """Return the outputs for empty tiles; in evaluation mode, which leaves statistics alone."""
+        self.trunk.eval()
+        with torch.no_grad():
+            outputs: StudentOutputs = self(torch.zeros(2, 3, side_px, side_px))
+        self.trunk.train()
+        return outputs
+
+    def _takes_crops(self, settings: TileStudent, crop_share: float) -> bool:
+        """Set `crop_px`, and return whether the network takes inputs of this side."""
+        stride = max(1, settings.input_px // self.grid[0])
+        self.crop_px = max(1, round(settings.input_px * crop_share / stride)) * stride
+        try:
+            self._probe(self.crop_px)
+        except (AssertionError, RuntimeError, ValueError):  # what timm and torch raise for a size
+            return False
+        return True
 
     def forward(self, x_BCHW: Tensor) -> StudentOutputs:
         """Return the embeddings and tokens of a batch."""
@@ -82,12 +123,38 @@ class TileNetwork(nn.Module):
         )
 
     def _tokens(self, features: Tensor) -> Tensor:
-        """Arrange a map [B, C, H, W], or patch tokens among tokens [B, N, C], as a grid."""
+        """Arrange a map, or patch tokens among tokens [B, N, C], as a grid [B, H, W, C].
+
+        Raises:
+            DistillError: the patch tokens are not those of a square.
+        """
         if features.ndim == 4:
-            return features.permute(0, 2, 3, 1)
+            return channels_last_map(self.trunk, features)
         patches = features[:, int(getattr(self.trunk, "num_prefix_tokens", 0)) :]
         side = math.isqrt(patches.shape[1])
+        if side**2 != patches.shape[1]:
+            msg = (
+                f"the student's network gives {patches.shape[1]} patch tokens, which are no square "
+                "grid; take another --architecture"
+            )
+            raise DistillError(msg)
         return patches.reshape(len(patches), side, side, -1)
+
+
+def _trunks(settings: TileStudent, choices: Sequence[Mapping[str, object]]) -> Iterator[nn.Module]:
+    """Yield the network, built with each of some further arguments that it has."""
+    # timm takes seconds to import, which a driver, that builds no network, need not pay
+    from ingest.teachers import build
+
+    for more in choices:
+        arguments: dict[str, Any] = {**settings.arguments, **more}
+        try:
+            trunk: nn.Module = build(settings.architecture, settings.input_px, arguments)
+        except TeacherError:
+            if not more:
+                raise
+            continue
+        yield trunk.to(memory_format=torch.channels_last)
 
 
 def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
@@ -99,13 +166,33 @@ def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
 
 
 def student_card(
-    recipe: Recipe, name: str, dim: int, licences: Mapping[str, Licence], mpps: Sequence[float]
+    recipe: Recipe,
+    name: str,
+    dim: int,
+    licences: Mapping[str, Licence],
+    mpps: Sequence[float],
+    *,
+    initial: Mapping[str, Any] = MappingProxyType({}),
 ) -> Card:
     """Return the card by which `extract` runs a student of pixels, with the teachers' licences.
 
-    A student forbids what the licence of any of its teachers forbids.
+    A student forbids what the licence of any of its teachers, or of its first weights, forbids.
+
+    Args:
+        recipe: recipe of the training.
+        name: name of the student.
+        dim: width of its embedding.
+        licences: licence of each teacher, and of the weights that the training started from.
+        mpps: mpps of the training.
+        initial: facts of the weights that the training started from; empty for random ones.
     """
     settings = recipe.student_as(TileStudent)
+    source = f"distilled by recipe {recipe.name} from {', '.join(recipe.teachers)}"
+    if initial:
+        source += (
+            f", started from {initial['source']} (SHA-256 {initial['sha256']}, "
+            f"{initial['parameters']:.0%} of the parameters)"
+        )
     return Card(
         name=name,
         architecture=settings.architecture,
@@ -118,5 +205,5 @@ def student_card(
         mpps=tuple(mpps),
         licence="; ".join(f"{name}: {licence.text}" for name, licence in licences.items()),
         forbids=forbidden_by_any(list(licences.values())),
-        source=f"distilled by recipe {recipe.name} from {', '.join(recipe.teachers)}",
+        source=source,
     )

@@ -4,7 +4,7 @@ Shape letters: B samples, D embedding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -27,12 +27,14 @@ class TaskInputs:
         columns: columns of the recipe's teachers.
         norms: norms of the targets, on the device that trains.
         under: finer mpps of the tiles under the tiles that are read, coarse to fine.
+        initial: file of the tensors from which the student starts; None for random weights.
     """
 
     recipe: Recipe
     columns: Sequence[TeacherColumn]
     norms: Norms
     under: tuple[float, ...]
+    initial: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class TrainedStudent:
         identities: identity of each column of the training, by `TEACHER@MPP`.
         mpps: mpps of the tiles that the student embeds.
         under: finer mpps of the tiles under these tiles.
-        licences: licence of each teacher.
+        licences: licence of each teacher, and of the weights that the training started from.
+        initial: facts of the weights that the training started from; empty for random ones.
     """
 
     name: str
@@ -56,6 +59,7 @@ class TrainedStudent:
     mpps: tuple[float, ...]
     under: tuple[float, ...]
     licences: Mapping[str, Licence]
+    initial: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +89,14 @@ class StudentKind:
             name.
         restore: function that restores a student of features from its card and weights; None for a
             student of pixels, which `extract` runs by its `card.json`.
+        term_settings: function that returns the settings of a term of such a student by its kind,
+            with their defaults.
     """
 
     task: Callable[[TaskInputs], TrainingTask]
     keep: Callable[[TrainedStudent], dict[str, bytes]]
     restore: Callable[[Mapping[str, Any], Mapping[str, Tensor]], FeatureStudent] | None = None
+    term_settings: Callable[[str], Mapping[str, float]] = lambda _: {}
 
 
 def feature_card(student: TrainedStudent) -> dict[str, bytes]:

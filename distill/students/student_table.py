@@ -36,14 +36,23 @@ def kind_of(recipe: Recipe) -> StudentKind:
     return student_kind(type(recipe.student).__name__)
 
 
-def make_task(lake: Lake, recipe: Recipe, norms: Norms) -> TrainingTask:
+def make_task(
+    lake: Lake, recipe: Recipe, norms: Norms, initial: bytes | None = None
+) -> TrainingTask:
     """Build the training task of a recipe, with random weights.
 
     Args:
         lake: the lake that has the columns of the recipe's teachers.
         recipe: recipe with any kind of student.
         norms: norms of the targets, on the device that trains.
+        initial: file of the tensors from which the student starts, in place of random ones.
     """
     _, under = recipe.levels_of(lake.config.mpps)
-    inputs = TaskInputs(recipe=recipe, columns=columns_of(lake, recipe), norms=norms, under=under)
+    inputs = TaskInputs(
+        recipe=recipe,
+        columns=columns_of(lake, recipe),
+        norms=norms,
+        under=under,
+        initial=initial,
+    )
     return kind_of(recipe).task(inputs)

@@ -7,7 +7,7 @@ Shape letters: B samples, H W pixels, D embedding, r children side by side.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -100,6 +100,24 @@ class TrainingTask(nn.Module, ABC):
     def kept_parts(self) -> dict[str, nn.Module]:
         """Return the modules that are kept as NAME.safetensors; the student is `model`."""
         return {"model": self.student}
+
+    @property
+    def compiled_parts(self) -> Sequence[nn.Module]:
+        """Return the modules of the student that a step calls as functions: `module(...)`.
+
+        torch.compile replaces a module's call alone. A method of another name that a step calls
+        would run uncompiled, and nothing would say so.
+        """
+        return [self.student]
+
+    def compile_student(self, backend: str = "inductor") -> None:
+        """Compile the student by torch.compile, in place; names of parameters do not change.
+
+        Args:
+            backend: torch's name of the compiler.
+        """
+        for part in self.compiled_parts:
+            part.compile(backend=backend)
 
     @property
     @abstractmethod

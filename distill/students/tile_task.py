@@ -3,7 +3,7 @@
 Shape letters: B samples, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from distill.targets.target_sources import (
 )
 from distill.terms.term import Key, TermContext, TermInputs
 from distill.terms.term_table import make_term, term_class
+from distill.train.initial_weights import start_from
 from distill.train.views import draw, normalised, sized
 from ingest.teachers.cards import card_json
 
@@ -42,6 +43,7 @@ class TileTask(TrainingTask):
         columns: columns of the teachers.
         norms: normalisations of the targets, by column and mpp.
         fine: the mpp of the tiles under a tile, if those are matched.
+        initial: file of the tensors from which the network starts, in place of random ones.
 
     Raises:
         DistillError: a term has no target, or a width is above the student's.
@@ -54,11 +56,17 @@ class TileTask(TrainingTask):
         norms: Norms,
         *,
         fine: float | None = None,
+        initial: bytes | None = None,
     ) -> None:
         super().__init__()
         settings = recipe.student_as(TileStudent)
         self._views, self._input_px = recipe.views, settings.input_px
-        self.network = TileNetwork(settings, ladder=recipe.head == "ladder")
+        self.network = TileNetwork(
+            settings, ladder=recipe.head == "ladder", crop_share=_crop_share(recipe)
+        )
+        if initial is not None:
+            # Before the terms, which copy the network for their moving averages.
+            start_from(self.network.trunk, initial)
         self._widths = _checked_widths(recipe, self.network.dim)
         raw = {name for term in recipe.terms if term_class(term.kind).raw for name in term.teachers}
         matched = [column for column in columns if column.name not in raw]
@@ -129,6 +137,11 @@ class TileTask(TrainingTask):
         return self.network.trunk
 
     @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """Return the network; a step calls no trunk, but the two halves of its forward."""
+        return [self.network]
+
+    @property
     def kept_parts(self) -> dict[str, nn.Module]:
         """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
@@ -163,6 +176,18 @@ def _pixels(batch: Batch) -> Tensor:
         msg = "a student of pixels needs them: make the stream with pixels='uint8'"
         raise DistillError(msg)
     return batch.pixels
+
+
+def _crop_share(recipe: Recipe) -> float | None:
+    """Return the side of the crops that a term shows the student, as a share of a tile's."""
+    shares = {term_class(term.kind).crop_share(term) for term in recipe.terms} - {None}
+    if len(shares) > 1:
+        msg = (
+            f"terms show the student crops of {' and '.join(sorted(map(str, shares)))} of a "
+            "tile's side; give one share"
+        )
+        raise DistillError(msg)
+    return next(iter(shares), None)
 
 
 def _checked_widths(recipe: Recipe, dim: int) -> tuple[int, ...]:
@@ -234,15 +259,25 @@ def _widths_in(student: TileNetwork) -> dict[str, int | Sequence[int]]:
 def _tile_task(inputs: TaskInputs) -> TileTask:
     """Build a student of pixels with its heads and terms."""
     fine = inputs.under[-1] if inputs.under else None
-    return TileTask(inputs.recipe, inputs.columns, inputs.norms, fine=fine)
+    return TileTask(inputs.recipe, inputs.columns, inputs.norms, fine=fine, initial=inputs.initial)
 
 
 def _card_file(student: TrainedStudent) -> dict[str, bytes]:
     """Return the card by which `extract` runs the student as a teacher."""
     card = student_card(
-        student.recipe, student.name, student.task.dim, student.licences, student.mpps
+        student.recipe,
+        student.name,
+        student.task.dim,
+        student.licences,
+        student.mpps,
+        initial=student.initial,
     )
     return {"card.json": card_json(card)}
 
 
-TILE = StudentKind(task=_tile_task, keep=_card_file)
+def _term_settings(kind: str) -> Mapping[str, float]:
+    """Return the settings of a term, with their defaults."""
+    return term_class(kind).allowed
+
+
+TILE = StudentKind(task=_tile_task, keep=_card_file, term_settings=_term_settings)

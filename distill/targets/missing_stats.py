@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -56,6 +57,7 @@ def _split_by_patient(
     ].to_list()
 
 
+# Long for its documentation: the public function of a command.
 def stats(
     lake_uri: str,
     teachers: Sequence[str],
@@ -66,6 +68,7 @@ def stats(
     version: int | str | None = None,
     tiles: int | None = None,
     address: str | None = None,
+    cpus_per_worker: float | None = None,
 ) -> dict[str, Any]:
     """Fit moments and PHI-S of teachers on the slides of all patients that are not held out.
 
@@ -80,6 +83,7 @@ def stats(
         version: version of the lake, or a snapshot; the newest if None.
         tiles: number of tiles of a sample at each mpp, spread evenly over the slides; None for all.
         address: a Ray cluster to fit on; None, and no RAY_ADDRESS: this process.
+        cpus_per_worker: CPUs that each task on a cluster reserves; 1 if None.
 
     Returns:
         `teachers`; `slides` and `held_out_slides`; `fitted`, the number of sets that were fitted
@@ -87,6 +91,7 @@ def stats(
         `lake_version` of the fit; `lake_version` and `seconds`.
 
     Raises:
+        ClusterError: no node of the cluster holds such a task.
         LakeError: a training slide lacks features of a teacher; the message names the slide.
 
     Examples:
@@ -98,7 +103,9 @@ def stats(
     lake = open_lake(lake_uri, version=version)
     train, held = split_slides(lake, holdout=holdout, seed=seed)
     pairs = [(name, mpp) for name in teachers for mpp in _mpps_of(lake, name, mpps)]
-    missing = fit_missing(lake, pairs, train, tiles=tiles, address=address)
+    missing = fit_missing(
+        lake, pairs, train, tiles=tiles, address=address, cpus_per_worker=cpus_per_worker
+    )
     cards = {
         pair: read_card(lake, pair[0], mpp=pair[1], slide_ids=train, tiles=tiles) for pair in pairs
     }
@@ -135,6 +142,7 @@ def fit_missing(
     *,
     tiles: int | None = None,
     address: str | None = None,
+    cpus_per_worker: float | None = None,
 ) -> list[tuple[str, float]]:
     """Fit the statistics of these slides that are missing; return their (teacher, mpp) pairs.
 
@@ -144,6 +152,10 @@ def fit_missing(
         train: ids of the slides.
         tiles: number of tiles of a sample; None for all, where there is no sample either.
         address: a Ray cluster to fit on; None, and no RAY_ADDRESS: this process.
+        cpus_per_worker: CPUs that each task on a cluster reserves; 1 if None.
+
+    Raises:
+        ClusterError: no node of the cluster holds such a task.
     """
     missing = [
         pair
@@ -155,7 +167,8 @@ def fit_missing(
     count = sum(_tiles_to_read(lake, mpp, train, tiles) for _, mpp in missing)
     on_cluster = joins_cluster(address)
     session = ray_session(address=address, ray_data=False) if on_cluster else nullcontext()
-    part_map = map_on_ray if on_cluster else map_here
+    on_ray = partial(map_on_ray, num_cpus=cpus_per_worker or 1.0)
+    part_map = on_ray if on_cluster else map_here
     with session, progress("stats", total=count, unit="tiles") as bar:
         for name, mpp in missing:
             fit_stats(

@@ -15,11 +15,22 @@ MOST_AHEAD = 64
 
 
 def map_on_ray(
-    lake: Lake, parts: Sequence[Part], on_tiles: Callable[[int], None]
+    lake: Lake,
+    parts: Sequence[Part],
+    on_tiles: Callable[[int], None],
+    *,
+    num_cpus: float = 1.0,
 ) -> Iterator[tuple[int, Moments | None]]:
-    """Yield number and moments of each part, in the order in which they are finished."""
+    """Yield number and moments of each part, in the order in which they are finished.
+
+    Args:
+        lake: the lake.
+        parts: the parts.
+        on_tiles: function that is called with the number of tiles of each finished part.
+        num_cpus: CPUs that the task of a part reserves.
+    """
     of_part = partial(_of_part, lake.uri, lake.version)
-    for number, moments in ray_map(of_part, parts, max_in_flight=MOST_AHEAD):
+    for number, moments in ray_map(of_part, parts, num_cpus=num_cpus, max_in_flight=MOST_AHEAD):
         on_tiles(parts[number].tiles)
         yield number, moments
 

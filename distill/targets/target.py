@@ -110,7 +110,8 @@ class Standardiser(TargetNorm):
 
     Attributes:
         mean: mean of each channel [D].
-        std: standard deviation of each channel [D], at least 1e-3: a dead channel stays small.
+        std: standard deviation of each channel [D], at least 1e-3 of the root mean square over all
+            channels (`norm_arrays.STD_MIN`): a dead channel stays small.
     """
 
     name: ClassVar[str] = "z-score"

@@ -3,6 +3,7 @@
 Shape letters: B samples, T teachers, K prototypes, D embedding.
 """
 
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from distill.losses.feature_losses import FeatureMatch, info_nce_loss, log_sum_loss
 from distill.losses.numeric import weighted_mean
+from distill.losses.over_workers import loss_over_workers
 from distill.losses.self_losses import dino_loss
 from distill.losses.weighting import make_weighting
 from distill.targets.target_sources import CLS, GRID, PATCH, Goal
@@ -65,7 +67,10 @@ class MatchLoss(TermLoss):
 
 
 class ContrastLoss(TermLoss):
-    """Contrasts predictions with targets of embeddings within the batch, mean over teachers."""
+    """Contrasts predictions with targets of embeddings, mean over teachers.
+
+    The batch is that of all workers.
+    """
 
     allowed = MappingProxyType({"temperature": 0.1})
 
@@ -75,11 +80,9 @@ class ContrastLoss(TermLoss):
 
     def forward(self, inputs: TermInputs) -> Losses:
         """Return one loss [B] over all teachers."""
-        temperature = self.settings["temperature"]
+        loss = partial(info_nce_loss, temperature=self.settings["temperature"])
         losses = [
-            info_nce_loss(
-                inputs.predictions[key], inputs.goals[key].target, temperature=temperature
-            )
+            loss_over_workers(loss, inputs.predictions[key], inputs.goals[key].target)
             for key in self.heads
         ]
         return {"contrast": torch.stack(losses).mean(dim=0)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.losses.logit_losses import decoupled_loss, kl_loss, multi_level_loss
+from distill.losses.over_workers import loss_over_workers
 from distill.losses.relation_losses import batch_relation_loss, token_relation_loss
 from distill.losses.vicreg import vicreg_loss
 from distill.targets.target_sources import CLS, GRID, PATCH
@@ -25,7 +26,9 @@ class RelationLoss(TermLoss):
     def forward(self, inputs: TermInputs) -> Losses:
         """Return one loss [B]."""
         losses = [
-            batch_relation_loss(inputs.outputs.embedding, inputs.goals[key].target)
+            loss_over_workers(
+                batch_relation_loss, inputs.outputs.embedding, inputs.goals[key].target
+            )
             for key in self._keys
         ]
         return {"relation": torch.stack(losses).mean(dim=0)}
@@ -112,7 +115,7 @@ class MultiLevelLoss(LogitLoss):
 
     def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
         """Return the loss per sample [B]."""
-        return multi_level_loss(student_BC, teacher_BC)
+        return loss_over_workers(multi_level_loss, student_BC, teacher_BC)
 
 
 class PrivilegedLoss(TermLoss):
@@ -136,7 +139,7 @@ class PrivilegedLoss(TermLoss):
         branches = [self.own(outputs.embedding) for outputs in (inputs.outputs, inputs.another())]
         for name, projector in zip(self._columns, self.privileged, strict=True):
             branches.append(projector(inputs.batch.features[name].float()))
-        return {"privileged": vicreg_loss(branches)}
+        return {"privileged": loss_over_workers(lambda *all_ND: vicreg_loss(all_ND), *branches)}
 
 
 def _projector(dim: int, width: int) -> nn.Sequential:

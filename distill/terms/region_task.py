@@ -24,7 +24,7 @@ from distill.students.student_kind import FeatureStudent, StudentKind, TaskInput
 from distill.students.task import Batch, FeaturePrediction, TrainingTask
 from distill.targets.kept_norms import KeptNorms
 from distill.targets.target import Norms
-from distill.terms.region_terms import RegionSelf, region_terms
+from distill.terms.region_terms import SETTINGS, RegionSelf, region_terms
 
 
 class RegionTask(TrainingTask):
@@ -124,6 +124,11 @@ class RegionTask(TrainingTask):
         return self.encoder
 
     @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """Return the network, which sees whole regions, and its blocks, which see crops, too."""
+        return [self.encoder.network, *self.encoder.network.blocks]
+
+    @property
     def kept_parts(self) -> dict[str, nn.Module]:
         """Return the student and its heads."""
         return {**super().kept_parts, "heads": self.heads}
@@ -158,4 +163,9 @@ def _restored_encoder(card: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
     )
 
 
-REGION = StudentKind(task=_region_task, keep=feature_card, restore=_restored_encoder)
+REGION = StudentKind(
+    task=_region_task,
+    keep=feature_card,
+    restore=_restored_encoder,
+    term_settings=lambda kind: SETTINGS.get(kind, {}),
+)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.losses.feature_losses import cosine_loss
 from distill.losses.numeric import weighted_mean
+from distill.losses.over_workers import loss_over_workers
 from distill.losses.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.student_settings import RegionStudent
@@ -254,8 +255,7 @@ class RegionSelf(nn.Module):
         average, region = self._average_outputs
         present = (region.fine_there.flatten(1), region.mid_there.flatten(1))
         logits = [average.fine, average.mid]
-        # A centre averages over all workers, so each contributes, also without any tile.
-        logits += [t[m] if m.any() else t for t, m in zip(average.tokens, present, strict=False)]
+        logits += [tokens[mask] for tokens, mask in zip(average.tokens, present, strict=False)]
         for centre, centre_logits in zip(self.centres, logits, strict=False):
             centre.update(centre_logits)  # type: ignore[operator]
         self._average_outputs = None
@@ -273,5 +273,7 @@ def _consistency(outputs: RegionOutputs, average: RegionOutputs, region: Region)
 def _koleo(outputs: RegionOutputs, region: Region) -> Tensor:
     """Return KoLeo of class tokens, mean over streams [B]; without fine tiles its part is 0."""
     any_fine_B = region.fine_there.flatten(1).any(dim=1)
-    fine_B = torch.where(any_fine_B, koleo_loss(outputs.fine.cls), 0)
-    return (fine_B + koleo_loss(outputs.mid.cls)) / 2
+    own_fine_B, own_mid_B = (
+        loss_over_workers(koleo_loss, stream.cls) for stream in (outputs.fine, outputs.mid)
+    )
+    return (torch.where(any_fine_B, own_fine_B, 0) + own_mid_B) / 2

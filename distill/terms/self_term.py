@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.losses.over_workers import loss_over_workers
 from distill.losses.self_losses import Centre, dino_loss, ibot_loss, koleo_loss, random_mask
+from distill.recipes.recipe import Term
 from distill.recipes.student_settings import TileStudent
 from distill.students.prototypes import PrototypeHead
 from distill.terms.term import Losses, TermContext, TermInputs, TermLoss
@@ -34,8 +36,9 @@ class SelfDistillation(TermLoss):
     centre for each of embeddings and tokens instead of Sinkhorn. A token of the moving average is
     compared with the student's at the same place of the same view.
 
-    Settings: `dino`, `ibot`, `koleo`, weights; `crops`, local crops; `crop_share` of the student's
-    side; `prototypes`; `momentum` of the average; the two temperatures.
+    Settings: `dino`, `ibot`, `koleo`, weights; `crops`, local crops; `crop_share`, their side as a
+    share of the student's, rounded to whole tokens; `prototypes`; `momentum` of the average; the
+    two temperatures.
     """
 
     allowed = MappingProxyType(
@@ -51,6 +54,12 @@ class SelfDistillation(TermLoss):
             "temperature": 0.1,
         }
     )
+
+    @classmethod
+    def crop_share(cls, term: Term) -> float | None:
+        """Return the side of the local crops, as a share of a tile's; None without crops."""
+        settings = {**cls.allowed, **term.settings}
+        return settings["crop_share"] if settings["crops"] >= 1 else None
 
     def __init__(self, context: TermContext) -> None:
         super().__init__(context)
@@ -93,7 +102,7 @@ class SelfDistillation(TermLoss):
         return {
             "dino": self.settings["dino"] * torch.stack(losses).mean(dim=0),
             "ibot": self.settings["ibot"] * ibot_B,
-            "koleo": self.settings["koleo"] * koleo_loss(masked.embedding),
+            "koleo": self.settings["koleo"] * loss_over_workers(koleo_loss, masked.embedding),
         }
 
     @property
@@ -123,11 +132,9 @@ class SelfDistillation(TermLoss):
         return (x_BCHW * visible).contiguous(memory_format=torch.channels_last), mask_BN
 
     def _local_crops(self, x_BCHW: Tensor, generator: torch.Generator) -> list[Tensor]:
-        # A multiple of 32: the stride of convolutional networks; vision transformers must be built
-        # with dynamic_img_size to see crops.
-        side = max(32, round(self._input_px * self.settings["crop_share"] / 32) * 32)
+        side_px = self._student[0].crop_px or self._input_px
         return [
-            normalised(cropped(x_BCHW, side, AREA, generator))
+            normalised(cropped(x_BCHW, side_px, AREA, generator))
             for _ in range(int(self.settings["crops"]))
         ]
 

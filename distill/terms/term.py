@@ -106,6 +106,15 @@ class TermLoss(nn.Module, ABC):
         self.settings = {**self.allowed, **context.term.settings}
         self.heads: list[Key] = []
 
+    @classmethod
+    def crop_share(cls, term: Term) -> float | None:
+        """Return the side of the crops that the student sees, as a share of a tile's; None: none.
+
+        Args:
+            term: the term's entry in a recipe.
+        """
+        return None
+
     @abstractmethod
     def forward(self, inputs: TermInputs) -> Losses:
         """Return the losses [B] by name."""

@@ -1,8 +1,8 @@
 """Tiles with cached features for the training loop: a stream per mpp, read in turns."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Feed:
         lake: the lake at the run's version.
         recipe: the recipe, which determines mpps and columns.
         slide_ids: slides of the tiles.
+        rows: row numbers of the tiles that are seen, by mpp, where not all are.
         cache_pixels_gb: greatest size of the files in which training keeps decoded tiles on a disk
             of this machine; 0 for none.
     """
@@ -34,6 +35,7 @@ class Feed:
     lake: Lake
     recipe: Recipe
     slide_ids: Sequence[str]
+    rows: Mapping[float, npt.NDArray[np.int64]] = field(default_factory=dict)
     cache_pixels_gb: float = 0.0
 
     def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
@@ -41,9 +43,11 @@ class Feed:
 
         A batch is a part of an optimiser step. All batches are whole: tiles that fill no batch are
         left to another epoch. An mpp with too few tiles for a batch has one small batch of all.
+
+        Raises:
+            DistillError: the workers can't share a step equally.
         """
-        parts = world * self.recipe.schedule.accumulate
-        batch = max(1, self.recipe.schedule.batch_tiles // parts)
+        batch = self.recipe.schedule.tiles_of_worker(world)
         streams = []
         for mpp in self._mpps():
             tiles = self._tiles(mpp)
@@ -90,6 +94,8 @@ class Feed:
         return [mpp for mpp in read if self._tiles(mpp)]
 
     def _tiles(self, mpp: float) -> int:
+        if mpp in self.rows:
+            return len(self.rows[mpp])
         return int(self.lake.tiles_of(mpp=mpp, slide_ids=self.slide_ids)["tiles"].sum())
 
     def _stream(self, mpp: float, **settings: Any) -> Stream:  # noqa: ANN401 - of `Lake.stream`
@@ -108,6 +114,7 @@ class Feed:
             pixels="uint8" if self.recipe.pixels else "none",
             buffer_tiles=max(BUFFER_TILES // rows, 4 * settings["batch_tiles"]),
             under=teachers_by_mpp,
+            rows=self.rows.get(mpp),
             **settings,
         )
 

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import extension_sha256
-from distill.recipes.recipe import Recipe
+from distill.recipes.recipe import Recipe, TileChoice
 from distill.targets.missing_stats import split_slides
 from distill.terms.term_table import TERMS
+from distill.train.tile_choice import choose_tiles
 from featurestore import Lake, Licence, check_licences, mpp_name
 from ingest import column_licences, student_folder
 
@@ -26,9 +27,13 @@ class DistillRun:
         held_out: slides of the held-out patients.
         lake: URI of the lake.
         lake_version: version of the lake that all workers read.
+        run: name of the run's folder, with a hash of all that determines the student.
         licences: licence of each teacher's column, with what it forbids.
         permission: the user's words on a permission for what a licence forbids; None if none.
-        run: name of the run's folder, with a hash of all fields above but the lake's.
+        workers: number of workers that share each step. It decides which tiles are together in a
+            step, and which random views they get.
+        initial: facts of the weights from which the student starts; empty for random ones.
+        tiles: facts of the training tiles, by mpp, where not all are seen.
     """
 
     student: str
@@ -41,6 +46,9 @@ class DistillRun:
     run: str
     licences: Mapping[str, Licence]
     permission: str | None = None
+    workers: int = 1
+    initial: Mapping[str, Any] = field(default_factory=dict)
+    tiles: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def report_path(self) -> str:
@@ -56,6 +64,16 @@ class DistillRun:
     def norms_path(self) -> str:
         """Return the path of the norms of the targets."""
         return self.path("norms.safetensors")
+
+    @property
+    def initial_path(self) -> str:
+        """Return the path of the weights from which the student starts, if it has any."""
+        return self.path("init.safetensors")
+
+    @property
+    def tiles_path(self) -> str:
+        """Return the path of the numbers of the tiles that are seen, if not all are."""
+        return self.path("tiles.safetensors")
 
     @property
     def checkpoint_path(self) -> str:
@@ -105,18 +123,24 @@ class DistillRun:
             "lake": self.lake,
             "lake_version": self.lake_version,
             "run": self.run,
+            "workers": self.workers,
+            "initial": dict(self.initial),
+            "tiles": dict(self.tiles),
             "recipe": asdict(self.recipe),
             "licences": {name: licence.to_json() for name, licence in self.licences.items()},
             "permission": self.permission,
         }
 
 
+# Long for what it is given: all that decides a student.
 def plan_run(
     lake: Lake,
     recipe: Recipe,
     *,
     student: str,
     slides: Sequence[str] | None = None,
+    workers: int = 1,
+    initial: Mapping[str, Any] | None = None,
     permission: str | None = None,
 ) -> DistillRun:
     """Split the slides and return the run, named by a hash of all inputs that determine it.
@@ -126,15 +150,20 @@ def plan_run(
         recipe: recipe of the training.
         student: name of the student.
         slides: slides that are split into training and held-out slides; all ready slides if None.
+        workers: number of workers that share each step.
+        initial: facts of the weights from which the student starts, their hash among them.
         permission: the user's words on a permission for what a licence forbids.
 
     Raises:
-        DistillError: a slide is not in the lake, or not ready.
+        DistillError: a slide is not in the lake, or not ready, or the workers can't share a step.
         LicenceError: the licence of a teacher forbids to train models on its outputs.
     """
+    recipe.schedule.tiles_of_worker(workers)
     licences = column_licences(lake, recipe.teachers)
     check_licences(licences, "training on outputs", permission=permission)
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
+    chosen = choose_tiles(lake, recipe, train)
+    tiles = {mpp_name(mpp): part.record() for mpp, part in chosen.items()}
     identities = {
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
         for teacher, mpp in recipe.needs(lake.config.mpps)
@@ -146,6 +175,10 @@ def plan_run(
         "train": train,
         "held_out": held,
         **_own_terms(recipe),
+        # A single worker is left out: runs of earlier versions keep their names.
+        **({"workers": workers} if workers > 1 else {}),
+        **({"initial": dict(initial)} if initial else {}),
+        **({"tiles": tiles} if tiles else {}),
     }
     text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
@@ -157,6 +190,9 @@ def plan_run(
         lake=lake.uri,
         lake_version=lake.version,
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+        workers=workers,
+        initial=initial or {},
+        tiles=tiles,
         licences=licences,
         permission=permission,
     )
@@ -165,6 +201,10 @@ def plan_run(
 def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe without later fields at their defaults, so that earlier runs go on."""
     settings = asdict(recipe)
+    if not settings["student"].get("init"):
+        settings["student"].pop("init", None)
+    if recipe.tiles == TileChoice():
+        del settings["tiles"]
     if settings["student"].get("decode") == "full":
         del settings["student"]["decode"]
     return settings

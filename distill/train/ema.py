@@ -1,4 +1,7 @@
-"""A moving average of a module: the teacher of self-distillation, or the student that is kept."""
+"""A moving average of a module: the teacher of self-distillation, or the student that is kept.
+
+Running statistics of batch norms are made equal on all workers, so that all have one average.
+"""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +10,9 @@ import torch
 from torch import nn
 
 from distill.errors import DistillError
+from distill.losses.over_workers import mean_over_workers, worker_count
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Ema(nn.Module):
@@ -66,3 +72,28 @@ class Ema(nn.Module):
             parameter.lerp_(source_parameters[name].to(parameter.dtype), follow)
         for name, buffer in own_buffers.items():
             buffer.copy_(source_buffers[name])
+
+
+@torch.no_grad()
+def average_running_statistics(module: nn.Module) -> None:
+    """Set the running statistics of the batch norms in training to their mean over all workers.
+
+    Each worker has seen its own tiles. A moving average copies these buffers, and a checkpoint
+    holds those of the first worker: workers with other ones would have other teachers, and a run
+    that continues from a checkpoint would differ from an undisturbed run.
+    """
+    if worker_count() == 1:
+        return
+    statistics = [
+        buffer
+        for norm in module.modules()
+        if isinstance(norm, BATCH_NORMS) and norm.training
+        for buffer in (norm.running_mean, norm.running_var)
+        if buffer is not None
+    ]
+    if not statistics:
+        return
+    means = mean_over_workers(torch.cat([buffer.flatten() for buffer in statistics]))
+    sizes = [buffer.numel() for buffer in statistics]
+    for buffer, mean in zip(statistics, means.split(sizes), strict=True):
+        buffer.copy_(mean.view(buffer.shape))

@@ -1,7 +1,7 @@
 """The training loop of one worker in plain torch, without Ray and without a lake.
 
-All random draws depend on the seed, the step, its part and the worker alone, so that a run that
-continues from a checkpoint has the same draws as an undisturbed run.
+All random draws, those of dropout included, depend on the seed, the step, its part and the worker
+alone, so that a run that continues from a checkpoint has the same draws as an undisturbed run.
 
 Shape letters: B samples.
 """
@@ -23,11 +23,13 @@ from distill.evaluate.measures.fidelity import Fidelity
 from distill.recipes.recipe import Recipe, Schedule
 from distill.students.task import TrainingTask, on_device
 from distill.train.batches import mixed
-from distill.train.ema import Ema
+from distill.train.ema import Ema, average_running_statistics
 from featurestore import TileBatch
 from featurestore.read import Stream
 
 LISTED = 8
+#: Distinguishes the seeds of a network's own draws from those of views and terms.
+NETWORK_DRAWS = 1
 
 
 @dataclass(kw_only=True)
@@ -128,10 +130,15 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     return schedule.learning_rate * 0.5 * decay
 
 
+def seed_of(seed: int, *place: int) -> int:
+    """Return a seed for one place of a run, independent of those of all other places."""
+    (word,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64).tolist()
+    return int(word) >> 1
+
+
 def generator_of(seed: int, *place: int) -> torch.Generator:
     """Return a generator for one place of a run, independent of earlier draws."""
-    (word,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64).tolist()
-    return torch.Generator().manual_seed(word >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, *place))
 
 
 class Loop:
@@ -204,6 +211,7 @@ class Loop:
         gradient = float(nn.utils.clip_grad_norm_(trained, schedule.clip))
         self._refuse_not_finite(gradient, [key for part in parts for key in part.broken])
         state.optimiser.step()
+        average_running_statistics(state.task)
         state.task.after_step(state.step)
         if state.average is not None:
             state.average.update(state.task.student, state.step)
@@ -225,7 +233,10 @@ class Loop:
         batch = next(batches)
         waited_s = time.perf_counter() - start
         schedule = self.recipe.schedule
-        generator = generator_of(self.recipe.seed, self.state.step, number, self._rank)
+        place = (self.state.step, number, self._rank)
+        generator = generator_of(self.recipe.seed, *place)
+        # Dropout and drop path draw from torch's own generator, which no checkpoint holds.
+        torch.manual_seed(seed_of(self.recipe.seed, *place, NETWORK_DRAWS))
         with self._without_sync(number):
             with self._autocast():
                 losses = self._model(on_device(batch, self.device), generator)

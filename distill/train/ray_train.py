@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from safetensors.numpy import save
 
 from cluster import (
     GOES_ON,
@@ -36,11 +37,13 @@ from cluster import (
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import check
+from distill.recipes.student_settings import TileStudent
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
 from distill.train.distill_run import DistillRun, plan_run
+from distill.train.tile_choice import choice_lines, choose_tiles
 from distill.train.train_here import fit_here, place_here
-from featurestore import Lake, LakeError, ResultDict, open_lake, tile_parts
+from featurestore import Lake, LakeError, ResultDict, mpp_name, open_lake, tile_parts
 from featurestore.storage import (
     check_zip,
     json_bytes,
@@ -50,6 +53,9 @@ from featurestore.storage import (
     sealed,
 )
 from ingest import student_folder
+
+if TYPE_CHECKING:
+    from distill.train.initial_weights import InitialWeights
 
 CHECKPOINT_S = 60.0
 RETRIES = 3
@@ -94,7 +100,7 @@ def distill(
     Raises:
         ClusterError: the cluster does not hold all workers at once, or they share a GPU.
         DistillError: features are missing, another student has this name, a slide is not in the
-            lake, or the loss is not finite.
+            lake, the workers can't share a step equally, or the loss is not finite.
         LicenceError: the licence of a teacher forbids to train models on its outputs.
 
     Examples:
@@ -107,19 +113,30 @@ def distill(
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)
     check(lake, recipe)
-    run = plan_run(lake, recipe, student=name, slides=slides, permission=permission)
+    initial = _initial_weights(lake, recipe)
+    run = plan_run(
+        lake,
+        recipe,
+        student=name,
+        slides=slides,
+        workers=workers.workers or 1,
+        initial=None if initial is None else initial.record(),
+        permission=permission,
+    )
     if lake.exists(run.report_path):
         report = read_sealed(lake.store, run.report_path)
         if report["run"] == run.run:
             return ResultDict(report, name=f"student {name}", uri=lake.uri)
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
+    for line in choice_lines(run.tiles):
+        print_note("distill", line)
     start = time.perf_counter()
     local = place_here(workers, address)
     with nullcontext() if local else ray_session(address=address):
         placement = local or place(workers, node_shapes(), most=1, together=True)
         _check_gpus(placement)
-        _prepare(lake, run)
+        _prepare(lake, run, initial, address=address, workers=workers)
         if local:
             _fit_here(lake, run, local, checkpoint_s, cache_pixels_gb)
         else:
@@ -171,7 +188,28 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
         raise DistillError(msg)
 
 
-def _prepare(lake: Lake, run: DistillRun) -> None:
+def _initial_weights(lake: Lake, recipe: Recipe) -> "InitialWeights | None":
+    """Return the weights from which a student starts; None if they are random.
+
+    Raises:
+        DistillError: there are no such weights, or they do not fit the student.
+    """
+    if not getattr(recipe.student, "init", ""):
+        return None
+    # timm takes seconds to import, which a run from random weights need not pay here.
+    from distill.train.initial_weights import find_initial_weights
+
+    return find_initial_weights(lake.store, recipe.student_as(TileStudent))
+
+
+def _prepare(
+    lake: Lake,
+    run: DistillRun,
+    initial: "InitialWeights | None",
+    *,
+    address: str | None,
+    workers: WorkerSettings,
+) -> None:
     """Fit the statistics that are missing, and write the norms and the settings of the run.
 
     Raises:
@@ -179,7 +217,7 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
     """
     needs = run.recipe.needs(lake.config.mpps)
     # At the very version that the workers read, so that these are the features they will get.
-    fit_missing(lake, needs, run.train)
+    fit_missing(lake, needs, run.train, address=address, cpus_per_worker=workers.cpus_per_worker)
     if lake.exists(run.checkpoint_path):
         check_zip(lake.store, run.checkpoint_path)
     if lake.exists(run.norms_path) and lake.exists(run.config_path):
@@ -187,8 +225,31 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
     else:
         norms = fit_norms(lake, run.recipe.targets, needs, run.train)
         lake.write_bytes(run.norms_path, norms)
-    settings = sealed(run.to_json(), {run.name_of(run.norms_path): norms})
-    lake.write_bytes(run.config_path, json_bytes(settings))
+    kept = {run.name_of(run.norms_path): norms}
+    if initial is not None:
+        kept[run.name_of(run.initial_path)] = initial.content
+        lake.write_bytes(run.initial_path, initial.content)
+    if run.tiles:
+        rows = _rows_file(lake, run)
+        kept[run.name_of(run.tiles_path)] = rows
+        lake.write_bytes(run.tiles_path, rows)
+    lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), kept)))
+
+
+def _rows_file(lake: Lake, run: DistillRun) -> bytes:
+    """Return the file of the row numbers of the tiles that are seen, in training and held out."""
+    parts = {
+        "train": choose_tiles(lake, run.recipe, run.train),
+        "held_out": choose_tiles(lake, run.recipe, run.held_out, held_out=True),
+    }
+    file: bytes = save(
+        {
+            f"{part}.{mpp_name(mpp)}": chosen.rows
+            for part, by_mpp in parts.items()
+            for mpp, chosen in by_mpp.items()
+        }
+    )
+    return file
 
 
 def _fit_here(

@@ -35,6 +35,6 @@ def work(
 
 
 def _wrapped(task: nn.Module) -> nn.Module:
-    # Running statistics of the first worker are kept; no step reads them, so none are sent.
+    # The loop averages running statistics after each step, so none are sent before one.
     wrapped: nn.Module = prepare_model(task, parallel_strategy_kwargs={"broadcast_buffers": False})
     return wrapped

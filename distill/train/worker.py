@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors.numpy import load
 from torch import nn
 
 from cluster import Placement
@@ -39,6 +42,7 @@ STATUS_S = 2.0
 HELD_OUT_TILES = 256
 
 
+# Long, with eight parameters: the whole of a worker, from its settings to the student.
 def work(
     run: DistillRun,
     *,
@@ -68,18 +72,27 @@ def work(
     lake = open_lake(run.lake, version=run.lake_version)
     settings = read_sealed(lake.store, run.config_path)
     norms = read_norms(read_named(lake.store, run.norms_path, settings))
-    task = make_task(lake, recipe, {key: norm.to(device) for key, norm in norms.items()})
+    initial = read_named(lake.store, run.initial_path, settings) if run.initial else None
+    norms_there = {key: norm.to(device) for key, norm in norms.items()}
+    task = make_task(lake, recipe, norms_there, initial)
     state = State.fresh(task.to(device), recipe.schedule)
     if lake.exists(run.checkpoint_path):
         with reading(lake.store, f"{run.checkpoint_path} can't be read"):
             state.load(lake.read_bytes(run.checkpoint_path))
     if recipe.schedule.compile:
-        task.student.compile()
-    feed = Feed(lake=lake, recipe=recipe, slide_ids=run.train, cache_pixels_gb=cache_pixels_gb)
+        task.compile_student()
+    rows = {part: _chosen_rows(lake, run, part, settings) for part in ("train", "held_out")}
+    feed = Feed(
+        lake=lake,
+        recipe=recipe,
+        slide_ids=run.train,
+        rows=rows["train"],
+        cache_pixels_gb=cache_pixels_gb,
+    )
     streams = feed.training(rank=rank, world=world)
     model = wrap(task) if wrap else task
     loop = Loop(recipe, state, streams, device=device, model=model, rank=rank)
-    held = Feed(lake=lake, recipe=recipe, slide_ids=run.held_out)
+    held = Feed(lake=lake, recipe=recipe, slide_ids=run.held_out, rows=rows["held_out"])
     records = None
     if rank == 0:
         records = RunRecords(lake, run, loop, held, placement=placement, checkpoint_s=checkpoint_s)
@@ -92,6 +105,17 @@ def work(
         return
     if records:
         records.end()
+
+
+def _chosen_rows(
+    lake: Lake, run: DistillRun, part: str, settings: dict[str, Any]
+) -> dict[float, npt.NDArray[np.int64]]:
+    """Return the row numbers of the training or held-out tiles that are seen, by mpp."""
+    if not run.tiles:
+        return {}
+    arrays = load(read_named(lake.store, run.tiles_path, settings))
+    names = {mpp: f"{part}.{mpp_name(mpp)}" for mpp in lake.config.mpps}
+    return {mpp: arrays[name] for mpp, name in names.items() if name in arrays}
 
 
 def _write_error(lake: Lake, run: DistillRun, error: NotFiniteError) -> None:
@@ -178,7 +202,9 @@ class RunRecords:
     def _seal(self) -> None:
         """Write the checksums of the run's files, which change no more, into its settings."""
         lake, run = self._lake, self._run
-        kept = [run.norms_path]  # a checkpoint holds its own checksums, and may be deleted
+        # A checkpoint holds its own checksums, and may be deleted.
+        kept = [run.norms_path, *([run.initial_path] if run.initial else [])]
+        kept += [run.tiles_path] if run.tiles else []
         kept += [run.lines_path, run.events_path, run.curve_path] if self._recorder.lines else []
         files = {run.name_of(path): lake.read_bytes(path) for path in kept}
         lake.write_bytes(run.config_path, json_bytes(sealed(run.to_json(), files)))
@@ -196,6 +222,8 @@ class RunRecords:
             "run": run.run,
             "lake_version": run.lake_version,
             "steps": state.step,
+            **({"initial": dict(run.initial)} if run.initial else {}),
+            **({"tiles": dict(run.tiles)} if run.tiles else {}),
             "parameters": sum(p.numel() for p in self._task.student.parameters()),
             "train_slides": len(run.train),
             "held_out_slides": list(run.held_out),
@@ -213,6 +241,7 @@ class RunRecords:
             name=run.student,
             recipe=run.recipe,
             identities=run.identities,
+            initial=run.initial,
         )
 
 

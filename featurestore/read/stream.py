@@ -150,13 +150,13 @@ class Stream(IterableDataset[TileBatch], Unforked):
 
     @property
     def tiles(self) -> int:
-        """Return the number of tiles of all slides.
+        """Return the number of tiles of all slides, or of the chosen ones among them.
 
         Examples:
             >>> sl.open_lake("my-lake").stream("student", mpp=0.5).tiles
             312
         """
-        return self._selection.tiles
+        return self._order.tiles
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,8 @@ rank, and its rows are permuted again. Nothing here grows with the number of row
 """
 
 import functools
-from dataclasses import asdict, dataclass
+import hashlib
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,43 @@ class Order:
 
     def _random_generator(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenOrder(Order):
+    """The order of some chosen rows, `tiles` of them.
+
+    Attributes:
+        chosen: numbers of the rows, ascending; a row may come several times.
+    """
+
+    chosen: Int64Array
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings that decide the order, with a hash of the chosen rows."""
+        digest = hashlib.sha256(self.chosen.astype("<i8").tobytes()).hexdigest()[:16]
+        own = {name: setting for name, setting in vars(self).items() if name != "chosen"}
+        names = {field.name for field in fields(Order)}
+        return {name: own[name] for name in names} | {"chosen": digest}
+
+    def buffer(self, epoch: int, number: int) -> Int64Array:
+        """Return the chosen rows of a buffer of this rank, block after block."""
+        return self.chosen[super().buffer(epoch, number)]
+
+
+def chosen_order(rows: Int64Array, *, tiles: int, **settings: Any) -> ChosenOrder:  # noqa: ANN401
+    """Return the order of some rows.
+
+    Args:
+        rows: numbers of the rows, ascending; a number may come several times.
+        tiles: number of all rows.
+        **settings: the other settings of `Order`.
+
+    Raises:
+        LakeError: a number is none of a row, or they do not ascend.
+    """
+    if len(rows) and (rows[0] < 0 or rows[-1] >= tiles or (np.diff(rows) < 0).any()):
+        span = f"rows from {rows.min()} to {rows.max()}"
+        msg = f"{span} given; give rows from 0 to {tiles - 1}, ascending"
+        raise LakeError(msg)
+    return ChosenOrder(tiles=len(rows), chosen=rows, **settings)

@@ -138,7 +138,10 @@ class _Reader:
         return pages
 
     def take(self, rows: Int64Array) -> Any:  # noqa: ANN401 - an Arrow table, untyped
-        """Return the rows, which must be in ascending order."""
+        """Return the rows, which must be in ascending order; a row may come several times."""
+        if (np.diff(rows) == 0).any():  # which Lance refuses
+            once, places = np.unique(rows, return_inverse=True)
+            return self.take(once).take(places)
         first, count = int(rows[0]), len(rows)
         with self._lock:
             if rows[-1] - first + 1 == count:

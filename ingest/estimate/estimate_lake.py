@@ -11,6 +11,7 @@ from ingest.estimate.slide_facts import facts_of_lake, facts_of_slides
 from ingest.teachers.cards.card_table import CARDS
 from ingest.teachers.find_teacher import find_card
 from ingest.teachers.outputs import Output, card_name, outputs_of
+from ingest.teachers.own_file import split_own
 
 LAKE_FILE = "lake.json"
 
@@ -69,7 +70,7 @@ def _lake_at(source: str) -> Store | None:
 
 def _outputs(store: Store | None, name: str) -> Sequence[Output]:
     """Return the columns of a teacher: a card's, or a student's of the lake."""
-    if name.endswith(".py"):
+    if split_own(name):
         msg = (
             f"{name} is a file: extract it once on a lake of some slides, and estimate from that "
             "lake by the name of its column"

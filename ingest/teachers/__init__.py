@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from ingest.teachers.cards.card import Engine, Precision
     from ingest.teachers.column_maker import MadeColumn
     from ingest.teachers.encoder import Encoder, cropped, preprocess, resized
+    from ingest.teachers.feature_maps import channels_last_map
     from ingest.teachers.find_teacher import weights_of
+    from ingest.teachers.network_code import timm_code
     from ingest.teachers.networks import build
     from ingest.teachers.onnx_engine import export_onnx
-    from ingest.teachers.outputs import Output, card_name, outputs_of
+    from ingest.teachers.outputs import Output, card_name, in_share, outputs_of
     from ingest.teachers.ray_extract import ExtractResult, extract
     from ingest.teachers.student_files import WEIGHTS, student_file
-    from ingest.teachers.weights.weight_keys import load_weights
+    from ingest.teachers.weights.position_tables import resampled
+    from ingest.teachers.weights.weight_keys import load_weights, read_weights
     from ingest.teachers.weights.weights_files import find_weights
 
 MODULES = {
@@ -29,15 +32,20 @@ MODULES = {
     "Precision": "ingest.teachers.cards.card",
     "build": "ingest.teachers.networks",
     "card_name": "ingest.teachers.outputs",
+    "channels_last_map": "ingest.teachers.feature_maps",
     "cropped": "ingest.teachers.encoder",
     "export_onnx": "ingest.teachers.onnx_engine",
     "extract": "ingest.teachers.ray_extract",
     "find_weights": "ingest.teachers.weights.weights_files",
+    "in_share": "ingest.teachers.outputs",
     "load_weights": "ingest.teachers.weights.weight_keys",
     "outputs_of": "ingest.teachers.outputs",
     "preprocess": "ingest.teachers.encoder",
+    "read_weights": "ingest.teachers.weights.weight_keys",
+    "resampled": "ingest.teachers.weights.position_tables",
     "resized": "ingest.teachers.encoder",
     "student_file": "ingest.teachers.student_files",
+    "timm_code": "ingest.teachers.network_code",
     "weights_of": "ingest.teachers.find_teacher",
 }
 """The module of every name on the door."""
@@ -52,15 +60,20 @@ __all__ = [
     "Precision",
     "build",
     "card_name",
+    "channels_last_map",
     "cropped",
     "export_onnx",
     "extract",
     "find_weights",
+    "in_share",
     "load_weights",
     "outputs_of",
     "preprocess",
+    "read_weights",
+    "resampled",
     "resized",
     "student_file",
+    "timm_code",
     "weights_of",
 ]
 

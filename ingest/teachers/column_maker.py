@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from cluster import WorkerSettings
+
 if TYPE_CHECKING:
     from featurestore import Store
 
@@ -32,6 +34,22 @@ class ColumnMaker(Protocol):
         """Return whether this maker computes the column of that name in that lake."""
         ...
 
-    def make(self, lake_uri: str, name: str, *, mpps: Sequence[float] | None = None) -> MadeColumn:
-        """Write the column for all tiles that lack it, at every possible mpp if `mpps` is None."""
+    def make(
+        self,
+        lake_uri: str,
+        name: str,
+        *,
+        mpps: Sequence[float] | None = None,
+        address: str | None = None,
+        workers: WorkerSettings = WorkerSettings(),  # noqa: B008 - it is frozen
+    ) -> MadeColumn:
+        """Write the column for all tiles that lack it.
+
+        Args:
+            lake_uri: the lake.
+            name: name of the column.
+            mpps: mpps of the tiles; every possible one if None.
+            address: a Ray cluster, a worker of which is to make it; else this process.
+            workers: size of that worker.
+        """
         ...

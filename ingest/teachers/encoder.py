@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ingest.errors import TeacherError
 from ingest.teachers.cards.card import Card, Precision
+from ingest.teachers.feature_maps import channels_last_map
 from ingest.teachers.outputs import Output, places
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class Encoder:
     def _patches(self, tokens_BND: Tensor) -> Tensor:
         """Return the patch tokens, which must be as many as the card's grid has."""
         if self.card.maps and tokens_BND.ndim == 4:
-            tokens_BND = tokens_BND.flatten(2).mT
+            tokens_BND = channels_last_map(self._model, tokens_BND).flatten(1, 2)
         height, width = self.card.grid or (0, 0)
         shape = (self.card.prefix_tokens + height * width, self.card.dim)
         if tokens_BND.ndim != 3 or tuple(tokens_BND.shape[1:]) != shape:

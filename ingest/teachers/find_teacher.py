@@ -1,6 +1,7 @@
 """Teachers by name, as running encoders: a card of ours, a student in the lake, a user's file.
 
-Names are those of `outputs.py`; a path that ends in `.py` is a user's own encoder.
+Names are those of `outputs.py`; a path that ends in `.py` is a user's own encoder, after which the
+same may be named as after a card's name: `encoder.py:patches25@L6`.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ingest.errors import TeacherError
 from ingest.teachers.cards.card import Card, Engine, Precision, card_from_json
 from ingest.teachers.cards.card_table import CARDS
-from ingest.teachers.outputs import Output, card_name, outputs_of
-from ingest.teachers.own_encoder import SUFFIX, card_from_user_file, own_network
+from ingest.teachers.outputs import SAMPLED, Output, card_name, outputs_of
+from ingest.teachers.own_encoder import card_from_user_file, own_network, split_own
 from ingest.teachers.student_files import WEIGHTS, student_file, student_folder
 from ingest.teachers.weights.file_hash import sha256_of
 from ingest.teachers.weights.weights_files import fetch_weights, find_weights, has_weights
@@ -59,7 +60,10 @@ class Teacher:
         """Return all that decides a column's numbers, which is kept with the column."""
         run = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
         by = {} if engine == "torch" else {"engine": engine}
-        return {**self.card.identity(), **output.identity(), **run, **by}
+        # A reader of patch tokens needs their grid, and the card of a user's encoder is in no lake.
+        own_tokens = self.source is not None and output.pooling in SAMPLED and self.card.grid
+        grid = {"grid": list(self.card.grid or ())} if own_tokens else {}
+        return {**self.card.identity(), **output.identity(), **run, **by, **grid}
 
 
 def sees_features(store: "Store", name: str) -> bool:
@@ -112,7 +116,8 @@ def find_teachers(
     if folder is not None and "://" not in folder:
         folder = str(Path(folder).expanduser().absolute())
     for name in names:
-        teacher = _own(name) if name.endswith(SUFFIX) else _with_card(store, name, folder, teachers)
+        own = split_own(name)
+        teacher = _own(*own) if own else _with_card(store, name, folder, teachers)
         earlier = teachers.get(teacher.card.name, replace(teacher, outputs=()))
         if earlier.sha256 != teacher.sha256:
             msg = f"two encoders are called '{teacher.card.name}': {name} and another"
@@ -133,7 +138,8 @@ def _with_card(
         return Teacher(card=card, outputs=outputs, sha256=sha256_of(path), folder=folder)
 
 
-def _own(path: str) -> Teacher:
+def _own(path: str, taken: str) -> Teacher:
+    """Return a user's encoder with all embeddings of its card, or what is taken of its tokens."""
     try:
         source = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -143,7 +149,8 @@ def _own(path: str) -> Teacher:
     if card.name in CARDS:
         msg = f"{path} calls itself '{card.name}', which is a teacher of slidelake's own"
         raise TeacherError(msg)
-    names = [f"{card.name}:{pooling}" for pooling in card.poolings]
+    every_pooling = [f"{card.name}:{pooling}" for pooling in card.poolings]
+    names = [f"{card.name}{taken}"] if taken else every_pooling
     outputs = [output for name in names for output in outputs_of(name, card)]
     digest = hashlib.sha256(source.encode())
     if weights is not None:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.errors import TeacherError
+from ingest.teachers.weights.weights_files import has_pretrained
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 # What would read files or the network, or is decided by the card's other fields.
@@ -29,7 +30,13 @@ REFUSED = {
 STEM_STRIDE = 4
 
 
-def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE) -> nn.Module:
+def build(
+    architecture: str,
+    input_px: int,
+    arguments: Mapping[str, Any] = NONE,
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
     """Build a network without its classifier, with random weights, for inputs of `input_px`.
 
     Args:
@@ -37,9 +44,10 @@ def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE)
         input_px: side of its square inputs.
         arguments: arguments of its constructor; an argument that ends in `_layer` is the name of a
             module in timm.layers or torch.nn.
+        pretrained: whether the weights are timm's own, from the hub or its cache on this machine.
 
     Raises:
-        TeacherError: there is no such network, layer or argument.
+        TeacherError: there is no such network, layer or argument, or timm has no weights of it.
     """
     wrong = sorted(REFUSED & set(arguments))
     if wrong:
@@ -51,11 +59,30 @@ def build(architecture: str, input_px: int, arguments: Mapping[str, Any] = NONE)
         else argument
         for name, argument in arguments.items()
     }
+    if pretrained:
+        _check_pretrained(architecture)
     try:
+        if pretrained:
+            return _Timm(architecture)(input_px, built, pretrained=True)
         return OWN.get(architecture, _Timm(architecture))(input_px, built)
     except TypeError as error:
         msg = f"{architecture} can't be built with {dict(arguments)}: {error}"
         raise TeacherError(msg) from error
+
+
+def _check_pretrained(architecture: str) -> None:
+    """Refuse a network of which timm has no weights, or none that can be had here."""
+    config = (
+        None
+        if architecture in OWN
+        else timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    )
+    if config is None or not config.hf_hub_id:
+        msg = f"timm has no pretrained weights of {architecture}"
+        raise TeacherError(msg)
+    if not has_pretrained(config.hf_hub_id):
+        msg = f"the hub, which has timm's weights of {architecture}, can't be reached"
+        raise TeacherError(msg)
 
 
 def _layer(name: str) -> Callable[..., nn.Module]:
@@ -76,20 +103,29 @@ class _Timm:
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
 
-    def __call__(self, input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
+    def __call__(
+        self, input_px: int, arguments: Mapping[str, Any], *, pretrained: bool = False
+    ) -> nn.Module:
         # Names with a colon ("hf-hub:...") would be fetched; is_model knows registered ones alone.
         if not timm.is_model(self.architecture):
             close = difflib.get_close_matches(self.architecture, [*OWN, *timm.list_models()], n=1)
             hint = f"did you mean '{close[0]}'?" if close else "see timm.list_models()"
             msg = f"no network '{self.architecture}': {hint}"
             raise TeacherError(msg)
-        # Networks whose weights are made for one size are those whose constructor takes it.
-        fixed = timm.get_pretrained_cfg(self.architecture).fixed_input_size
-        sized = {"img_size": input_px} if fixed else {}
+        sized = size_argument(self.architecture, input_px)
         model: nn.Module = timm.create_model(
-            self.architecture, pretrained=False, num_classes=0, **sized, **arguments
+            self.architecture, pretrained=pretrained, num_classes=0, **sized, **arguments
         )
         return model
+
+
+def size_argument(architecture: str, input_px: int) -> dict[str, int]:
+    """Return the argument by which timm builds a network for an input size; {} if it has none.
+
+    Networks whose weights are made for one size are those whose constructor takes it.
+    """
+    fixed = timm.get_pretrained_cfg(architecture).fixed_input_size
+    return {"img_size": input_px} if fixed else {}
 
 
 class Plain(nn.Module):
@@ -103,6 +139,7 @@ class Plain(nn.Module):
     def __init__(self, network: nn.Module, num_prefix_tokens: int = 0) -> None:
         super().__init__()
         self.network, self.num_prefix_tokens = network, num_prefix_tokens
+        self.output_fmt = getattr(network, "output_fmt", "NCHW")
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Return the output of the network."""

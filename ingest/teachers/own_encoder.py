@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ingest.errors import TeacherError
 from ingest.teachers.cards.card import Card
-from ingest.teachers.own_file import SUFFIX, run_file
+from ingest.teachers.own_file import run_file, split_own
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SUFFIX", "card_from_user_file", "own_network"]
+__all__ = ["card_from_user_file", "own_network", "split_own"]
 
 
 def card_from_user_file(code: str, path: str) -> tuple[Card, Path | None]:

@@ -6,6 +6,7 @@ is a URL is fetched once on each node, and the file then finds the local path un
 """
 
 import importlib.util
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,19 @@ from typing import Any
 from ingest.errors import TeacherError
 
 SUFFIX = ".py"
+_TAKEN = re.compile(
+    r"(?P<path>.+\.py)(?P<taken>(:[a-z+]+[0-9]*)?(@L[0-9]+)?(@S[0-9]+)?)", re.DOTALL
+)
+
+
+def split_own(teacher: str) -> tuple[str, str] | None:
+    """Return the path of a user's encoder, and what is taken of its tokens; None for a name.
+
+    >>> split_own("my/encoder.py:patches25@L2"), split_own("encoder.py"), split_own("uni2_h:cls")
+    (('my/encoder.py', ':patches25@L2'), ('encoder.py', ''), None)
+    """
+    match = _TAKEN.fullmatch(teacher)
+    return None if match is None else (match["path"], match["taken"])
 
 
 def run_file(source: str, where: str, error_type: type[Exception]) -> Any:  # noqa: ANN401

@@ -150,8 +150,8 @@ def extract(
         address: a Ray cluster; a local Ray is started if None.
         workers: device and size of the workers; precision and engine follow the device.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
-        column_makers: makers of columns from other columns; they run in this process, one column
-            after the other, and use `mpps` alone of the arguments above.
+        column_makers: makers of columns from other columns; they run one after the other, and use
+            `mpps`, `address` and `workers` of the arguments above.
 
     Raises:
         ClusterError: no node of the cluster holds such a worker.
@@ -177,7 +177,8 @@ def extract(
         _run_encoders(lake, networks, planned, outcomes, address, workers)
         outcomes.seconds = round(time.perf_counter() - start, 3)
     for name, maker in made_by.items():
-        outcomes.add_made(name, maker.make(lake_uri, name, mpps=mpps))
+        made = maker.make(lake_uri, name, mpps=mpps, address=address, workers=workers)
+        outcomes.add_made(name, made)
     outcomes.count_slides(lake)
     if auto_vacuum:
         outcomes.freed = free_old_versions(open_lake(lake_uri))

@@ -75,6 +75,9 @@ def test_own_python_files_travel_and_names_of_teachers_do_not(here: Path) -> Non
         "submitted/my_encoder.py", "--weights", "s3://lab/weights",
     ]  # fmt: skip
     assert paths.files == {"submitted/my_encoder.py": here / "my_encoder.py"}
+    words, paths = moved("extract", LAKE, "--teacher", "my_encoder.py:patches25@L2")
+    assert words[-1] == "submitted/my_encoder.py:patches25@L2"
+    assert paths.files == {"submitted/my_encoder.py": here / "my_encoder.py"}
 
 
 def test_masks_and_manifests_of_urls_travel(here: Path) -> None:

@@ -196,7 +196,8 @@ def test_export_writes_tiles_of_one_mpp_as_they_were_at_a_version(run: Run, plac
 # ---------------------------------------------------------------------- what features are worth
 
 STATS = command_line(
-    "stats {bags} --teacher good --mpp 0.5 --holdout 0.5 --seed 3 --at 8 --quiet --json"
+    "stats {bags} --teacher good --mpp 0.5 --holdout 0.5 --seed 3 --cpus-per-worker 1 --at 8 "
+    "--quiet --json"
 )
 PROBE = command_line(
     "probe {bags} --labels {tiles} --target side --features good --features noise --mpp 0.5 "

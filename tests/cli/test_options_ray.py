@@ -359,6 +359,7 @@ DISTILL = command_line(
     "distill {bags} --teacher good --teacher noise --recipe agglomerate --name both --mpp 0.5 "
     "--architecture test_efficientnet --input-px 32 --epochs 1 --batch-tiles 16 --accumulate 2 "
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
+    "--where 'y >= 0' --per-slide 30 --balance slide "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
     "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 1 --cpus-per-worker 0.5 "
     "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --i-have-permission 'the authors, by letter' "
@@ -366,7 +367,8 @@ DISTILL = command_line(
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
-    "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile --json"
+    "--epochs 1 --batch-tiles 16 --slides {first} --holdout 0.3 --split-seed 2 --compile "
+    "--init both --json"
 )
 DISTILL_LIKE = command_line(
     "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
@@ -376,7 +378,8 @@ DISTILL_LIKE = command_line(
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
-    "--site ward --device cpu --threads 1 --at 8 --quiet --json"
+    "--site ward --device cpu --threads 1 --cpus-per-worker 1 --gpus-per-worker 0 --at 8 --quiet "
+    "--json"
 )
 EXPORT_STUDENT = command_line(
     "export-student {bags} both {tmp}/exported --onnx --i-have-permission letter --json"
@@ -408,6 +411,8 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
         "weighting": "static",
     }
     assert {name: recipe[name] for name in expected} == expected
+    assert recipe["tiles"] == {"where": "y >= 0", "per_slide": 30, "balance": "slide"}
+    assert 0 < kept["tiles"]["0.5"]["chosen"] <= kept["tiles"]["0.5"]["all"]
 
 
 def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -> None:
@@ -452,6 +457,7 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     folder = Path(str(places["bags"]), "runs", single["run"])
     config = json.loads((folder / "config.json").read_text())
     assert config["recipe"]["schedule"]["compile"] is True
+    assert (config["initial"]["source"], config["initial"]["parameters"]) == ("both", 1.0)
     judged = run(EVALUATE).value
     assert judged["classes"] == ["S", "s"]
     kinds = {one["kind"]: one["name"] for one in judged["embeddings"]}

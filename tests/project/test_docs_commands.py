@@ -119,7 +119,7 @@ def reason_against(command: PageCommand) -> str | None:
             check_values(parsed_command, context)
     except TyperException as error:
         text = error.format_message()
-        lacks = text.startswith("Missing ")
+        lacks = text.removeprefix("Invalid value: ").startswith("Missing ")
         return None if lacks and command.inline and is_mention(words) else text
     except ValueError as error:
         return str(error)

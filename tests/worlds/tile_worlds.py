@@ -88,11 +88,14 @@ class TileWorld:
         assert pixels is not None
         return pixels
 
-    def task(self, recipe: Recipe, *, fine: float | None = None) -> TileTask:
+    def task(
+        self, recipe: Recipe, *, fine: float | None = None, initial: bytes | None = None
+    ) -> TileTask:
         """A task with weights of the recipe's seed."""
         torch.manual_seed(recipe.seed)
         columns = [COLUMNS[name] for name in recipe.teachers]
-        return TileTask(recipe, columns, self.norms(recipe.targets), fine=fine)
+        norms = self.norms(recipe.targets)
+        return TileTask(recipe, columns, norms, fine=fine, initial=initial)
 
 
 MOVING = ("dino", "ibot")

@@ -29,6 +29,11 @@ def fitted(weights: dict[str, Tensor], model: nn.Module, resample: Resample) -> 
     return out
 
 
+def resampled(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights with a position table resized to the network's as timm does."""
+    return fitted(weights, model, as_timm)
+
+
 def _resized(table: Tensor, like: Tensor, prefix: int, resample: Resample) -> Tensor:
     """Resize a table [1, N, D] to another table's rows; the first `prefix` rows are kept."""
     if table.ndim != 3 or len(table) != 1 or table.shape[1] <= prefix:

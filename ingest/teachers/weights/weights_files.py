@@ -15,6 +15,7 @@ from ingest.teachers.cards.card import Card
 
 FOLDER = "SLIDELAKE_WEIGHTS"
 CONNECT_S = 5.0
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -136,6 +137,18 @@ def fetch_weights(card: Card) -> Path:
             why = f"the hub gave {type(error).__name__}"
             break
     raise TeacherError(missing(card, why))
+
+
+def has_pretrained(hub: str) -> bool:
+    """Whether a repository of timm's can be had: it is in the hub's cache, or the hub is reached.
+
+    Args:
+        hub: the repository, as `timm/vit_small_patch16_224.augreg_in21k`.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = (try_to_load_from_cache(hub, name) for name in HUB_FILES)
+    return any(isinstance(path, str) for path in cached) or _reachable(constants.ENDPOINT)
 
 
 def _reachable(endpoint: str) -> bool:

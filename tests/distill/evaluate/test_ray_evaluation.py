@@ -9,7 +9,6 @@ import pytest
 
 from cluster import ClusterError
 from cluster.ray_placement import NodeShape
-from distill.errors import DistillError
 from distill.evaluate import ray_evaluation
 from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.ray_evaluation import evaluate_there
@@ -30,7 +29,15 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
             yield number, fn(item)
 
     def evaluate(lake_uri: str, students: Sequence[str], spec: object, **options: object) -> object:
-        return {"lake": lake_uri, "students": list(students), "spec": spec, **options}
+        path = options.get("labels_path")
+        table = None if path is None else Path(str(path)).read_text()
+        return {
+            "lake": lake_uri,
+            "students": list(students),
+            "spec": spec,
+            "table": table,
+            **options,
+        }
 
     shapes = [NodeShape(cpus=8, gpus=1, count=2), NodeShape(cpus=32, gpus=0, count=4)]
     monkeypatch.setattr(ray_evaluation, "ray_map", ray_map)
@@ -71,8 +78,27 @@ def test_what_no_worker_has_is_refused(tasks: Tasks, tmp_path: Path) -> None:
     too_large = EvaluationSpec(device="cpu", threads=64)
     with pytest.raises(ClusterError, match=r"64 CPUs fits on no node"):
         evaluate_there("lake", ["s"], too_large, address="head:6379")
-    (tmp_path / "labels.csv").write_text("slide_id,x,y,label\n")
-    own = EvaluationSpec(labels=str(tmp_path / "labels.csv"))
-    with pytest.raises(DistillError, match=r"is a file of this machine.*--labels lake:NAME"):
-        evaluate_there("lake", ["s"], own, address="head:6379")
     assert tasks == []
+
+
+def test_the_options_of_resources_are_those_of_other_jobs(tasks: Tasks) -> None:
+    shared = {"cpus_per_worker": 3.0, "gpus_per_worker": 0.25}
+    evaluate_there("lake", ["s"], EvaluationSpec(), address="head:6379", **shared)
+    evaluate_there(
+        "lake", ["s"], EvaluationSpec(device="cpu"), address="head:6379", cpus_per_worker=12
+    )
+    assert [(task["num_cpus"], task["num_gpus"]) for task in tasks] == [(3, 0.25), (12, 0)]
+    assert [task["spec"].device for task in tasks] == ["cuda", "cpu"]
+    with pytest.raises(ClusterError, match="2 GPUs fits on no node"):
+        evaluate_there("lake", ["s"], EvaluationSpec(), address="head:6379", gpus_per_worker=2)
+
+
+def test_a_table_of_this_machine_is_sent_to_the_worker(tasks: Tasks, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("slide_id,x,y,label\n")
+    read = evaluate_there("lake", ["s"], EvaluationSpec(labels=str(table)), address="head:6379")
+    assert len(tasks) == 1
+    assert read["table"] == "slide_id,x,y,label\n"
+    assert Path(read["labels_path"]).name == "labels.csv" != read["labels_path"]
+    assert not Path(read["labels_path"]).exists()
+    assert read["spec"].labels == str(table)  # what the report names

@@ -13,6 +13,7 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.losses.feature_losses import FeatureMatch, cosine_loss, match_loss, smooth_l1_loss
 from distill.losses.numeric import full_precision, weighted_mean
+from distill.targets.norm_arrays import norm_arrays
 from distill.targets.target import NORMS, Rotator, TargetNorm, align_grid, axis_weights
 from distill.targets.target import norm_of as norm_of_arrays
 from featurestore import Moments, PhiS
@@ -67,6 +68,29 @@ def test_fitted_targets_have_channels_of_mean_0_and_variance_1(name: str) -> Non
     torch.testing.assert_close(
         target.var(0, correction=0), torch.ones(6).double(), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_dead_channel_has_finite_targets_and_comes_back(name: str) -> None:
+    x = features()
+    x[:, 2] = 3.0
+    x[:, 4] = 1 + 1e-7 * np.arange(len(x))
+    norm = norm_of(name, x)
+    raw = torch.from_numpy(x).float()
+    target = norm(raw)
+    assert bool(torch.isfinite(target).all())
+    torch.testing.assert_close(norm.inverse(target), raw, rtol=1e-3, atol=1e-3)
+    if name == "z-score":
+        assert float(target[:, [2, 4]].abs().max()) < 0.01
+        torch.testing.assert_close(
+            target[:, [0, 1, 3, 5]].var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0
+        )
+
+
+def test_a_teacher_without_any_variance_is_refused() -> None:
+    moments = moments_of(np.ones((9, 3)))
+    with pytest.raises(DistillError, match="all tiles have the same features"):
+        norm_arrays("z-score", moments)
 
 
 def test_phi_s_equals_the_transform_in_float64_and_keeps_ratios_of_distances() -> None:

@@ -9,15 +9,24 @@ import torch.nn.functional as F
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe, parse_terms
+from distill.recipes.student_settings import TileStudent
+from distill.students.student import TileNetwork
 from distill.targets.target_sources import TeacherColumn
 from distill.terms.term_table import TERMS
+from ingest import TeacherError
+from ingest.teachers import channels_last_map
 from tests.worlds.tile_worlds import DIM, FINE, TileWorld, train
 
 TINY: dict[str, Any] = {"architecture": "test_efficientnet", "input_px": 64, "head_width": 32}
 VIT: dict[str, Any] = {
     "architecture": "test_vit",
     "input_px": 32,
-    "arguments": {"patch_size": 8, "dynamic_img_size": True},
+    "arguments": {"patch_size": 8},
+}
+SWIN: dict[str, Any] = {
+    "architecture": "swin_tiny_patch4_window7_224",
+    "input_px": 64,
+    "arguments": {"embed_dim": 12, "depths": [1, 1, 1], "num_heads": [1, 2, 4]},
 }
 CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "agglomerate": ("agglomerate", ("a", "b"), {}),
@@ -27,7 +36,10 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "agglomerate-ladder": ("agglomerate", ("a", "b"), {"head": "ladder"}),
     "agglomerate-widths": ("agglomerate", ("a", "b"), {"widths": (64,)}),
     "xmag": ("xmag", ("a", "b"), {}),
+    "agglomerate-swin": ("agglomerate", ("a", "a:patches"), SWIN),
     "gpfm": ("gpfm", ("a", "b"), {}),
+    "gpfm-vit": ("gpfm", ("a", "b"), VIT),
+    "gpfm-swin": ("gpfm", ("a", "b"), SWIN),
     "h0": ("h0", ("a", "a:patches"), {}),
     "g2l": ("g2l", ("a",), {}),
 }
@@ -175,3 +187,68 @@ def test_losses_are_float32_under_bfloat16_and_near_those_of_float32(name: str) 
         assert float(loss.mean().detach()) == pytest.approx(
             float(plain[term].mean().detach()), rel=0.2
         )
+
+
+@pytest.mark.parametrize("settings", [SWIN, VIT, TINY], ids=["swin", "vit", "cnn"])
+def test_tokens_are_where_the_network_sees_them(settings: dict[str, Any]) -> None:
+    """The token of the corner that is changed changes most, whatever the network's layout."""
+    torch.manual_seed(0)
+    network = TileNetwork(TileStudent(**{k: x for k, x in settings.items() if k != "head_width"}))
+    network.eval()
+    side = settings["input_px"]
+    rows, columns = network.grid
+    x_BCHW = torch.zeros(2, 3, side, side)
+    x_BCHW[1, :, side - side // rows :, : side // columns] = 2.0  # the lower left corner
+    with torch.no_grad():
+        outputs = network(x_BCHW)
+    assert outputs.tokens.shape == (2, rows, columns, network.token_dim)
+    assert network.token_dim == network.trunk.num_features
+    change = (outputs.tokens[1] - outputs.tokens[0]).norm(dim=-1)
+    assert int(change.argmax()) == (rows - 1) * columns
+
+
+def test_a_layout_that_is_not_said_is_refused() -> None:
+    network = torch.nn.Identity()
+    network.num_features = 5  # type: ignore[assignment]
+    assert channels_last_map(network, torch.zeros(1, 5, 2, 3)).shape == (1, 2, 3, 5)
+    with pytest.raises(TeacherError, match="set its output_fmt to NHWC"):
+        channels_last_map(network, torch.zeros(1, 2, 3, 5))
+    network.output_fmt = "NHWC"  # type: ignore[assignment]
+    assert channels_last_map(network, torch.zeros(1, 2, 3, 5)).shape == (1, 2, 3, 5)
+
+
+def test_patch_tokens_that_are_no_square_are_refused() -> None:
+    class Oblong(torch.nn.Module):
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 6, 4)
+
+        def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=1)
+
+    network = TileNetwork(TileStudent(architecture="test_vit", input_px=32))
+    network.trunk = Oblong()
+    with pytest.raises(DistillError, match="6 patch tokens, which are no square grid"):
+        network(torch.zeros(2, 3, 32, 32))
+
+
+def test_crops_are_whole_tokens_and_a_network_of_one_size_is_refused() -> None:
+    sizes = {
+        name: TileNetwork(TileStudent(**settings), crop_share=0.5).crop_px
+        for name, settings in {
+            "vit": VIT,
+            "swin": SWIN,
+            "cnn": {"architecture": "test_efficientnet", "input_px": 64},
+            "patch14": {
+                "architecture": "test_vit",
+                "input_px": 56,
+                "arguments": {"patch_size": 14},
+            },
+        }.items()
+    }
+    assert sizes == {"vit": 16, "swin": 32, "cnn": 32, "patch14": 28}
+    with pytest.raises(DistillError, match="mixer_s32_224 takes 64 px alone; take another --arch"):
+        TileNetwork(TileStudent(architecture="mixer_s32_224", input_px=64), crop_share=0.5)
+    no_crops = case(
+        "gpfm-vit", terms=(Term(kind="match"), Term(kind="self", settings={"crops": 0}))
+    )
+    assert TileWorld.make().task(no_crops).network.crop_px is None
