@@ -1,6 +1,7 @@
 """A full disk: each writer fails with one line, nothing is lost, and a vacuum frees room."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -13,7 +14,7 @@ import pytest
 
 import slidelake
 from featurestore import Lake, LakeConfig, LakeError, Store, create_lake, open_lake, vacuum, verify
-from featurestore.storage.full_disk import DiskFullError
+from featurestore.storage.full_disk import DiskFullError, naming_full_disk
 from featurestore.storage.lock import FileLock, commit_lock, no_writers, writer_lease
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
@@ -63,6 +64,30 @@ WRITERS: dict[str, Callable[[Lake], object]] = {
     "new lake": lambda lake: create_lake(f"{lake.uri}2", LakeConfig()),
     "shard": lambda lake: cut(lake, 9, "z", 400),
 }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "x"),
+        OSError(errno.EDQUOT, "x"),
+        ValueError("LanceError(IO): No space left on device, a/rust/b.rs:1:2"),
+        RuntimeError("write failed (os error 28)"),
+        RuntimeError("Disk quota exceeded"),
+        ValueError("write failed (os error 122)"),
+    ],
+    ids=str,
+)
+def test_disk_or_quota_that_is_full_is_told_whoever_says_so(error: Exception) -> None:
+    text = "no space left on the disk, or in the quota, of here"
+    with pytest.raises(DiskFullError, match=text), naming_full_disk("here"):
+        raise error
+    outer = KeyError("a worker failed")
+    outer.__cause__ = error
+    with pytest.raises(DiskFullError, match=text), naming_full_disk("here"):
+        raise outer
+    with pytest.raises(OSError, match="Permission denied"), naming_full_disk("here"):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_every_writer_says_that_the_disk_is_full(small_disk: Lake, disk: Path) -> None:
