@@ -25,6 +25,7 @@ from featurestore import (
     verify,
 )
 from featurestore.keep import lance_upkeep, lance_vacuum
+from featurestore.keep.lance_vacuum import Vacuumed
 from featurestore.keep.verify.last_verified import VERIFIED, last_verified, record_verified
 from featurestore.storage.lock import writer_lease
 from featurestore.tables.lance_tables import open_table
@@ -102,6 +103,11 @@ def test_version_that_was_vacuumed_is_answered_with_those_that_are_there(many: L
 
 
 def test_record_of_verify_is_kept_and_read_whatever_it_holds(many: Lake) -> None:
+    shard = next(Path(many.uri).rglob("*.tar"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    assert not verify(many).ok
+    shard.write_bytes(content)
     assert last_verified(many.store) is None
     assert verify(open_lake(many.uri, version=many.version - 12)).ok
     assert last_verified(many.store) == many.version - 12
@@ -136,14 +142,25 @@ def test_info_says_when_it_would_pay(many: Lake, monkeypatch: pytest.MonkeyPatch
     assert json.loads(printed)["upkeep"]["mergeable"] == 0
 
 
-def test_jobs_take_the_option(lake_copy: Path) -> None:
+def test_jobs_take_the_option(lake_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+
+    def free(lake: Lake) -> Vacuumed | None:
+        freed.append(lake.uri)
+        return free_old_versions(lake) or Vacuumed(kept=[lake.version], versions=7)
+
+    for module in ("ingest.ray_ingest", "ingest.teachers.ray_extract"):
+        monkeypatch.setattr(f"{module}.free_old_versions", free)
     for line in (
         ["ingest", str(lake_copy), str(REAL_SLIDE)],
         ["extract", str(lake_copy), "--teacher", TEACHERS[0]],
     ):
-        done = CliRunner().invoke(slidelake.app, [*line, "--auto-vacuum", "--json"])
-        assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout.splitlines()[-1])["freed"] is None
+        for more, versions in (([], None), (["--auto-vacuum"], 7)):
+            done = CliRunner().invoke(slidelake.app, [*line, *more, "--json"])
+            assert done.exit_code == 0, done.output
+            answer = json.loads(done.stdout.splitlines()[-1])["freed"]
+            assert (answer and answer["versions"]) == versions
+    assert freed == [str(lake_copy)] * 2
 
 
 @pytest.mark.parametrize("command", ["ingest", "extract", "build"])

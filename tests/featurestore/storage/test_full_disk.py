@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,8 @@ from featurestore.storage.lock import FileLock, commit_lock, no_writers, writer_
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 from ingest.cut import cut_or_reason
+from ingest.ray_ingest import ingest
+from ingest.select.named_slides import Row
 from tests.conftest import REAL_SLIDE
 from tests.featurestore.test_groups import KilledError, killed_at, scanned_again
 from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
@@ -148,6 +151,21 @@ def test_slide_that_finds_no_room_has_not_failed(small_disk: Lake, disk: Path) -
     assert isinstance(outcome, dict)
     assert outcome["disk_full"]
     assert outcome["reason"].startswith("no space left on the disk")
+
+
+def test_ingest_on_a_full_disk_ends_and_its_slides_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Store, __: LakeConfig, todo: list[Row], *___: object, **____: object) -> Any:  # noqa: ANN401
+        for row in todo:
+            yield {**row, "reason": "no space left on the disk", "disk_full": True}
+
+    monkeypatch.setattr("ingest.ray_ingest.local_workers", lambda *_, **__: 1)
+    monkeypatch.setattr("ingest.ray_ingest.cut_here", full)
+    with pytest.raises(DiskFullError, match="no space left on the disk"):
+        ingest(str(tmp_path / "lake"), [str(REAL_SLIDE)], LakeConfig(tile_px=256, mpps=(0.5,)))
+    slides = open_lake(tmp_path / "lake").slides().collect()
+    assert slides["state"].to_list() == ["pending"]
 
 
 # ---------------------------------------------------------------------- descriptors of locks
