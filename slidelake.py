@@ -79,7 +79,8 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
-    from featurestore.errors import InUseError
+    from featurestore.codecs.lance_quantising import Quantised, quantise
+    from featurestore.errors import InUseError, LicenceError
     from featurestore.interop.foreign_slide import InteropError
     from featurestore.read.stream import Stream
     from featurestore.read.torch_bags import Bags
@@ -126,12 +127,14 @@ PUBLIC = {
     "LakeError": "featurestore",
     "LakeMissingError": "featurestore",
     "LeakageError": "downstream",
+    "LicenceError": "featurestore.errors",
     "MilSettings": "downstream",
     "Pairs": "featurestore",
     "PatientPredictions": "downstream.kept.predict_patients",
     "Plan": "downstream",
     "ProbeError": "downstream",
     "ProbeOptions": "downstream",
+    "Quantised": "featurestore.codecs.lance_quantising",
     "Recipe": "distill",
     "RetrievalError": "downstream.retrieval.search_query",
     "Segmenter": "ingest.tissue.own_segmenter",
@@ -160,6 +163,7 @@ PUBLIC = {
     "make_recipe": "distill.recipes.recipe_table",
     "open_lake": "featurestore",
     "predict_patients": "downstream.kept.predict_patients",
+    "quantise": "featurestore.codecs.lance_quantising",
     "query": "featurestore",
     "rename": "featurestore",
     "repair": "featurestore",
@@ -206,12 +210,14 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "LeakageError",
+    "LicenceError",
     "MilSettings",
     "Pairs",
     "PatientPredictions",
     "Plan",
     "ProbeError",
     "ProbeOptions",
+    "Quantised",
     "Recipe",
     "RetrievalError",
     "Segmenter",
@@ -240,6 +246,7 @@ __all__ = [
     "make_recipe",
     "open_lake",
     "predict_patients",
+    "quantise",
     "query",
     "rename",
     "repair",

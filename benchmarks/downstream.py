@@ -28,9 +28,9 @@ from benchmarks.store_peers import read_h5, write_trident
 from cluster import ray_map, ray_session
 from downstream import MilSettings, nested_folds
 from downstream.mil.aggregators.pooling import Abmil
+from downstream.mil.bag_sequence import floats
 from downstream.mil.losses import BagTask
 from downstream.mil.model import MilModel
-from downstream.mil.predict import floats
 from downstream.run.cells import fit_and_store, run_cell
 from downstream.run.feature_bags import PatientBags
 from downstream.run.study import Cell, Patient, Study

@@ -2,7 +2,7 @@
 
 import typer
 
-from commands.edits import annotate, drop, rename
+from commands.edits import annotate, drop, quantise, rename
 from commands.files import export_files, import_files
 from commands.installation import demo, jobs, licences, submit
 from commands.lakes import (
@@ -26,7 +26,14 @@ from commands.studies import attention, mil, predict, probe, report, runs, searc
 #: Heading -> the commands under it, in the order of `--help`; None means no heading.
 COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
     None: (demo.app, submit.app, jobs.app),
-    "Slides, tiles, features": (build.app, ingest.app, extract.app, score.app, teachers.app),
+    "Slides, tiles, features": (
+        build.app,
+        ingest.app,
+        extract.app,
+        score.app,
+        quantise.app,
+        teachers.app,
+    ),
     "Students": (stats.app, distill.app, evaluate.app, export_student.app),
     "Downstream tasks": (
         mil.app,

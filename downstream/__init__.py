@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from downstream.probes.tile_probe import run_tile_probe
     from downstream.report.lake_page import write_report
     from downstream.report.plots.plots_attention import attention_png
-    from downstream.report.plots.plots_classes import roc_png
-    from downstream.report.plots.plots_outcomes import km_png
+    from downstream.report.plots.plots_classes import roc_svg
+    from downstream.report.plots.plots_outcomes import km_svg
+    from downstream.retrieval.labelled_search import evaluate_search
     from downstream.retrieval.search import search_lake
-    from downstream.retrieval.search_options import SearchOptions
+    from downstream.retrieval.search_options import LabelledSearchOptions, SearchOptions
     from downstream.run.feature_bags import BagError
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
     from downstream.run.run_study import run_mil, run_study, run_survival
+    from downstream.run.run_table import run_table
     from downstream.run.saved_specs import saved_settings, saved_spec
     from downstream.run.spec_json import SpecError
     from downstream.run.study_errors import StudyError
@@ -49,6 +51,7 @@ MODULES = {
     "FeatureOptions": "downstream.run.study_spec",
     "Interval": "downstream.measures.intervals",
     "LabelOptions": "downstream.run.study_spec",
+    "LabelledSearchOptions": "downstream.retrieval.search_options",
     "LeakageError": "downstream.splits.split",
     "MilSettings": "downstream.run.fit_settings",
     "ModelOptions": "downstream.run.study_spec",
@@ -69,15 +72,17 @@ MODULES = {
     "assert_disjoint": "downstream.splits.split",
     "attention_png": "downstream.report.plots.plots_attention",
     "compare": "downstream.measures.intervals",
+    "evaluate_search": "downstream.retrieval.labelled_search",
     "interval": "downstream.measures.intervals",
-    "km_png": "downstream.report.plots.plots_outcomes",
+    "km_svg": "downstream.report.plots.plots_outcomes",
     "leave_site_out": "downstream.splits.site_folds",
     "load_labels": "downstream.cohorts.label_tables",
     "nested_folds": "downstream.splits.folds",
     "preserved_site_folds": "downstream.splits.site_folds",
     "patient_table": "downstream.cohorts.cohort",
     "read_labels": "downstream.cohorts.label_tables",
-    "roc_png": "downstream.report.plots.plots_classes",
+    "roc_svg": "downstream.report.plots.plots_classes",
+    "run_table": "downstream.run.run_table",
     "run_mil": "downstream.run.run_study",
     "run_study": "downstream.run.run_study",
     "run_survival": "downstream.run.run_study",
@@ -98,6 +103,7 @@ __all__ = [
     "FeatureOptions",
     "Interval",
     "LabelOptions",
+    "LabelledSearchOptions",
     "LeakageError",
     "MilSettings",
     "ModelOptions",
@@ -118,18 +124,20 @@ __all__ = [
     "assert_disjoint",
     "attention_png",
     "compare",
+    "evaluate_search",
     "interval",
-    "km_png",
+    "km_svg",
     "leave_site_out",
     "load_labels",
     "nested_folds",
     "patient_table",
     "preserved_site_folds",
     "read_labels",
-    "roc_png",
+    "roc_svg",
     "run_mil",
     "run_study",
     "run_survival",
+    "run_table",
     "run_tile_probe",
     "saved_settings",
     "saved_spec",

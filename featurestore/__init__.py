@@ -34,6 +34,14 @@ from featurestore.keep.repairing import Repaired, repair
 from featurestore.keep.verify.damage import Damage, Verdict
 from featurestore.keep.verify.lance_verify import verify
 from featurestore.lake import Lake
+from featurestore.licences import (
+    Forbidden,
+    Licence,
+    check_licences,
+    forbidden_by_any,
+    licence_from_json,
+    licences_text,
+)
 from featurestore.messages import listing
 from featurestore.notebook.shown import ResultDict, Shown
 from featurestore.opening import create_lake, open_lake, settings_for
@@ -68,6 +76,7 @@ __all__ = [
     "Copied",
     "Damage",
     "DamageError",
+    "Forbidden",
     "FormatError",
     "GridCut",
     "IdentityError",
@@ -76,6 +85,7 @@ __all__ = [
     "LakeConfig",
     "LakeError",
     "LakeMissingError",
+    "Licence",
     "Moments",
     "Pairs",
     "PhiS",
@@ -94,14 +104,18 @@ __all__ = [
     "Verdict",
     "annotate",
     "build_index",
+    "check_licences",
     "compact",
     "copy_lake",
     "create_lake",
     "drop",
     "fit_stats",
+    "forbidden_by_any",
     "free_old_versions",
     "holdout_patients",
     "index_state",
+    "licence_from_json",
+    "licences_text",
     "listing",
     "matrix",
     "mpp_name",

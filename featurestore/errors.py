@@ -95,3 +95,12 @@ class DamageError(LakeError):
             ...
         featurestore.errors.DamageError: .../my-lake/lake.json is not what was written; ...
     """
+
+
+class LicenceError(LakeError):
+    """Raised where an encoder's licence forbids what a command would do.
+
+    Examples:
+        >>> issubclass(sl.LicenceError, sl.LakeError)  # state a permission, if you have one
+        True
+    """

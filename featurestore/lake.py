@@ -7,37 +7,41 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lance
+import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from featurestore.codecs.codec_files import read_codec
 from featurestore.commits.lance_commit import FEW_SLIDES, Committer
 from featurestore.commits.lance_ledger import among_names, root_versions
 from featurestore.config import LakeConfig
-from featurestore.errors import DamageError, LakeError
+from featurestore.errors import LakeError
 from featurestore.ids import mpp_code, mpp_name
+from featurestore.licences import Licence, field_licence
 from featurestore.messages import did_you_mean
 from featurestore.notebook.lake_card import lake_line, lake_page
 from featurestore.notebook.thumbnail import decoded_thumbnail
 from featurestore.query.lance_nearest import SearchedColumn, nearest, queries_of, slide_filter
-from featurestore.query.lance_scan import as_type, scan
-from featurestore.read.bags import Bag, names_of, read_bag
+from featurestore.query.lance_nearest_codes import nearest_by_codes
+from featurestore.query.lance_scan import Decoder, as_type, scan
+from featurestore.read.bags import Bag, names_of, read_slides
 from featurestore.read.first_reads import FIRST_READ, Check, FirstReads
 from featurestore.read.lake_view import similar_slide
 from featurestore.read.pairs import Pairs, read_pairs
-from featurestore.read.selection import Selection
+from featurestore.read.select_slides import BagPlaces
 from featurestore.read.stream_order import Order
 from featurestore.roots.lance_roots import newest_catalog, open_checked, record_roots
 from featurestore.roots.roots_file import Roots, readable_roots
 from featurestore.roots.snapshots import read_snapshots
 from featurestore.storage.full_disk import naming_full_disk
-from featurestore.storage.read_errors import ADVICE, reading
+from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
 from featurestore.tables import lance_annotations as registry
 from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.lance_counts import count_states, count_tiles
 from featurestore.tables.lance_held import new_session
-from featurestore.tables.lance_rows import RowReader
+from featurestore.tables.lance_rows import RowReader, Rows
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import (
     CATALOG,
@@ -47,8 +51,10 @@ from featurestore.tables.schema import (
     SLIDES,
     SLIDES_SCHEMA,
     TILE_COLUMNS,
+    dim_of,
     features_table,
     identity_of,
+    is_quantised,
     is_teacher,
     kind_of,
 )
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from PIL import Image
 
+    from featurestore.pixels.tile_pixels import Decode
     from featurestore.read.slide_means import MeanType
     from featurestore.read.stream import Stream
     from featurestore.read.stream_tiles import Pixels
@@ -69,9 +76,10 @@ PICTURES = ("thumbnail", "tissue_mask")
 BULKY = (*PICTURES, "icc_profile")
 #: Names that the packages of slidelake use; `dir(lake)`, which notebooks complete by, hides them.
 PLUMBING = {
-    *("check_teacher", "committer", "exists", "features_of", "first_reads", "is_pinned"),
-    *("known_mpp", "read_bytes", "read_json", "row_reader", "store", "table", "tiles_of"),
-    *("version_of", "write_bytes", "write_json"),
+    *("catalog_rows", "check_teacher", "committer", "content_key", "exists", "features_of"),
+    *("first_reads", "is_pinned", "known_mpp", "places_of", "read_bytes", "read_json"),
+    *("row_reader", "slide_rows", "store", "table", "tiles_of", "version_of"),
+    *("write_bytes", "write_json"),
 }
 
 
@@ -122,6 +130,8 @@ class Lake:
         self._versions: dict[str, int] = {CATALOG: self.version, **root_versions(catalog)}
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
+        self._dims: dict[float, dict[str, int]] = {}
+        self._places = BagPlaces(self)
 
     def _catalog_at(self, version: int) -> lance.LanceDataset:
         return open_checked(self.store, CATALOG, version, self._roots, self._session)
@@ -249,7 +259,9 @@ class Lake:
         (31, 2)
         """
         rel = features_table(self.known_mpp(mpp))
-        frame = scan(functools.partial(self.table, rel), self.table(rel).schema.names)
+        frame = scan(
+            functools.partial(self.table, rel), self.table(rel).schema.names, self._decoders(rel)
+        )
         return as_type(frame, self.teachers(mpp=mpp), dtype)
 
     def features(self, teacher: str, *, mpp: float, dtype: str | None = None) -> pl.LazyFrame:
@@ -269,8 +281,19 @@ class Lake:
         """
         rel = features_table(self.known_mpp(mpp))
         self.check_teacher(teacher, mpp=mpp)
-        frame = scan(functools.partial(self.table, rel), [*TILE_COLUMNS, teacher])
+        names = [*TILE_COLUMNS, teacher]
+        frame = scan(functools.partial(self.table, rel), names, self._decoders(rel))
         return as_type(frame, self.teachers(mpp=mpp), dtype)
+
+    def _decoders(self, rel: str) -> dict[str, Decoder]:
+        """Return the decoders of a features table's quantised columns; codecs are read on use."""
+
+        def decoder(field: pa.Field) -> Decoder:
+            codec = functools.cache(lambda: read_codec(self.store, field))
+            return Decoder(dim=dim_of(field), decode=lambda codes: codec().decode(codes))
+
+        schema = self.table(rel).schema
+        return {field.name: decoder(field) for field in schema if is_quantised(field)}
 
     def annotations(self) -> dict[str, Annotation]:
         """Return users' own columns of tiles, slides and patients, by name.
@@ -339,8 +362,12 @@ class Lake:
         >>> lake.teachers(mpp=0.5)
         {'efficientnet_lite0': 8, 'efficientnet_lite1': 6}
         """
-        schema = self.table(features_table(self.known_mpp(mpp))).schema
-        return {field.name: field.type.list_size for field in schema if is_teacher(field)}
+        lake_mpp = self.known_mpp(mpp)
+        if lake_mpp not in self._dims:  # Lance makes a schema anew each time
+            schema = self.table(features_table(lake_mpp)).schema
+            dims = {field.name: dim_of(field) for field in schema if is_teacher(field)}
+            self._dims[lake_mpp] = dims
+        return dict(self._dims[lake_mpp])
 
     def identity(self, teacher: str, *, mpp: float) -> dict[str, Any]:
         """Return all settings that decide the numbers of a teacher's column, as kept with it.
@@ -349,6 +376,14 @@ class Lake:
         {'weights': 'efficientnet_lite0'}
         """
         return identity_of(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
+
+    def licence(self, teacher: str, *, mpp: float) -> Licence | None:
+        """Return the licence that is kept with a teacher's column; None in columns of old lakes.
+
+        >>> lake.licence("efficientnet_lite0", mpp=0.5) is None
+        True
+        """
+        return field_licence(self.table(features_table(self.known_mpp(mpp))).schema.field(teacher))
 
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""
@@ -381,6 +416,32 @@ class Lake:
         self.check_teacher(teacher, mpp=mpp)
         return self._catalog_of(f"teacher = '{teacher}'", mpp, slide_ids)
 
+    def places_of(
+        self, teachers: Sequence[str], *, mpp: float, slide_ids: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Return the catalog rows of slides' tiles and of some teachers on them, by slide number.
+
+        It is one scan for all of them; rows of tiles have no `teacher`.
+
+        Raises:
+            LakeError: a teacher has no column at this mpp.
+        """
+        for teacher in teachers:
+            self.check_teacher(teacher, mpp=mpp)
+        named = ", ".join(f"'{name}'" for name in teachers)
+        kind = f"(teacher IS NULL OR teacher IN ({named}))" if teachers else "teacher IS NULL"
+        return self._catalog_of(kind, mpp, slide_ids)
+
+    def catalog_rows(self) -> int:
+        """Return the number of rows of the catalog, from its manifest."""
+        return int(self.table(CATALOG).count_rows())
+
+    def content_key(self) -> tuple[str, int, tuple[str, ...]]:
+        """Return what only this version of this lake has: place, version, the catalog's files."""
+        fragments = self.table(CATALOG).get_fragments()
+        files = [file.path for fragment in fragments for file in fragment.metadata.files]
+        return self.uri, self.version, tuple(files)
+
     def _catalog_of(self, kind: str, mpp: float, slide_ids: Sequence[str] | None) -> pl.DataFrame:
         row_filter = f"{kind} AND mpp = {self.known_mpp(mpp)}"
         few = slide_ids is not None and len(slide_ids) <= FEW_SLIDES
@@ -409,9 +470,9 @@ class Lake:
         >>> lake.info()["tiles"]
         {'0.5': 37, '1.0': 18}
         """
-        with reading(self.store, f"table {self.store.url(SLIDES)}"):
+        with reading(self.store, f"table {self.store.shown(SLIDES)}"):
             states = count_states(self.table(SLIDES))
-        with reading(self.store, f"table {self.store.url(CATALOG)}"):
+        with reading(self.store, f"table {self.store.shown(CATALOG)}"):
             tile_counts = count_tiles(self.table(CATALOG)).tiles
         features = [
             {
@@ -488,34 +549,28 @@ class Lake:
         >>> bag.features.shape, bag.features.dtype, bag.x.shape
         ((12, 14), dtype('float16'), (12,))
         """
-        names, mpp = names_of(teachers), self._only_mpp(mpp)
-        for name in names:
-            self.check_teacher(name, mpp=mpp)
-        selection = self._bag_place(slide_id, names, mpp)
-        return read_bag(self.row_reader(mpp=mpp), selection, names, self.first_reads)
+        rows, _ = self.slide_rows([slide_id], names_of(teachers), mpp=self._only_mpp(mpp))
+        return Bag(slide_id=slide_id, **vars(rows))
 
-    def _bag_place(self, slide_id: str, teachers: Sequence[str], mpp: float) -> Selection:
-        """Return the place of a slide's rows with features of all teachers, and their checksums."""
-        named = ", ".join(f"'{name}'" for name in teachers)
-        rows = self._catalog_of(f"(teacher IS NULL OR teacher IN ({named}))", mpp, [slide_id])
-        tiles = rows.filter(pl.col("teacher").is_null())
-        crc32 = dict(rows.select("teacher", "crc32").iter_rows())
-        missing = [name for name in teachers if name not in crc32]
-        if missing:
-            msg = f"slide '{slide_id}' is not in {self.uri} at mpp {mpp_name(mpp)}"
-            if not tiles.height:
-                msg += similar_slide(self, slide_id)
-            else:
-                msg = f"slide '{slide_id}' has no features of '{missing[0]}' yet: run extract"
-            if tiles["tiles"].to_list() == [0]:
-                msg = f"slide '{slide_id}' has no tiles at mpp {mpp_name(mpp)}: it has no tissue"
-            raise LakeError(msg)
-        place = rows.select("slide", "slide_id", "fragment", "row_start", "tiles").unique()
-        if place.height != 1 or tiles.height != 1:
-            fault = f"slide '{slide_id}': the catalog gives {named} other rows than its tiles"
-            msg = f"{fault}; {ADVICE}"
-            raise DamageError(msg)
-        return Selection(tiles, self.known_mpp(mpp), {name: [crc32[name]] for name in teachers})
+    def slide_rows(
+        self, slide_ids: Sequence[str], teachers: Sequence[str], *, mpp: float
+    ) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Return the tiles of some slides with features of some teachers, slide after slide.
+
+        Places are looked up slide by slide for a few bags, and once for all slides beyond.
+
+        Returns:
+            The rows, in one array a column, and the number of each row's slide [N].
+
+        Raises:
+            LakeError: a slide or a teacher's features of it are not in the lake.
+            DamageError: the stored rows differ from the catalog's.
+        """
+        for name in teachers:
+            self.check_teacher(name, mpp=mpp)
+        mpp = self.known_mpp(mpp)
+        places = [self._places.find(slide_id, teachers, mpp) for slide_id in slide_ids]
+        return read_slides(self.row_reader(mpp=mpp), places, teachers, self.first_reads)
 
     def row_reader(self, *, mpp: float) -> RowReader:
         """Return the reader of ranges of rows at an mpp; it keeps files open."""
@@ -572,7 +627,11 @@ class Lake:
         column = SearchedColumn(
             store=self.store, table=table, teacher=teacher, where=where, exact=exact
         )
-        return nearest(column, queries_of(query, teacher, self.teachers(mpp=mpp)[teacher]), k)
+        queries = queries_of(query, teacher, self.teachers(mpp=mpp)[teacher])
+        decoder = self._decoders(features_table(self.known_mpp(mpp))).get(teacher)
+        if decoder is not None:
+            return nearest_by_codes(column, decoder, queries, k)
+        return nearest(column, queries, k)
 
     def _known_numbers(self, slide_ids: Sequence[str]) -> list[int]:
         """Return the numbers of slides.
@@ -709,7 +768,7 @@ class Lake:
             plan, shuffle=shuffle, buffer_tiles=buffer_tiles, seed=seed, rank=rank, world=world
         )
 
-    # Fifteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
+    # Nineteen keywords, and a line for each: the one public call for streams, flat as DataLoader's.
     def stream(
         self,
         teachers: str | Sequence[str],
@@ -724,9 +783,13 @@ class Lake:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        threads: int = 2,
+        threads: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
+        input_px: int | None = None,
+        decode: "Decode" = "full",
+        cache_pixels_gb: float = 0.0,
+        cache_folder: str | None = None,
     ) -> "Stream":
         """Return tiles in a shuffled order, with features and pixels, in batches: see `Stream`.
 
@@ -743,19 +806,29 @@ class Lake:
             seed: seed of the order.
             rank: rank of this process.
             world: number of processes; each has other tiles and equally many batches.
-            threads: number of threads that read ahead; the batches do not depend on it.
+            threads: number of threads that read ahead and decode; None for as many as torch uses
+                in this process: the cores that it has. The batches do not depend on it.
             shuffle: false for tiles slide by slide, sorted by (y, x).
             drop_last: whether tiles that fill no batch are left out.
+            input_px: side of decoded tiles in pixels, at most the stored one; None for that.
+            decode: how tiles get smaller: "full" decodes all pixels and resizes them as `extract`
+                does; "scaled" is libjpeg's decode to 1/2, 1/4 or 1/8, resized from there, which
+                takes less time and gives slightly other pixels (docs/reading.md).
+            cache_pixels_gb: greatest size in GB of a file of decoded tiles that later epochs and
+                runs read; 0 for none. The pixels do not depend on it.
+            cache_folder: folder of such files, on a disk of this machine; $SLIDELAKE_PIXEL_CACHE
+                or ~/.cache/slidelake/pixels if None.
 
         Raises:
             LakeError: a slide is unknown or lacks features or pixels, its grids do not nest, or a
-                number is not allowed.
+                setting is not allowed.
 
         >>> stream = lake.stream("efficientnet_lite0", mpp=0.5, batch_tiles=16, pixels="uint8")
         >>> [batch.pixels.shape for batch in stream]
         [(16, 32, 32, 3), (16, 32, 32, 3), (5, 32, 32, 3)]
         """
-        from featurestore.read.stream import Stream
+        from featurestore.pixels.tile_pixels import PixelDecoder
+        from featurestore.read.stream import Stream, StreamPixels
 
         order = functools.partial(
             Order,
@@ -773,7 +846,12 @@ class Lake:
             [] if under and not teachers else names_of(teachers),
             mpp=mpp,
             slide_ids=slide_ids,
-            pixels=pixels,
+            pixels=StreamPixels(
+                kind=pixels,
+                decoder=PixelDecoder(tile_px=self.config.tile_px, input_px=input_px, decode=decode),
+                cache_bytes=round(cache_pixels_gb * 1e9),
+                cache_folder=cache_folder,
+            ),
             under={finer: names_of(names) for finer, names in (under or {}).items()},
             order=order,
             threads=threads,

@@ -173,7 +173,7 @@ def _remove_unfinished(store: Store) -> None:
             table = open_table(store, rel)
             if table.version > NEW_TABLE_VERSIONS or table.count_rows():
                 msg = (
-                    f"{store.url(rel)} has been written to, but {store.uri} has no {LAKE_FILE}: "
+                    f"{store.shown(rel)} has been written to, but {store.uri} has no {LAKE_FILE}: "
                     f"take {LAKE_FILE} from a copy of the lake, or give another folder"
                 )
                 raise LakeError(msg)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ingest.errors import InputError, SlideError, TeacherError
+    from ingest.estimate.extract_record import read_rates_of
     from ingest.lake_building import BuildOptions, BuildResult, build_lake
     from ingest.ray_ingest import ingest
     from ingest.stain import LEAST_LIGHT, STAIN_UNMIXING, STAIN_VECTORS, jitter_stains
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ingest.teachers.find_teacher import (
         FEATURE_CARD,
         Teacher,
+        column_licences,
         find_card,
         find_teachers,
         licence_of,
@@ -40,6 +42,7 @@ MODULES = {
     "Teacher": "ingest.teachers.find_teacher",
     "TeacherError": "ingest.errors",
     "build_lake": "ingest.lake_building",
+    "column_licences": "ingest.teachers.find_teacher",
     "decode_tile": "ingest.tile_jpeg",
     "find_card": "ingest.teachers.find_teacher",
     "find_teachers": "ingest.teachers.find_teacher",
@@ -48,6 +51,7 @@ MODULES = {
     "licence_of": "ingest.teachers.find_teacher",
     "list_teachers": "ingest.teachers.find_teacher",
     "load_encoder": "ingest.teachers.find_teacher",
+    "read_rates_of": "ingest.estimate.extract_record",
     "sees_features": "ingest.teachers.find_teacher",
     "student_folder": "ingest.teachers.student_files",
 }
@@ -67,6 +71,7 @@ __all__ = [
     "Teacher",
     "TeacherError",
     "build_lake",
+    "column_licences",
     "decode_tile",
     "find_card",
     "find_teachers",
@@ -75,6 +80,7 @@ __all__ = [
     "licence_of",
     "list_teachers",
     "load_encoder",
+    "read_rates_of",
     "sees_features",
     "student_folder",
 ]

@@ -65,7 +65,10 @@ from featurestore import repair as repair
 from featurestore import restore as restore
 from featurestore import vacuum as vacuum
 from featurestore import verify as verify
+from featurestore.codecs.lance_quantising import Quantised as Quantised
+from featurestore.codecs.lance_quantising import quantise as quantise
 from featurestore.errors import InUseError as InUseError
+from featurestore.errors import LicenceError as LicenceError
 from featurestore.interop.foreign_slide import InteropError as InteropError
 from featurestore.read.stream import Stream as Stream
 from featurestore.read.torch_bags import Bags as Bags
@@ -121,12 +124,14 @@ __all__ = [
     "LakeError",
     "LakeMissingError",
     "LeakageError",
+    "LicenceError",
     "MilSettings",
     "Pairs",
     "PatientPredictions",
     "Plan",
     "ProbeError",
     "ProbeOptions",
+    "Quantised",
     "Recipe",
     "RetrievalError",
     "Segmenter",
@@ -155,6 +160,7 @@ __all__ = [
     "make_recipe",
     "open_lake",
     "predict_patients",
+    "quantise",
     "query",
     "rename",
     "repair",

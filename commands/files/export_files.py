@@ -9,7 +9,7 @@ from cluster.progress_text import counted
 from commands.options.dataclass_options import command
 from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
-from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, QuietOpt
+from commands.options.shared_options import AtOpt, JsonOpt, LakeArg, PermissionOpt, QuietOpt
 
 app = typer.Typer()
 
@@ -25,6 +25,8 @@ class ExportOptions:
         teachers: Teacher to export; repeat for several; all if not given.
         mpp: Microns per pixel; needed if the lake has several.
         tiles: Also write the tiles as rectangles, with geojson.
+        deidentify: CSV outside OUT for the key, which is made or extended. Slides and patients get
+            random names, which it holds; users' own columns, texts and paths are left out.
     """
 
     lake: LakeArg
@@ -33,6 +35,10 @@ class ExportOptions:
     teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
     mpp: float | None = None
     tiles: Annotated[bool, typer.Option("--tiles")] = False
+    deidentify: Annotated[
+        str | None, typer.Option("--deidentify", metavar="KEY.csv"), PathKind.OUTPUT
+    ] = None
+    permission: PermissionOpt = None
     at: AtOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
@@ -45,7 +51,12 @@ def export_command(options: ExportOptions) -> None:
     Example: slidelake export my-lake for-trident --format trident --teacher uni2_h --mpp 0.5
     """
     from cluster import progress
-    from featurestore.interop import export_folder
+    from featurestore import licences_text, open_lake
+    from featurestore.interop import Sharing, export_folder
+    from ingest import column_licences
+
+    lake = open_lake(options.lake, version=options.at)
+    columns = {feature["teacher"] for feature in lake.info()["features"]}
 
     with progress("export", total=None, unit="slides") as bar:
         exported = export_folder(
@@ -56,6 +67,11 @@ def export_command(options: ExportOptions) -> None:
             mpp=options.mpp,
             version=options.at,
             tiles=options.tiles,
+            sharing=Sharing(
+                licences=column_licences(lake, sorted(columns)),
+                permission=options.permission,
+                deidentify=options.deidentify,
+            ),
             on_slide=lambda slide, files: bar.advance(),
         )
     errors = [f"{failure['slide']} failed: {failure['reason']}" for failure in exported.failed]
@@ -65,5 +81,9 @@ def export_command(options: ExportOptions) -> None:
         f"{counted(exported.files, 'file')}, "
         f"{exported.complete} were there already, {len(exported.failed)} failed"
     )
+    if options.deidentify:
+        lines.append(f"de-identified; the key of the names is {options.deidentify}: keep it apart")
+    if exported.licences:
+        lines.append(licences_text(exported.licences))
     print_answer(asdict(exported), as_json=options.json, errors=errors, text="\n".join(lines))
     raise typer.Exit(1 if exported.failed else 0)

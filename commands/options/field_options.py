@@ -39,6 +39,7 @@ class FieldOption:
         complete: function that completes the value in a shell.
         value_type: type as which the value is read, where it is not the field's.
         path_kind: kind of the path that it names, if it names one.
+        commas: whether one value may be several, joined by commas.
     """
 
     flag: str
@@ -54,6 +55,7 @@ class FieldOption:
     complete: Callable[[typer.Context, str], list[str]] | None = None
     value_type: object = None
     path_kind: PathKind | None = None
+    commas: bool = False
 
     @property
     def parameter_name(self) -> str:
@@ -98,6 +100,8 @@ class FieldOptions:
         for option in self.options:
             if option.parameter_name in option_names:
                 setting = parsed_options[option.parameter_name]
+                if option.commas and isinstance(setting, list):
+                    setting = [part for text in setting for part in text.split(",")]
                 changes[option.path] = tuple(setting) if isinstance(setting, list) else setting
         return changes
 

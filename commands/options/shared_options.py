@@ -53,6 +53,14 @@ AutoVacuumOpt = Annotated[
         "those that runs, snapshots or the last verify use."
     ),
 ]
+PermissionOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--i-have-permission",
+        metavar="TEXT",
+        help="Who permitted what a licence forbids, and when; the text is kept with the result.",
+    ),
+]
 SeedOpt = Annotated[int, typer.Option(help="Random seed: the same seed gives the same result.")]
 DistinctIdsOpt = Annotated[
     bool,

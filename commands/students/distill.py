@@ -1,5 +1,6 @@
 """`slidelake distill`: a student from cached features."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from commands.options.shared_options import (
     LakeArg,
     LikeOpt,
     MppsOpt,
+    PermissionOpt,
     QuietOpt,
     SetOpt,
     TeachersOpt,
@@ -30,6 +32,7 @@ from distill.terms.term_table import terms_help
 
 if TYPE_CHECKING:
     from distill import Recipe
+    from featurestore import Licence
 
 app = typer.Typer()
 DEFAULT_RECIPE = "agglomerate"
@@ -42,6 +45,8 @@ class RecipeOptions:
     Attributes:
         architecture: timm's name of the student's network.
         input_px: Side in pixels of the student's input.
+        decode: How tiles become the input in training: full, or scaled (faster, slightly other
+            pixels).
         epochs: Passes over the training tiles.
         batch_tiles: Tiles in a step, over all workers.
         accumulate: Parts of a step, for batches beyond the memory.
@@ -61,6 +66,7 @@ class RecipeOptions:
 
     architecture: str | None = None
     input_px: int | None = None
+    decode: Annotated[str | None, typer.Option(show_default="full")] = None
     epochs: int | None = None
     batch_tiles: int | None = None
     accumulate: int | None = None
@@ -93,6 +99,8 @@ class DistillOptions:
         name: Name of the student.
         slides: Table (CSV, Parquet, XLSX) with a column slide_id: only these slides.
         checkpoint_s: Seconds between checkpoints, at least.
+        cache_pixels: GB of decoded tiles that each machine keeps in $SLIDELAKE_PIXEL_CACHE for
+            later epochs.
     """
 
     lake: LakeArg
@@ -110,8 +118,10 @@ class DistillOptions:
     like: LikeOpt = None
     workers: WorkerOptions
     checkpoint_s: float = 60.0
+    cache_pixels: float = 0.0
     address: AddressOpt = None
     at: AtOpt = None
+    permission: PermissionOpt = None
     on_failure: OnFailureOpt = None
     quiet: QuietOpt = False
     json: JsonOpt = False
@@ -142,8 +152,10 @@ def distill_command(options: DistillOptions) -> None:
         version=options.at,
         checkpoint_s=options.checkpoint_s,
         address=options.address,
+        permission=options.permission,
+        cache_pixels_gb=options.cache_pixels,
     )
-    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run")
+    keys = ("student", "steps", "fidelity", "data_wait", "tiles_per_s", "run", "licences")
     answer = {key: report[key] for key in keys} | {"recipe": report["recipe"]["name"]}
     text = "\n".join(_distill_lines(report, options.name))
     print_answer(answer, as_json=options.json, text=text)
@@ -216,6 +228,8 @@ def _slide_ids(table: str | None, distinct_ids: bool) -> list[str] | None:
 
 
 def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
+    from featurestore import licences_text
+
     lines = [
         f"{teacher}: cosine {fidelity['cosine']:.3f} on held-out patients (mean feature "
         f"{fidelity['baseline']:.3f}){_verdict(fidelity)}"
@@ -231,12 +245,37 @@ def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
         *lines,
         f"{report['steps']} steps, {speed}; runs/{report['run']}/curve.png",
         f"student '{name}' is in the lake",
-        f"next: slidelake extract LAKE --teacher {name}",
+        *([licences_text(licences)] if (licences := _licences(report)) else []),
+        next_step(report["fidelity"], name),
     ]
+
+
+def next_step(fidelity: Mapping[str, Mapping[str, float]], name: str) -> str:
+    """Return what to do with a student; one that learnt nothing of any teacher is no encoder.
+
+    >>> next_step({"uni2_h": {"cosine": 0.9, "baseline": 0.7}}, "small")
+    'next: slidelake extract LAKE --teacher small'
+    """
+    if not fidelity or any(one["cosine"] > one["baseline"] for one in fidelity.values()):
+        return f"next: slidelake extract LAKE --teacher {name}"
+    return (
+        f"next: distill again under another --name, with more --epochs or more slides: '{name}' is "
+        "no better than the mean feature of its teachers"
+    )
+
+
+def _licences(report: dict[str, Any]) -> "dict[str, Licence]":
+    """Return the teachers' licences; none of a student of an earlier version."""
+    from featurestore import licence_from_json
+
+    return {name: licence_from_json(kept) for name, kept in report.get("licences", {}).items()}
 
 
 def _verdict(fidelity: dict[str, float]) -> str:
     """Return a warning if a student predicts a teacher worse than the teacher's mean feature."""
     if fidelity["cosine"] > fidelity["baseline"]:
         return ""
-    return ": it has learnt nothing of this teacher yet; train longer (--epochs)"
+    return (
+        ": no better than the mean feature, so it has learnt nothing of this teacher yet; train "
+        "longer (--epochs) or on more slides"
+    )

@@ -98,5 +98,6 @@ def evaluate_command(options: EvaluateOptions) -> None:
     evaluation = evaluate_there(
         options.lake, options.students, spec, version=options.at, address=options.address
     )
-    text = f"{options.lake}/runs/{evaluation['run']}/report.html"
-    print_answer(evaluation, as_json=options.json, text=text)
+    lines = [verdict["text"] for verdict in evaluation["verdicts"]]
+    lines.append(f"{options.lake}/runs/{evaluation['run']}/report.html")
+    print_answer(evaluation, as_json=options.json, text="\n".join(lines))

@@ -8,7 +8,7 @@ import typer
 from commands.options.dataclass_options import command
 from commands.options.path_kind import PathKind
 from commands.options.printing import print_answer
-from commands.options.shared_options import JsonOpt, LakeArg
+from commands.options.shared_options import JsonOpt, LakeArg, PermissionOpt
 
 app = typer.Typer()
 
@@ -27,6 +27,7 @@ class ExportStudentOptions:
     name: Annotated[str, typer.Argument()]
     out: Annotated[str, typer.Argument(metavar="OUT"), PathKind.OUTPUT]
     onnx: Annotated[bool, typer.Option("--onnx")] = False
+    permission: PermissionOpt = None
     json: JsonOpt = False
 
 
@@ -38,6 +39,13 @@ def export_student_command(options: ExportStudentOptions) -> None:
     """
     from distill.students.export import export_student
 
-    exported = export_student(options.lake, options.name, options.out, onnx=options.onnx)
-    text = "\n".join(f"{options.out}/{file}" for file in exported["files"])
+    exported = export_student(
+        options.lake,
+        options.name,
+        options.out,
+        onnx=options.onnx,
+        permission=options.permission,
+    )
+    lines = [f"licences: {exported['licence']}"]
+    text = "\n".join([*lines, *(f"{options.out}/{file}" for file in exported["files"])])
     print_answer(exported, as_json=options.json, text=text)

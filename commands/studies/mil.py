@@ -12,6 +12,7 @@ from commands.studies.study_lines import study_text
 from commands.studies.study_options import (
     COMPARISON,
     COMPARISON_OPTIONS,
+    COVARIATE_OPTIONS,
     FEATURE_OPTIONS,
     FOLD_OPTIONS,
     FUSION_OPTION,
@@ -38,9 +39,18 @@ MIL_OPTIONS = (
         path="models.names",
         default=("abmil",),
         text=f"Model of a patient's tiles: {', '.join(AGGREGATORS)} (hierarchical takes several "
-        f"--mpp), or on pooled features {', '.join(PROBES)}; repeat to compare.",
+        f"--mpp), or on pooled features {', '.join(PROBES)}; "
+        "covariates sees those alone. Repeat to compare.",
     ),
     FieldOption(flag="--task", path="labels.task"),
+    FieldOption(
+        flag="--order",
+        path="labels.order",
+        metavar="CLASS,...",
+        more="Joined by commas: low,middle,high.",
+        commas=True,
+    ),
+    *COVARIATE_OPTIONS,
     FUSION_OPTION,
     *FOLD_OPTIONS,
     FieldOption(flag="--shots", path="folds.shots", panel=SPLITS),

@@ -1,9 +1,12 @@
 """How the results of a study or a probe are printed."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.progress_text import counted
 from downstream.run.outcome_text import outcome_text
+
+if TYPE_CHECKING:
+    from downstream.report.heatmaps.heatmap_files import HeatmapFolder
 
 
 def study_text(study: dict[str, Any]) -> str:
@@ -62,3 +65,24 @@ def comparison_line(row: dict[str, Any]) -> str:
         f"{pair}: {row['estimate']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), "
         f"p {row['p_holm']:.3f} (Holm) over {counted(row['parts'], 'test part')}{verdict}"
     )
+
+
+def heatmaps_answer(written: "HeatmapFolder") -> dict[str, Any]:
+    """Return a folder of heatmaps as JSON."""
+    return {
+        "page": str(written.folder / "index.html"),
+        "heatmaps": len(written.records),
+        "new": written.new,
+        "files": [str(written.folder / name) for one in written.records for name in one.files],
+        "failed": written.failed,
+    }
+
+
+def heatmap_lines(written: "HeatmapFolder") -> list[str]:
+    """Return lines on a folder of heatmaps: how many, and where their page is."""
+    kept = len(written.records) - written.new
+    there = f", {kept} were there" if kept else ""
+    return [
+        f"{counted(written.new, 'heatmap')} written{there}",
+        str(written.folder / "index.html"),
+    ]

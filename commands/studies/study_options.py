@@ -6,7 +6,7 @@ that are given change them, and `--set` changes any field at last.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from commands.options.field_options import Changes, FieldOption
 from commands.options.path_kind import PathKind
 from commands.options.set_fields import parse_assignment, with_values
 from commands.options.shared_options import AddressOpt, JsonOpt, LakeArg, LikeOpt, QuietOpt, SetOpt
+from downstream.protocols.protocols import protocol_settings
 from downstream.run.study_spec import FeatureOptions, LabelOptions, Resources, StudySpec
 
 SPLITS, TRAINING, TABLES, COMPARISON = "Splits", "Training", "Tables", "Comparison"
@@ -28,6 +29,14 @@ SURVIVAL_TEMPLATE = StudySpec(
     kind="survival", labels=LabelOptions(table="", time="", event=""), features=ANY_FEATURES
 )
 
+TEST_TABLE_OPTION = FieldOption(
+    flag="--test-labels",
+    path="labels.test_table",
+    path_kind=PathKind.FILES,
+    panel=SPLITS,
+    metavar="FILE",
+)
+PROTOCOL_OPTION = FieldOption(flag="--protocol", path="protocol", panel=SPLITS)
 LABEL_OPTION = FieldOption(
     flag="--labels",
     path="labels.table",
@@ -47,6 +56,16 @@ FEATURE_OPTIONS = (
     FieldOption(flag="--mpp", path="features.mpps", more="Repeat for several."),
 )
 FUSION_OPTION = FieldOption(flag="--fusion", path="fit.fusion", panel=TRAINING)
+COVARIATE_OPTIONS = (
+    FieldOption(
+        flag="--covariates",
+        path="labels.covariates",
+        metavar="COLUMN,...",
+        more="Joined by commas: age,grade.",
+        commas=True,
+    ),
+    FieldOption(flag="--covariate-fusion", path="models.covariate_fusion", panel=TRAINING),
+)
 UNSEEN_OPTION = FieldOption(
     flag="--unseen-students", path="features.unseen_students", panel=SPLITS, single=True
 )
@@ -64,6 +83,8 @@ FOLD_OPTIONS = (
         "run's splits.parquet. All other options of splits but --shots are then ignored.",
     ),
     FieldOption(flag="--split", path="folds.split", panel=SPLITS),
+    TEST_TABLE_OPTION,
+    PROTOCOL_OPTION,
     UNSEEN_OPTION,
     FieldOption(flag="--site", path="folds.sites", panel=SPLITS, metavar="COLUMN"),
 )
@@ -102,6 +123,19 @@ LAST_OPTIONS = (
 )
 
 
+TaskFolderOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--task-folder",
+        metavar="DIR",
+        rich_help_panel=TABLES,
+        help="A task of Patho-Bench as it is: config.yaml and k=all.tsv give labels and folds. "
+        "ROOT/TRAIN==TEST--TASK trains on one source and tests on another.",
+    ),
+    PathKind.FILES,
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions:
     """The share of a machine that each training gets.
@@ -127,6 +161,7 @@ class StudyOptions:
 
     lake: LakeArg
     settings: Changes
+    task_folder: TaskFolderOpt = None
     assignments: SetOpt = ()
     like: LikeOpt = None
     address: AddressOpt = None
@@ -162,10 +197,23 @@ def study_spec(
             `--like` is a study of another kind.
     """
     base = template if options.like is None else _spec_of_run(options, template.kind)
-    changes = {**settings, **dict(parse_assignment(base, text) for text in options.assignments)}
+    given = {**settings, **dict(parse_assignment(base, text) for text in options.assignments)}
+    changes = {**_changes_of_task(options, template.kind), **given}
+    protocol = changes.get("protocol", "none")
+    if protocol != "none":
+        changes = {**protocol_settings(str(protocol), template.kind), **changes}
     if options.like is None and (msg := missing_option(field_options, changes)):
         raise typer.BadParameter(msg)
     return with_values(base, changes)
+
+
+def _changes_of_task(options: StudyOptions, kind: str) -> Changes:
+    """Return the fields of the settings that a task folder sets; none without one."""
+    if options.task_folder is None:
+        return {}
+    from downstream.protocols.task_folders import read_task_folder
+
+    return read_task_folder(options.task_folder).changes(kind)
 
 
 def _spec_of_run(options: StudyOptions, kind: Literal["mil", "survival"]) -> StudySpec:

@@ -11,6 +11,7 @@ from commands.options.printing import print_answer
 from commands.studies.study_lines import study_text
 from commands.studies.study_options import (
     COMPARISON_OPTIONS,
+    COVARIATE_OPTIONS,
     FEATURE_OPTIONS,
     FOLD_OPTIONS,
     FUSION_OPTION,
@@ -26,7 +27,7 @@ from commands.studies.study_options import (
 from downstream.run.model_tables import AGGREGATORS, POOLED
 
 app = typer.Typer()
-BAG_MODELS = [name for name, entry in AGGREGATORS.items() if entry.tile_classes == "none"]
+BAG_MODELS = [name for name, entry in AGGREGATORS.items() if not entry.labels_tiles]
 
 SURVIVAL_OPTIONS = (
     LABEL_OPTION,
@@ -43,14 +44,15 @@ SURVIVAL_OPTIONS = (
         text="Column that is 1 where the event was observed and 0 for a censored patient.",
     ),
     FieldOption(flag="--event-means", path="labels.event_means"),
+    FieldOption(flag="--cause", path="labels.cause", metavar="VALUE"),
+    FieldOption(flag="--censored", path="labels.censored", metavar="VALUE"),
     *FEATURE_OPTIONS,
     FieldOption(
         flag="--model",
         path="models.names",
         default=("cox",),
         text=f"Model of survival on pooled features: {', '.join(POOLED)}; or of bags: "
-        f"{', '.join(BAG_MODELS)}; "
-        "repeat to compare.",
+        f"{', '.join(BAG_MODELS)}; covariates sees those alone. Repeat to compare.",
     ),
     FieldOption(
         flag="--head",
@@ -61,6 +63,7 @@ SURVIVAL_OPTIONS = (
     FieldOption(
         flag="--bins", path="fit.bins", panel=TRAINING, text="Time bins of the head hazards."
     ),
+    *COVARIATE_OPTIONS,
     FUSION_OPTION,
     *FOLD_OPTIONS,
     *TRAINING_OPTIONS,

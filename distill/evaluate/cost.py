@@ -20,8 +20,8 @@ import torch
 from distill.evaluate.compared_students import EvaluationSplit, StudentRecord
 from distill.evaluate.embeddings import Runner
 from distill.evaluate.sampled_tiles import BATCH_TILES, Int64Array, RgbArray, SampledTiles
-from featurestore import Lake, ShardReader
-from ingest import decode_tile
+from featurestore import Lake, ShardReader, Store
+from ingest import decode_tile, read_rates_of
 
 PASSES = (1, 2, 5, 10, 20, 50, 100, 200)
 MOST_TILES = 1024
@@ -139,6 +139,21 @@ def _number(recipe: Mapping[str, Any], name: str) -> float | None:
     return None if number is None else float(number)
 
 
+def kept_seconds(store: Store, teachers: Sequence[str], device: str) -> Numbers:
+    """Return seconds for a tile by teacher, as the extract that wrote its column measured them.
+
+    Those of one worker on the same kind of device, decoding and all; none for another device, or
+    where no extract was recorded.
+    """
+    records = read_rates_of(store)
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    rates = {
+        name: float(records.get(name, {}).get(kind, {}).get("tiles_per_s_per_worker", 0))
+        for name in teachers
+    }
+    return {name: 1 / rate for name, rate in rates.items() if rate > 0}
+
+
 def amortisation(
     trained: Numbers, teacher_s: Mapping[str, float], decode_s: float
 ) -> dict[str, Any]:
@@ -151,7 +166,7 @@ def amortisation(
 
     Args:
         trained: numbers of the training, from `training_numbers`.
-        teacher_s: seconds for a tile, by name of each teacher with weights on this machine.
+        teacher_s: seconds for a tile, by name of each teacher, measured here or by its extract.
         decode_s: seconds to decode a tile.
 
     Returns:

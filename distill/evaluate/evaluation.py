@@ -26,12 +26,16 @@ of a student, splits for a teacher); with an interval also `low` and `high`.
   `throughput`: mpp (`network` for a teacher) -> `parameters`, `network_tiles_s`,
   `end_to_end_tiles_s`, `slides_min`, `tiles_per_slide`, `tiles`
 - `amortisation`: see `amortisation`; null if no teacher could be timed
+- `verdicts`: a sentence on each student beside each teacher, with its numbers, see
+  `student_verdicts`
+- `used_by`: runs of `mil`, `survival` and others on features of a student: `student`, `run`,
+  `kind`, `target`, `arm`, `measure`, `estimate`, `low`, `high`
 - `left_out`: a sentence for each measure that was left out, with the reason
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -44,8 +48,10 @@ from distill.evaluate.evaluation_page import evaluation_page
 from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.one_split import SplitTiles, measure_split, read_split, subject_count
 from distill.evaluate.seed_summary import Tree, group_name, merged_numbers, strict_json
+from distill.evaluate.student_verdict import student_verdicts
 from distill.evaluate.subjects import Subject
 from distill.evaluate.tile_labels import read_labels, refuse_unmet
+from downstream import run_table
 from featurestore import Lake, mpp_name, open_lake
 from featurestore.storage import json_bytes, sealed
 
@@ -88,6 +94,7 @@ def evaluate(
     labels, classes = _labels(lake, spec)
     report = _report(lake, parts, spec, labels)
     report["classes"], report["left_out"] = classes, [*notes, *report["left_out"]]
+    report["verdicts"] = student_verdicts(report)
     names = list(dict.fromkeys(students))
     report["settings"] = {"students": names, **spec.to_json(), "mpps": report.pop("mpps")}
     return _write_report(lake, report, labels)
@@ -117,7 +124,7 @@ def _report(
             amortisations.append(amortised)
             split_reports.append(_split_report(split, tiles))
             notes += tiles.notes
-    return {
+    report: Report = {
         "schema": SCHEMA,
         "lake": lake.uri,
         "lake_version": lake.version,
@@ -129,6 +136,19 @@ def _report(
         "left_out": list(dict.fromkeys(notes)),
         "mpps": sorted({mpp for split in parts for mpp in split.mpps}),
     }
+    report["used_by"] = list(runs_of_students(lake, list(report["students"])))
+    return report
+
+
+def runs_of_students(lake: Lake, students: Sequence[str]) -> Iterator[Report]:
+    """Yield the main measure of each arm of the lake's runs that reads a student's column."""
+    rows = run_table(lake).filter(pl.col("main"))
+    for row in rows.iter_rows(named=True):
+        columns = (row["features"] or "").split("+")
+        for student in students:
+            if student in columns:
+                names = ("run", "kind", "target", "arm", "measure", "estimate", "low", "high")
+                yield {"student": student, **{name: row[name] for name in names}}
 
 
 def _student_report(student: StudentRecord) -> Report:

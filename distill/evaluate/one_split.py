@@ -9,7 +9,13 @@ import polars as pl
 from cluster import Progress
 from distill.errors import DistillError
 from distill.evaluate.compared_students import EvaluationSplit
-from distill.evaluate.cost import amortisation, read_seconds, throughput, training_numbers
+from distill.evaluate.cost import (
+    amortisation,
+    kept_seconds,
+    read_seconds,
+    throughput,
+    training_numbers,
+)
 from distill.evaluate.evaluation_spec import EvaluationSpec
 from distill.evaluate.measures.embedding_measures import (
     EmbeddedTiles,
@@ -112,7 +118,7 @@ def measure_split(
         tree["robustness"] = numbers
     bar.advance()
     return list(zip(split_subjects, trees, strict=True)), _amortisation(
-        lake, split, split_tiles, split_subjects, trees
+        lake, split, split_tiles, split_subjects, trees, device=str(spec.runs_on["device"])
     )
 
 
@@ -266,7 +272,13 @@ def _amortisation(
     split_tiles: SplitTiles,
     split_subjects: Sequence[Subject],
     trees: Sequence[Tree],
+    *,
+    device: str,
 ) -> dict[str, Any] | None:
+    """Return the cost of training with cached and with recomputed teachers; None if not known.
+
+    A teacher that can't be timed here counts with the rate that its extract left in the lake.
+    """
     student = split.students[0]
     trained = training_numbers(lake, student, split, list(split_tiles.train))
     seconds = {
@@ -274,11 +286,15 @@ def _amortisation(
         for subject, tree in zip(split_subjects, trees, strict=True)
         if subject.kind == "teacher" and tree["throughput"]
     }
+    untimed = [name for name in split.teachers if name not in seconds]
+    kept = kept_seconds(lake.store, untimed, device)
+    seconds |= kept
     if trained is None:
         split_tiles.notes.append(f"{student.name}: its report has no steps and seconds of training")
     if trained is None or not seconds:
         split_tiles.notes.append(
-            "the cost saved by caching was not computed: no teacher could be timed here"
+            "the cost saved by caching was not computed: no teacher could be timed here, and no "
+            "extract left its times in the lake"
         )
         return None
     if missing := [name for name in split.teachers if name not in seconds]:
@@ -286,4 +302,5 @@ def _amortisation(
             f"the cost saved by caching is without {', '.join(missing)}: not timed here"
         )
     decode_s = read_seconds(next(iter(split_tiles.held.values())))
-    return {"student": student.name, **amortisation(trained, seconds, decode_s)}
+    costs = amortisation(trained, seconds, decode_s)
+    return {"student": student.name, "kept_at_extract": list(kept), **costs}

@@ -48,7 +48,7 @@ def _column(lake: Lake, teacher: str, *, mpp: float) -> TeacherColumn:
     tokens = int(identity["tokens"])
     card = find_card(lake.store, teacher)
     sampled = "sample" in identity
-    places = teacher.replace(":patches", ":places") if sampled else None
+    places = teacher.partition("~")[0].replace(":patches", ":places") if sampled else None
     if places is not None:
         lake.check_teacher(places, mpp=mpp)
     return TeacherColumn(

@@ -60,7 +60,7 @@ def h0(teachers: Teachers) -> Recipe:
 
     Source: H0-mini (arXiv 2501.16239).
     """
-    cards = {name.partition(":")[0].partition("@")[0] for name in teachers}
+    cards = {name.partition("~")[0].partition(":")[0].partition("@")[0] for name in teachers}
     if len(cards) > 1:
         msg = f"recipe 'h0' is of a single teacher; {', '.join(sorted(cards))} given"
         raise DistillError(msg)

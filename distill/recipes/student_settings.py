@@ -7,7 +7,9 @@ the class.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
+
+from distill.errors import DistillError
 
 
 class StudentSettings:
@@ -40,6 +42,11 @@ class TileStudent(StudentSettings):
         architecture: timm's name of the network.
         input_px: side of the square input, in pixels.
         arguments: arguments for building the network, as in a teacher's card.
+        decode: how tiles become the input in training: full (all pixels, and a resize, as `extract`
+            does it) or scaled (libjpeg's scaled decode: faster, and slightly other pixels).
+
+    Raises:
+        DistillError: there is no such way to decode.
     """
 
     sees_pixels: ClassVar[bool] = True
@@ -47,6 +54,12 @@ class TileStudent(StudentSettings):
     architecture: str = "mobilenetv4_conv_small_050"
     input_px: int = 128
     arguments: Mapping[str, object] = field(default_factory=dict)
+    decode: Literal["full", "scaled"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.decode not in get_args(type(self).__annotations__["decode"]):
+            msg = f"decode='{self.decode}' given; allowed: full, scaled"
+            raise DistillError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jinja2
 from safetensors.torch import load
 
 from distill.errors import DistillError
-from featurestore import Lake, open_lake
+from featurestore import Lake, check_licences, open_lake
 from ingest import find_card, sees_features, student_folder
 from ingest.teachers import build, student_file
 from ingest.teachers.cards import Card
@@ -18,7 +18,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 KEPT = ("model.safetensors", "card.json", "report.json")
 
 
-def export_student(lake_uri: str, name: str, folder: str, *, onnx: bool = False) -> dict[str, Any]:
+def export_student(
+    lake_uri: str, name: str, folder: str, *, onnx: bool = False, permission: str | None = None
+) -> dict[str, Any]:
     """Write a student into a new folder.
 
     Args:
@@ -26,17 +28,20 @@ def export_student(lake_uri: str, name: str, folder: str, *, onnx: bool = False)
         name: name of a student that reads pixels.
         folder: path of the new folder, which appears when all files are complete.
         onnx: whether the network is written as ONNX too, and its output compared with torch's.
+        permission: who permitted what a teacher's licence forbids; written to `permission.txt`.
 
     Returns:
-        `student`, its name, and `files`, the names of its files.
+        `student`, its name, `files`, the names of its files, and `licence`, in words.
 
     Raises:
         DistillError: there is no such student, it reads no pixels, or the folder exists already.
         TeacherError: the ONNX network gives other numbers.
+        LicenceError: the licence of a teacher forbids to share models trained on its outputs.
     """
     lake, target = open_lake(lake_uri), Path(folder).absolute()
     _check_export(lake, name, target)
     card = find_card(lake.store, name)
+    check_licences({name: card.terms}, "sharing students", permission=permission)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".slidelake-", dir=target.parent) as scratch:
         student_path = Path(scratch) / "student"
@@ -45,9 +50,12 @@ def export_student(lake_uri: str, name: str, folder: str, *, onnx: bool = False)
             (student_path / file).write_bytes(student_file(lake.store, name, file))
         if onnx:
             _write_onnx(student_path, card)
+        if permission is not None:
+            (student_path / "permission.txt").write_text(permission.strip() + "\n")
         (student_path / "README.md").write_text(_readme_text(student_path, card, onnx=onnx))
         student_path.replace(target)
-    return {"student": name, "files": sorted(path.name for path in target.iterdir())}
+    files = sorted(path.name for path in target.iterdir())
+    return {"student": name, "files": files, "licence": str(card.terms)}
 
 
 def _check_export(lake: Lake, name: str, target: Path) -> None:

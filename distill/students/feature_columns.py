@@ -25,7 +25,7 @@ from distill.students.task import on_device
 from featurestore import ColumnFile, ColumnWriter, Lake, mpp_name, open_lake
 from featurestore.storage import writer_lease
 from featurestore.tables import features_table
-from ingest import FEATURE_CARD, student_folder
+from ingest import FEATURE_CARD, licence_of, student_folder
 from ingest.teachers import WEIGHTS, MadeColumn, student_file
 
 COMMIT_FRAGMENTS = 16
@@ -93,7 +93,9 @@ def _write_column(lake: Lake, card: LakeRow, mpp: float) -> int:
         "weights_sha256": kept_hash(lake, name),
         "sees": sorted(card["identities"]),
     }
-    field = lake.committer.add_teacher(mpp, name, card["dim"], identity)
+    field = lake.committer.add_teacher(
+        mpp, name, card["dim"], identity, licence_of(lake.store, name)
+    )
     lake = lake.refreshed()
     rows, fragment_rows = _incomplete_fragments(lake, name, mpp), _fragment_rows(lake, mpp)
     student, files, tiles = _restored(lake, card), list[ColumnFile](), 0

@@ -13,7 +13,7 @@ from distill.students.student_table import kind_of
 from distill.students.task import TrainingTask
 from featurestore import Lake
 from featurestore.storage import sealed
-from ingest import licence_of, student_folder
+from ingest import column_licences, student_folder
 from ingest.teachers import WEIGHTS, student_file
 
 
@@ -45,7 +45,7 @@ def write_student(
         identities=identities,
         mpps=read,
         under=under,
-        licences={teacher: licence_of(lake.store, teacher) for teacher in recipe.teachers},
+        licences=column_licences(lake, recipe.teachers),
     )
     files = {f"{part}.safetensors": _weights(module) for part, module in task.kept_parts.items()}
     files |= kind_of(recipe).keep(student)

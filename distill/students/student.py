@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.recipes.recipe import Recipe
 from distill.recipes.student_settings import TileStudent
 from distill.train.views import MEAN, STD
+from featurestore import Licence, forbidden_by_any
 from ingest.teachers.cards import Card, Interpolation
 
 INTERPOLATION: Interpolation = "bicubic"
@@ -98,9 +99,12 @@ def pooled(tokens_BHWD: Tensor, side: int) -> Tensor:
 
 
 def student_card(
-    recipe: Recipe, name: str, dim: int, licences: Mapping[str, str], mpps: Sequence[float]
+    recipe: Recipe, name: str, dim: int, licences: Mapping[str, Licence], mpps: Sequence[float]
 ) -> Card:
-    """Return the card by which `extract` runs a student of pixels, with the teachers' licences."""
+    """Return the card by which `extract` runs a student of pixels, with the teachers' licences.
+
+    A student forbids what the licence of any of its teachers forbids.
+    """
     settings = recipe.student_as(TileStudent)
     return Card(
         name=name,
@@ -112,6 +116,7 @@ def student_card(
         mean=MEAN,
         std=STD,
         mpps=tuple(mpps),
-        licence="; ".join(f"{teacher}: {text}" for teacher, text in licences.items()),
+        licence="; ".join(f"{name}: {licence.text}" for name, licence in licences.items()),
+        forbids=forbidden_by_any(list(licences.values())),
         source=f"distilled by recipe {recipe.name} from {', '.join(recipe.teachers)}",
     )

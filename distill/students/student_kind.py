@@ -13,6 +13,7 @@ from distill.recipes.recipe import Recipe
 from distill.students.task import Batch, TrainingTask
 from distill.targets.target import Norms
 from distill.targets.target_sources import TeacherColumn
+from featurestore import Licence, forbidden_by_any
 from featurestore.storage import json_bytes
 from ingest import FEATURE_CARD
 
@@ -54,7 +55,7 @@ class TrainedStudent:
     identities: Mapping[str, Any]
     mpps: tuple[float, ...]
     under: tuple[float, ...]
-    licences: Mapping[str, str]
+    licences: Mapping[str, Licence]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ def feature_card(student: TrainedStudent) -> dict[str, bytes]:
         "identities": student.identities,
         "mpps": list(student.mpps),
         "levels": [*student.mpps, *student.under],
-        "licences": dict(student.licences),
+        "licences": {name: licence.text for name, licence in student.licences.items()},
+        "forbids": list(forbidden_by_any(list(student.licences.values()))),
     }
     return {FEATURE_CARD: json_bytes(card)}

@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import columns_of
+from distill.recipes.student_settings import TileStudent
 from featurestore import Lake, TileBatch
 from featurestore.read import Stream
 
@@ -25,11 +27,14 @@ class Feed:
         lake: the lake at the run's version.
         recipe: the recipe, which determines mpps and columns.
         slide_ids: slides of the tiles.
+        cache_pixels_gb: greatest size of the files in which training keeps decoded tiles on a disk
+            of this machine; 0 for none.
     """
 
     lake: Lake
     recipe: Recipe
     slide_ids: Sequence[str]
+    cache_pixels_gb: float = 0.0
 
     def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
         """Return one rank's streams of shuffled tiles, one for each mpp at which slides have tiles.
@@ -53,9 +58,25 @@ class Feed:
                     rank=rank,
                     world=world,
                     drop_last=is_whole,
+                    **self._decoding(tiles),
                 )
             )
         return streams
+
+    def _decoding(self, tiles: int) -> dict[str, Any]:
+        """Return how a training stream of so many tiles makes the student's input of them.
+
+        Held-out tiles are always decoded in full: so does `extract`, and fidelity is of that.
+        """
+        student = self.recipe.student
+        if not isinstance(student, TileStudent):
+            return {}
+        all_tiles = sum(self._tiles(mpp) for mpp in self._mpps())
+        cache_gb = self.cache_pixels_gb * tiles / all_tiles
+        side_px = min(student.input_px, self.lake.config.tile_px)
+        # Pixels that are neither scaled nor kept are resized by the device that trains.
+        sized = {"input_px": side_px} if student.decode == "scaled" or cache_gb else {}
+        return {**sized, "decode": student.decode, "cache_pixels_gb": cache_gb}
 
     def measuring(self, *, mixed_up: bool = False) -> list[Stream]:
         """Return streams of all tiles at each mpp, in their own order or shuffled once."""
@@ -71,7 +92,7 @@ class Feed:
     def _tiles(self, mpp: float) -> int:
         return int(self.lake.tiles_of(mpp=mpp, slide_ids=self.slide_ids)["tiles"].sum())
 
-    def _stream(self, mpp: float, **settings: int) -> Stream:
+    def _stream(self, mpp: float, **settings: Any) -> Stream:  # noqa: ANN401 - of `Lake.stream`
         places = [c.places for c in columns_of(self.lake, self.recipe) if c.places]
         _, under = self.recipe.levels_of(self.lake.config.mpps)
         teachers_by_mpp: dict[float, list[str]] = {level: [] for level in (mpp, *under)}
@@ -87,7 +108,7 @@ class Feed:
             pixels="uint8" if self.recipe.pixels else "none",
             buffer_tiles=max(BUFFER_TILES // rows, 4 * settings["batch_tiles"]),
             under=teachers_by_mpp,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
 
     @staticmethod

@@ -10,8 +10,8 @@ from cluster import extension_sha256
 from distill.recipes.recipe import Recipe
 from distill.targets.missing_stats import split_slides
 from distill.terms.term_table import TERMS
-from featurestore import Lake, mpp_name
-from ingest import student_folder
+from featurestore import Lake, Licence, check_licences, mpp_name
+from ingest import column_licences, student_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class DistillRun:
         held_out: slides of the held-out patients.
         lake: URI of the lake.
         lake_version: version of the lake that all workers read.
+        licences: licence of each teacher's column, with what it forbids.
+        permission: the user's words on a permission for what a licence forbids; None if none.
         run: name of the run's folder, with a hash of all fields above but the lake's.
     """
 
@@ -37,6 +39,8 @@ class DistillRun:
     lake: str
     lake_version: int
     run: str
+    licences: Mapping[str, Licence]
+    permission: str | None = None
 
     @property
     def report_path(self) -> str:
@@ -102,11 +106,18 @@ class DistillRun:
             "lake_version": self.lake_version,
             "run": self.run,
             "recipe": asdict(self.recipe),
+            "licences": {name: licence.to_json() for name, licence in self.licences.items()},
+            "permission": self.permission,
         }
 
 
 def plan_run(
-    lake: Lake, recipe: Recipe, *, student: str, slides: Sequence[str] | None = None
+    lake: Lake,
+    recipe: Recipe,
+    *,
+    student: str,
+    slides: Sequence[str] | None = None,
+    permission: str | None = None,
 ) -> DistillRun:
     """Split the slides and return the run, named by a hash of all inputs that determine it.
 
@@ -115,10 +126,14 @@ def plan_run(
         recipe: recipe of the training.
         student: name of the student.
         slides: slides that are split into training and held-out slides; all ready slides if None.
+        permission: the user's words on a permission for what a licence forbids.
 
     Raises:
         DistillError: a slide is not in the lake, or not ready.
+        LicenceError: the licence of a teacher forbids to train models on its outputs.
     """
+    licences = column_licences(lake, recipe.teachers)
+    check_licences(licences, "training on outputs", permission=permission)
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
     identities = {
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
@@ -126,7 +141,7 @@ def plan_run(
     }
     hashed_inputs = {
         "student": student,
-        "recipe": asdict(recipe),
+        "recipe": _hashed_recipe(recipe),
         "identities": identities,
         "train": train,
         "held_out": held,
@@ -142,7 +157,17 @@ def plan_run(
         lake=lake.uri,
         lake_version=lake.version,
         run=f"distill-{recipe.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+        licences=licences,
+        permission=permission,
     )
+
+
+def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe without later fields at their defaults, so that earlier runs go on."""
+    settings = asdict(recipe)
+    if settings["student"].get("decode") == "full":
+        del settings["student"]["decode"]
+    return settings
 
 
 def _own_terms(recipe: Recipe) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def distill(
     version: int | str | None = None,
     checkpoint_s: float = CHECKPOINT_S,
     address: str | None = None,
+    permission: str | None = None,
+    cache_pixels_gb: float = 0.0,
 ) -> dict[str, Any]:
     """Train a student from cached features, and pixels if it reads any, and write it into the lake.
 
@@ -80,16 +82,20 @@ def distill(
         version: version of the lake, or a snapshot; the newest if None.
         checkpoint_s: least number of seconds between checkpoints.
         address: address of a Ray cluster; a local Ray is started if None.
+        permission: who permitted what a teacher's licence forbids, in words that are recorded.
+        cache_pixels_gb: GB of decoded tiles that each machine keeps on a disk for later epochs and
+            runs; 0 for none. See `Lake.stream`.
 
     Returns:
         The student's report, also kept in its folder: recipe, steps, fidelity per teacher on
         held-out patients beside the mean-feature baseline, data_wait (share of the time),
-        tiles_per_s, seconds.
+        tiles_per_s, seconds, licences of the teachers.
 
     Raises:
         ClusterError: the cluster does not hold all workers at once, or they share a GPU.
         DistillError: features are missing, another student has this name, a slide is not in the
             lake, or the loss is not finite.
+        LicenceError: the licence of a teacher forbids to train models on its outputs.
 
     Examples:
         >>> recipe = sl.make_recipe("agglomerate", ("uni2_h", "gigapath"), epochs=5)
@@ -101,7 +107,7 @@ def distill(
     lake = open_lake(lake_uri, version=version)
     _check_name(lake, recipe, name)
     check(lake, recipe)
-    run = plan_run(lake, recipe, student=name, slides=slides)
+    run = plan_run(lake, recipe, student=name, slides=slides, permission=permission)
     if lake.exists(run.report_path):
         report = read_sealed(lake.store, run.report_path)
         if report["run"] == run.run:
@@ -115,9 +121,9 @@ def distill(
         _check_gpus(placement)
         _prepare(lake, run)
         if local:
-            _fit_here(lake, run, placement=local, checkpoint_s=checkpoint_s)
+            _fit_here(lake, run, local, checkpoint_s, cache_pixels_gb)
         else:
-            _fit(lake, run, placement=placement, checkpoint_s=checkpoint_s)
+            _fit(lake, run, placement, checkpoint_s, cache_pixels_gb)
     report = read_sealed(lake.store, run.report_path)
     used = pl.col("slide_id").is_in([*run.train, *run.held_out])
     patients = lake.slides().filter(used).select("slide_id", "patient_id").collect()
@@ -128,6 +134,8 @@ def distill(
             "seconds": round(time.perf_counter() - start, 3),
             "slides_without_patient": patients["patient_id"].null_count(),
             "train_slide_ids": sorted(run.train),
+            "licences": run.to_json()["licences"],
+            "permission": permission,
             "train_patients": sorted(set(trained["patient_id"].drop_nulls())),
         }
     )
@@ -183,15 +191,19 @@ def _prepare(lake: Lake, run: DistillRun) -> None:
     lake.write_bytes(run.config_path, json_bytes(settings))
 
 
-def _fit_here(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
+def _fit_here(
+    lake: Lake, run: DistillRun, placement: Placement, checkpoint_s: float, cache_pixels_gb: float
+) -> None:
     """Train in a child process of this machine, and raise the error that stopped it."""
     _remove_old_status(lake, run)
     with _progress_shown(lake, run, note=f"{placement}, in a process of this machine"):
-        fit_here(run, placement, checkpoint_s)
+        fit_here(run, placement, checkpoint_s, cache_pixels_gb)
     _raise_error(lake, run)
 
 
-def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
+def _fit(
+    lake: Lake, run: DistillRun, placement: Placement, checkpoint_s: float, cache_pixels_gb: float
+) -> None:
     """Train on Ray, and raise the error that stopped the workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -202,6 +214,7 @@ def _fit(lake: Lake, run: DistillRun, *, placement: Placement, checkpoint_s: flo
     _remove_old_status(lake, run)
     # In bytes, since Ray's own actor, which has no user's file, would read a user's class too.
     settings = {"run": run, "placement": placement, "checkpoint_s": checkpoint_s}
+    settings |= {"cache_pixels_gb": cache_pixels_gb}
     with tempfile.TemporaryDirectory(prefix="slidelake-") as folder, announced(placement):
         trainer = TorchTrainer(
             _work,

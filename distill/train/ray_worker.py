@@ -9,13 +9,16 @@ from distill.train import worker
 from distill.train.distill_run import DistillRun
 
 
-def work(run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
+def work(
+    run: DistillRun, *, placement: Placement, checkpoint_s: float, cache_pixels_gb: float = 0.0
+) -> None:
     """Train as one worker of Ray's.
 
     Args:
         run: the run with student, recipe and slides.
         placement: size of this worker, and of all others.
         checkpoint_s: least number of seconds between checkpoints.
+        cache_pixels_gb: greatest size of the file of decoded tiles on its node; 0 for none.
     """
     context = ray.train.get_context()
     world = context.get_world_size()
@@ -27,6 +30,7 @@ def work(run: DistillRun, *, placement: Placement, checkpoint_s: float) -> None:
         world=world,
         device=get_device(),
         wrap=_wrapped if world > 1 else None,
+        cache_pixels_gb=cache_pixels_gb,
     )
 
 

@@ -21,11 +21,12 @@ from distill.train.distill_run import DistillRun
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTaskHere:
-    """The input of the child: the run, its own size, and the time between checkpoints."""
+    """The input of the child: the run, its size, time between checkpoints, size of the cache."""
 
     run: DistillRun
     placement: Placement
     checkpoint_s: float
+    cache_pixels_gb: float = 0.0
 
 
 def place_here(workers: WorkerSettings, address: str | None) -> Placement | None:
@@ -44,14 +45,21 @@ def place_here(workers: WorkerSettings, address: str | None) -> Placement | None
     return placement if placement.device == "cpu" else None
 
 
-def fit_here(run: DistillRun, placement: Placement, checkpoint_s: float) -> None:
+def fit_here(
+    run: DistillRun, placement: Placement, checkpoint_s: float, cache_pixels_gb: float = 0.0
+) -> None:
     """Train in a child process; one that dies is started again, and goes on at its checkpoint.
 
     Raises:
         ClusterError: it died each time.
         DistillError: what the training itself raised.
     """
-    task = TrainingTaskHere(run=run, placement=placement, checkpoint_s=checkpoint_s)
+    task = TrainingTaskHere(
+        run=run,
+        placement=placement,
+        checkpoint_s=checkpoint_s,
+        cache_pixels_gb=cache_pixels_gb,
+    )
     for _ in local_map(train, [task], workers=1, num_cpus=placement.cpus_per_worker):
         pass
 
@@ -60,4 +68,9 @@ def train(task: TrainingTaskHere) -> None:
     """Train, in the child."""
     from distill.train.worker import work
 
-    work(task.run, placement=task.placement, checkpoint_s=task.checkpoint_s)
+    work(
+        task.run,
+        placement=task.placement,
+        checkpoint_s=task.checkpoint_s,
+        cache_pixels_gb=task.cache_pixels_gb,
+    )

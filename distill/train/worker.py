@@ -48,6 +48,7 @@ def work(
     world: int = 1,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - it does not change
     wrap: Callable[[nn.Module], nn.Module] | None = None,
+    cache_pixels_gb: float = 0.0,
 ) -> None:
     """Train as one worker from the last checkpoint to the end, and write the student.
 
@@ -59,6 +60,7 @@ def work(
         world: number of all workers.
         device: device of this worker.
         wrap: function that lets workers exchange gradients; None for one worker.
+        cache_pixels_gb: greatest size of the file of decoded tiles; 0 for none.
     """
     recipe = run.recipe
     torch.set_num_threads(placement.threads)
@@ -73,7 +75,8 @@ def work(
             state.load(lake.read_bytes(run.checkpoint_path))
     if recipe.schedule.compile:
         task.student.compile()
-    streams = Feed(lake=lake, recipe=recipe, slide_ids=run.train).training(rank=rank, world=world)
+    feed = Feed(lake=lake, recipe=recipe, slide_ids=run.train, cache_pixels_gb=cache_pixels_gb)
+    streams = feed.training(rank=rank, world=world)
     model = wrap(task) if wrap else task
     loop = Loop(recipe, state, streams, device=device, model=model, rank=rank)
     held = Feed(lake=lake, recipe=recipe, slide_ids=run.held_out)

@@ -33,6 +33,7 @@ NAVIGATION = {
         "docs/tissue",
         "docs/teachers",
         "docs/stats",
+        "docs/quantised",
         "docs/annotations",
     ),
     "Students": ("docs/distillation", "docs/evaluate"),

@@ -3,16 +3,26 @@
 Shape letters: P patients.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from downstream.cells.cell_patients import CellPatients
 from downstream.cells.member import Member
 from downstream.cells.mil_training import train_mil_on_split
+from downstream.kept.kept_covariates import with_covariates
 from downstream.run.model_tables import trainer_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from downstream.cohorts.covariates import CovariateEncoder
     from downstream.run.study import Cell
     from downstream.splits.folds import Split
+
+Floats = NDArray[np.float64]
 
 
 def fit_member(patients: CellPatients, split: "Split") -> Member:
@@ -42,7 +52,40 @@ def fit_mil_member(patients: CellPatients, split: "Split") -> Member:
 
 
 def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
-    """Fit a linear model or nearest neighbours on pooled features, and apply it."""
+    """Fit a linear model or nearest neighbours on pooled features, and apply it.
+
+    Covariates are further features, see `fit_probe`.
+    """
+    encoder = patients.encoder(split)
+    return _probe_member(
+        patients,
+        split,
+        patients.cell.arm.model,
+        partial(patients.inputs, encoder),
+        encoder=encoder,
+        beside=0 if encoder is None else encoder.width,
+    )
+
+
+def fit_covariate_member(patients: CellPatients, split: "Split") -> Member:
+    """Fit a linear model on the covariates alone, and apply it."""
+    encoder = patients.encoder(split)
+    assert encoder is not None  # `check_covariates` has refused the model without covariates
+    inputs = partial(patients.encoded, encoder)
+    return _probe_member(patients, split, "linear", inputs, encoder=encoder, has_features=False)
+
+
+def _probe_member(
+    patients: CellPatients,
+    split: "Split",
+    model: str,
+    inputs: "Callable[[Sequence[str]], Floats]",
+    *,
+    encoder: "CovariateEncoder | None",
+    beside: int = 0,
+    has_features: bool = True,
+) -> Member:
+    """Fit a probe on inputs of patients, of which the last `beside` are covariates."""
     from downstream.kept.probe_models import kept_probe
     from downstream.probes.fit import fit_probe
 
@@ -50,22 +93,25 @@ def fit_probe_member(patients: CellPatients, split: "Split") -> Member:
     task = task_of(patients.cell)
     validation = None
     if split.validation:
-        validation = (patients.pooled(split.validation), patients.target(split.validation))
+        validation = (inputs(split.validation), patients.target(split.validation))
     probe = fit_probe(
-        patients.cell.arm.model,
-        patients.pooled(split.train),
+        model,
+        inputs(split.train),
         patients.target(split.train),
         validation=validation,
         task=task.kind,
         classes=max(len(study.classes), 1),
         seed=patients.cell.random_seed(split.inner),
+        inverse_penalty=study.settings.inverse_penalty,
+        covariates=beside,
+        is_ordered=study.is_ordered,
     )
-    test = probe.scores(patients.pooled(split.test))
+    test = probe.scores(inputs(split.test))
     return Member(
         split=split,
         validation=test[:0] if validation is None else probe.scores(validation[0]),
         test=test,
-        kept=kept_probe(probe),
+        kept=with_covariates(kept_probe(probe), encoder, has_features=has_features),
         training_record={"inner": split.inner},
     )
 
@@ -80,4 +126,5 @@ def task_of(cell: "Cell") -> Any:  # noqa: ANN401 - a Task; torch is imported by
     return BagTask(
         kind="multilabel" if study.task == "multilabel" else "multiclass",
         outputs=len(study.classes),
+        is_ordered=study.is_ordered,
     )

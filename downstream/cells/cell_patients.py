@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.cells.held_lake import held_bags
 from downstream.cells.member import Member
-from downstream.run.feature_bags import PatientBags, pooled_bag, teachers_of
+from downstream.cohorts.covariates import CovariateEncoder
+from downstream.run.feature_bags import teachers_of
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
+    from downstream.mil.bag_moments import TileMoments
     from downstream.mil.train import Examples
     from downstream.run.feature_bags import PatientBag
     from downstream.run.fit_settings import MilSettings
     from downstream.run.study import Cell, Patient
+    from downstream.splits.folds import Split
     from featurestore import Lake
 
 Floats = NDArray[np.float64]
@@ -38,10 +42,8 @@ class CellPatients:
         self.cell = cell
         self.patients: tuple[Patient, ...] = study.patients
         self._row = {patient.patient_id: at for at, patient in enumerate(study.patients)}
-        self._bags = PatientBags(
-            lake, [p.slide_ids for p in study.patients], cell.arm.features, mpps=study.mpps
-        )
-        self._pooled: dict[str, Floats] = {}
+        slides = [patient.slide_ids for patient in study.patients]
+        self._bags = held_bags(lake, slides, cell.arm.features, mpps=study.mpps)
         self._soft: dict[str, Floats] = {}
         dims = lake.teachers(mpp=study.mpps[0])
         self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
@@ -59,14 +61,45 @@ class CellPatients:
         outcome_PK = outcomes(self.patient(one) for one in ids)
         return outcome_PK[:, 0] if outcome_PK.shape[1] == 1 else outcome_PK
 
-    def examples(self, ids: Sequence[str], *, soft: bool = False) -> "Examples":
-        """Return bags and targets for a MIL model, with softened labels if `soften` made any."""
+    def encoder(self, split: "Split") -> CovariateEncoder | None:
+        """Return the covariates, fitted on the split's training patients; None without any."""
+        names = self.cell.study.covariates
+        if not names:
+            return None
+        rows = [self.patient(one).covariates for one in split.train]
+        encoder = CovariateEncoder.fit(
+            names, rows, patients=split.train, categories=self.cell.study.categories
+        )
+        split.check_fitted_on(encoder.patients, "covariates")
+        return encoder
+
+    def encoded(self, encoder: CovariateEncoder, ids: Sequence[str]) -> Floats:
+        """Return the encoded covariates of patients [P, K]."""
+        return encoder.encode([self.patient(one).covariates for one in ids])
+
+    def inputs(self, encoder: CovariateEncoder | None, ids: Sequence[str]) -> Floats:
+        """Return pooled features with encoded covariates behind them [P, D + K]."""
+        if encoder is None:
+            return self.pooled(ids)
+        return np.hstack([self.pooled(ids), self.encoded(encoder, ids)])
+
+    def examples(
+        self, ids: Sequence[str], *, soft: bool = False, encoder: CovariateEncoder | None = None
+    ) -> "Examples":
+        """Return bags and targets for a MIL model.
+
+        Args:
+            ids: ids of the patients.
+            soft: whether softened labels are used, if `soften` made any.
+            encoder: encoder of the covariates that the model takes; None for no covariates.
+        """
         from downstream.mil.train import Examples
 
         target = self.target(ids)
         if soft and self._soft:
             target = np.stack([self._soft[one] for one in ids])
-        return Examples(bags=_BagView(self, ids), target=target)
+        beside = None if encoder is None else self.encoded(encoder, ids)
+        return Examples(bags=_BagView(self, ids), target=target, covariates=beside)
 
     def soften(self, members: Sequence[Member], share: float) -> None:
         """Mix the predictions of models that have not trained on a patient into its label.
@@ -88,10 +121,11 @@ class CellPatients:
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """Return one vector per patient, see `risks.pool`: [P, D], one bag in memory at a time."""
-        for one in ids:
-            if one not in self._pooled:
-                self._pooled[one] = pooled_bag(self.bag(one))
-        return np.stack([self._pooled[one] for one in ids])
+        return np.stack([self._bags.pooled(self._row[one]) for one in ids])
+
+    def moments(self, patient_id: str) -> "TileMoments":
+        """Return the number, mean and squares of a patient's tiles."""
+        return self._bags.moments(self._row[patient_id])
 
 
 class _BagView:
@@ -105,3 +139,7 @@ class _BagView:
 
     def __getitem__(self, index: int, /) -> "PatientBag":
         return self._patients.bag(self._ids[index])
+
+    def moments(self, index: int, /) -> "TileMoments":
+        """Return the number, mean and squares of a patient's tiles, without a second read."""
+        return self._patients.moments(self._ids[index])

@@ -52,7 +52,11 @@ def train_mil_on_split(
     from downstream.mil.train import train_mil
 
     study = patients.cell.study
-    parts = {part: patients.examples(split.patients(part), soft=part == "train") for part in PARTS}
+    encoder = patients.encoder(split)
+    parts = {
+        part: patients.examples(split.patients(part), soft=part == "train", encoder=encoder)
+        for part in PARTS
+    }
     fit = train_mil(
         patients.cell.arm.model,
         parts["train"],
@@ -61,14 +65,19 @@ def train_mil_on_split(
         patients.settings,
         widths=patients.widths,
         ratios=ratios_of(study.mpps),
+        covariate_fusion=study.covariate_fusion,
         seed=patients.cell.random_seed(split.inner),
         device=best_device(),
     )
-    test, attention = predict(fit.model, parts["test"].bags)
+    test, attention = predict(fit.model, parts["test"].bags, parts["test"].covariates)
     none = np.empty((0, test.shape[1]))
+
+    def logits_of(part: str) -> Floats:
+        return predict(fit.model, parts[part].bags, parts[part].covariates)[0]
+
     return TrainedMilModel(
-        train=predict(fit.model, parts["train"].bags)[0] if with_train else none,
-        validation=predict(fit.model, parts["validation"].bags)[0] if split.validation else none,
+        train=logits_of("train") if with_train else none,
+        validation=logits_of("validation") if split.validation else none,
         test=test,
         attention=attention,
         kept=kept_mil(
@@ -78,6 +87,8 @@ def train_mil_on_split(
             patients.settings,
             widths=patients.widths,
             ratios=ratios_of(study.mpps),
+            encoder=encoder,
+            covariate_fusion=study.covariate_fusion,
         ),
         training_record={
             "inner": split.inner,

@@ -91,8 +91,9 @@ def _outcome_columns(
     """Return the label and the prediction of a patient, in the columns of the task."""
     study = cell.study
     if study.task == "survival":
-        time, event = patient.outcome
-        return {"time": time, "event": event == 1, "risk": float(outcome)}
+        time, event, *cause = patient.outcome
+        row = {"time": time, "event": event == 1, "risk": float(outcome)}
+        return row | ({"cause": int(cause[0])} if cause else {})
     if study.task == "regression":
         return {"value": patient.outcome[0], "found": float(outcome)}
     if study.task == "multilabel":

@@ -75,10 +75,10 @@ def run_trial(trial: Trial) -> float:
     """
     from downstream.cells.cell_models import fit_member
     from downstream.cells.cell_patients import CellPatients
-    from featurestore import open_lake
+    from downstream.cells.held_lake import held_lake
 
     study = trial.cell.study
-    lake = open_lake(study.lake_uri, version=study.lake_version)
+    lake = held_lake(study.lake_uri, study.lake_version)
     patients = CellPatients(lake, trial.cell, settings=trial.settings)
     losses = []
     for split in trial.cell.splits:

@@ -27,6 +27,7 @@ __all__ = [
     "load_labels",
     "patient_table",
     "read_labels",
+    "with_external",
 ]
 
 
@@ -46,6 +47,7 @@ class Cohort:
         distinct_ids: whether ids that differ by case, blanks or Unicode form only are different.
         facts: further facts on the patients, for the result of a run, as JSON.
         site_of: site of each patient; empty where no site was asked for.
+        external: patients of another table, all of whom are tested; empty without one.
     """
 
     patients: pl.DataFrame
@@ -55,6 +57,7 @@ class Cohort:
     distinct_ids: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
     site_of: Mapping[str, str] = field(default_factory=dict)
+    external: frozenset[str] = frozenset()
 
     @property
     def slide_ids(self) -> list[str]:
@@ -62,6 +65,7 @@ class Cohort:
         return sorted(self.patients["slide_ids"].explode().to_list())
 
 
+# Long by its docstring.
 def patient_table(
     slides: pl.LazyFrame,
     labels: pl.DataFrame | LabelTable,
@@ -69,6 +73,7 @@ def patient_table(
     *,
     extra_columns: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    covariates: Sequence[str] = (),
 ) -> Cohort:
     """Join labels with the ready slides of a lake: one row per patient.
 
@@ -85,6 +90,7 @@ def patient_table(
         extra_columns: further columns to keep, such as the site; they may be null. They are read as
             text: 0012 is not 12.
         numbers: columns of `columns` that must be numbers; the type of the others is detected.
+        covariates: further columns to keep, which may be null, of whatever type they look like.
 
     Raises:
         CohortError: An unknown column, a cell that cannot be read, a null or contradictory id,
@@ -92,8 +98,70 @@ def patient_table(
             that differ from another by case, blanks or Unicode form only, unless the labels have
             `distinct_ids`.
     """
-    extra_columns = [column for column in extra_columns if column not in columns]
-    table = _read_columns(labels, columns, extra_columns, numbers)
+    texts = [c for c in extra_columns if c not in columns and c not in covariates]
+    kept_columns = [*texts, *covariates]
+    labelled = _labelled_slides(slides, labels, columns, texts, numbers, covariates)
+    _refuse_conflicts(labelled.rows, [*columns, *kept_columns])
+    return Cohort(
+        patients=_rows_by_patient(labelled.rows, columns, kept_columns),
+        missing=labelled.missing,
+        surplus=labelled.surplus,
+        notes=labelled.notes,
+        distinct_ids=labelled.distinct_ids,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSlides:
+    """Ready slides of a lake with their labels and patients.
+
+    Attributes:
+        rows: `slide_id`, `patient_id` and the label columns, a row per slide and label.
+        missing: see `Cohort.missing`.
+        surplus: see `Cohort.surplus`.
+        notes: see `Cohort.notes`.
+        distinct_ids: see `Cohort.distinct_ids`.
+    """
+
+    rows: pl.DataFrame
+    missing: list[str]
+    surplus: list[str]
+    notes: tuple[str, ...]
+    distinct_ids: bool
+
+
+def slide_table(
+    slides: pl.LazyFrame, labels: pl.DataFrame | LabelTable, column: str
+) -> LabelledSlides:
+    """Join one label with the ready slides of a lake: one row per slide.
+
+    Slides of a patient may have different labels, as they may not in `patient_table`.
+
+    Args:
+        slides: see `patient_table`.
+        labels: see `patient_table`.
+        column: the label column.
+
+    Raises:
+        CohortError: As `patient_table` does; also for a slide with two labels.
+    """
+    labelled = _labelled_slides(slides, labels, [column], [], (), ())
+    _refuse_conflicts(labelled.rows, [column], key="slide_id")
+    rows = labelled.rows.select("slide_id", "patient_id", column).unique().sort("slide_id")
+    return replace(labelled, rows=rows)
+
+
+def _labelled_slides(
+    slides: pl.LazyFrame,
+    labels: pl.DataFrame | LabelTable,
+    columns: Sequence[str],
+    texts: Sequence[str],
+    numbers: Sequence[str],
+    covariates: Sequence[str],
+) -> LabelledSlides:
+    """Return the labelled ready slides of a lake, each with its one patient."""
+    table = _read_columns(labels, columns, texts, numbers, covariates)
+    extra_columns = [*texts, *covariates]
     id_column = "slide_id" if "slide_id" in table.table.columns else "patient_id"
     rows, partial = _split_by_completeness(table.table, columns, extra_columns, id_column)
     lake_slides = slides.select("slide_id", "patient_id", "state").collect()
@@ -104,7 +172,6 @@ def patient_table(
     notes += _partial_notes(partial, columns, id_column)
     ready = lake_slides.filter(pl.col("state") == "ready").drop("state")
     joined = _join_slides(ready, rows, id_column, table, lake_slides["patient_id"])
-    _refuse_conflicts(joined, [*columns, *extra_columns])
     unplaced = _unplaced_patients(table.unplaced, columns)
     missing = sorted({*_ids_without_slide(rows, ready, id_column), *partial, *unplaced})
     notes += (pending := pending_note(lake_slides, rows[id_column], id_column))
@@ -115,8 +182,8 @@ def patient_table(
             f"{counted(len(unplaced), 'patient', 'are')} not in the slide table: "
             f"{listing(unplaced)}"
         )
-    return Cohort(
-        patients=_rows_by_patient(joined, columns, extra_columns),
+    return LabelledSlides(
+        rows=joined,
         missing=missing,
         surplus=sorted(set(ready["slide_id"]) - set(joined["slide_id"])),
         notes=tuple(notes),
@@ -129,13 +196,15 @@ def _read_columns(
     columns: Sequence[str],
     extra_columns: Sequence[str],
     numbers: Sequence[str],
+    covariates: Sequence[str] = (),
 ) -> LabelTable:
     """Return the labels with each column read as the type that the study needs."""
     table = labels if isinstance(labels, LabelTable) else _label_table(labels)
-    _require_columns(table, [*columns, *extra_columns])
+    _require_columns(table, [*columns, *extra_columns, *covariates])
     return table.read(
         {column: "numbers" if column in numbers else "values" for column in columns}
         | dict.fromkeys(extra_columns, "texts")
+        | dict.fromkeys(covariates, "values")
     )
 
 
@@ -163,6 +232,42 @@ def _ids_without_slide(rows: pl.DataFrame, ready: pl.DataFrame, id_column: str) 
     return set(rows[id_column]) - set(ready[id_column].drop_nulls())
 
 
+def with_external(cohort: Cohort, other: Cohort) -> Cohort:
+    """Return a cohort with the patients of another table, who are all tested.
+
+    Raises:
+        CohortError: A patient or a slide is in both tables.
+    """
+    both = set(cohort.patients["patient_id"]) & set(other.patients["patient_id"])
+    slides = set(cohort.slide_ids) & set(other.slide_ids)
+    if both or slides:
+        shared = sorted(both or slides)
+        noun = "patient" if both else "slide"
+        msg = (
+            f"{counted(len(shared), noun, 'are')} both in the labels and in the table of test "
+            f"patients: {listing(shared)}; take them out of one of the two"
+        )
+        raise CohortError(msg)
+    columns = cohort.patients.columns
+    return replace(
+        cohort,
+        patients=pl.concat(
+            [cohort.patients, other.patients.select(columns)], how="vertical_relaxed"
+        ).sort("patient_id"),
+        missing=sorted({*cohort.missing, *other.missing}),
+        surplus=sorted(set(cohort.surplus) & set(other.surplus)),
+        notes=(
+            *cohort.notes,
+            *other.notes,
+            (
+                f"external validation: {counted(other.patients.height, 'patient')} of the other "
+                f"table are tested by models of {counted(cohort.patients.height, 'patient')}"
+            ),
+        ),
+        external=frozenset(other.patients["patient_id"]),
+    )
+
+
 def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
     """Return the cohort without unusable slides, which are added to `missing`.
 
@@ -184,7 +289,8 @@ def keep_slides(cohort: Cohort, usable: Collection[str]) -> Cohort:
         msg = f"no labelled slide has a tile: {listing(unusable)}; look at the tissue threshold"
         raise CohortError(msg)
     missing = sorted([*cohort.missing, *unusable])
-    return replace(cohort, patients=patients, missing=missing)
+    external = cohort.external & set(patients["patient_id"])
+    return replace(cohort, patients=patients, missing=missing, external=external)
 
 
 def _label_table(table: pl.DataFrame) -> LabelTable:
@@ -273,20 +379,21 @@ def _join_slides(
     )
 
 
-def _refuse_conflicts(joined: pl.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a patient whose rows disagree about a label."""
+def _refuse_conflicts(
+    joined: pl.DataFrame, columns: Sequence[str], *, key: str = "patient_id"
+) -> None:
+    """Refuse a patient, or a slide, whose rows disagree about a label."""
+    noun = key.removesuffix("_id")
     for column in columns:
-        labels_of_patient = joined.group_by("patient_id").agg(
-            pl.col(column).drop_nulls().unique().sort()
-        )
-        torn = labels_of_patient.filter(pl.col(column).list.len() > 1).sort("patient_id")
+        labels_of = joined.group_by(key).agg(pl.col(column).drop_nulls().unique().sort())
+        torn = labels_of.filter(pl.col(column).list.len() > 1).sort(key)
         if not torn.is_empty():
-            conflicts = [f"{patient}: {labels}" for patient, labels in torn.iter_rows()]
+            conflicts = [f"{name}: {labels}" for name, labels in torn.iter_rows()]
             shown = listing(conflicts)
             msg = (
-                f"{counted(len(conflicts), 'patient', 'have')} conflicting values of {column!r}: "
+                f"{counted(len(conflicts), noun, 'have')} conflicting values of {column!r}: "
                 f"{shown}; "
-                "a patient has one label, correct them or choose another column"
+                f"a {noun} has one label, correct them or choose another column"
             )
             raise CohortError(msg)
 

@@ -32,7 +32,9 @@ def seen_patients(
     """
     from featurestore.storage import read_sealed
 
-    names = {part.partition(":")[0] for name in features for part in teachers_of(name)}
+    # A student's column may name a pooling, and be quantised: `small~int8`.
+    parts = [part for name in features for part in teachers_of(name)]
+    names = {part.partition(":")[0].partition("~")[0] for part in parts}
     patients_of: dict[str, frozenset[str] | None] = {}
     for name in sorted(names):
         path = f"students/{name}/report.json"
@@ -62,8 +64,37 @@ def student_facts(
     }
 
 
-def student_notes(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return sentences on the students of a run that have seen patients it tests."""
+def trained_students(
+    lakes: Sequence["Lake"], features: str, slides_of: Mapping[str, Sequence[str]]
+) -> dict[str, frozenset[str] | None]:
+    """Return the patients that each student of a feature set was trained on, from several lakes.
+
+    A student may have been trained in another lake than the one whose patients are predicted.
+
+    Args:
+        lakes: lakes that may hold the students' reports.
+        features: the feature set.
+        slides_of: slides of each patient.
+    """
+    trained: dict[str, frozenset[str] | None] = {}
+    for lake in {lake.uri: lake for lake in lakes}.values():
+        for name, patients in seen_patients(lake, [features], slides_of).items():
+            trained[name] = _both_known(trained.get(name), patients)
+    return trained
+
+
+def _both_known(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    """Return the patients of two reports of one student; None where neither names any."""
+    return other if one is None else one | (other or frozenset())
+
+
+def student_notes(facts: Mapping[str, Mapping[str, Any]], *, used: str = "tested") -> list[str]:
+    """Return sentences on students that have seen the patients of a run or a prediction.
+
+    Args:
+        facts: facts of `student_facts`.
+        used: what happens to the patients: they are `tested` or `predicted`.
+    """
     notes = []
     for name, counts in facts.items():
         if counts["trained_on"] is None:
@@ -71,8 +102,8 @@ def student_notes(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         elif counts["trained_on"]:
             notes.append(
                 f"student {name!r} was trained on {counts['trained_on']} of the "
-                f"{counts['tested']} patients that are tested here: its figures say little about "
-                "patients it has not seen; --unseen-students tests on others only"
+                f"{counts['tested']} patients that are {used} here: its figures say little about "
+                "patients it has not seen; --unseen-students takes others only"
             )
     return notes
 

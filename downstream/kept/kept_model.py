@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from downstream.run.model_tables import load
 
 if TYPE_CHECKING:
+    from downstream.cohorts.covariates import CovariateRow
     from downstream.run.feature_bags import PatientBag
 
 Floats = NDArray[np.float64]
@@ -38,6 +39,13 @@ class PatientReader(Protocol):
 
     def pooled(self, ids: Sequence[str]) -> Floats:
         """Return one vector per patient, the mean over slides of mean tiles [P, D]."""
+
+    def covariates(self, names: Sequence[str], ids: Sequence[str]) -> "list[CovariateRow]":
+        """Return the covariates of patients in the order of the names.
+
+        Raises:
+            KeptModelError: The reader has no covariates.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

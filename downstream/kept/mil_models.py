@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from downstream.cohorts.covariates import CovariateEncoder
+from downstream.kept.kept_covariates import encoded, encoder_of, with_covariates
 from downstream.kept.kept_model import (
     Apply,
     KeptModel,
@@ -25,6 +27,7 @@ from downstream.survival.survival_losses import discrete_risk
 if TYPE_CHECKING:
     from downstream.mil.model import MilModel
     from downstream.mil.objective import Objective
+    from downstream.run.study_spec import CovariateFusionName
 
 
 def kept_mil(
@@ -35,6 +38,8 @@ def kept_mil(
     *,
     widths: Sequence[int],
     ratios: Sequence[int],
+    encoder: CovariateEncoder | None = None,
+    covariate_fusion: "CovariateFusionName" = "late",
 ) -> KeptModel:
     """Return a trained MIL model in the form in which it is kept.
 
@@ -45,6 +50,8 @@ def kept_mil(
         settings: settings that it was built with.
         widths: feature width of each teacher.
         ratios: ratios between the mpps, coarse to fine; empty for one mpp.
+        encoder: encoder of the covariates that the model takes; None without any.
+        covariate_fusion: how covariates meet the tiles.
     """
     meaning: dict[str, Any] = {"objective": "labels"}
     if isinstance(objective, Cox):
@@ -62,7 +69,9 @@ def kept_mil(
         "ratios": list(ratios),
     }
     tensors = {key: part.detach().cpu().numpy() for key, part in model.state_dict().items()}
-    return KeptModel(kind="mil", fields=fields, arrays=tensors)
+    if encoder is not None:
+        fields["covariate_fusion"] = covariate_fusion
+    return with_covariates(KeptModel(kind="mil", fields=fields, arrays=tensors), encoder)
 
 
 def network_of(model: KeptModel) -> "MilModel":
@@ -73,6 +82,7 @@ def network_of(model: KeptModel) -> "MilModel":
     """
     fields = model.fields
     width = sum(fields["widths"])
+    encoder = encoder_of(model)
     network = build_model(
         fields["name"],
         BagTask(**fields["task"]),
@@ -81,6 +91,8 @@ def network_of(model: KeptModel) -> "MilModel":
         ratios=tuple(fields["ratios"]),
         mean_D=np.zeros(width),
         std_D=np.ones(width),
+        covariates=0 if encoder is None else encoder.width,
+        covariate_fusion=fields.get("covariate_fusion", "late"),
     )
     try:
         network.load_state_dict({k: torch.from_numpy(a.copy()) for k, a in model.arrays.items()})
@@ -96,7 +108,8 @@ def restored_mil(model: KeptModel) -> Apply:
 
     def apply(reader: PatientReader, ids: Sequence[str]) -> Predicted:
         """Return what the model says of patients, with the attention of their tiles."""
-        logits, attention = predict(network, [reader.bag(one) for one in ids])
+        beside = encoded(model, reader, ids)
+        logits, attention = predict(network, [reader.bag(one) for one in ids], beside)
         if meaning == "cox":
             return Predicted(outcome=logits[:, 0], attention=attention)
         if meaning == "hazards":

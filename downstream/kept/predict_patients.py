@@ -2,37 +2,36 @@
 
 Models of all folds, repetitions and seeds are averaged. A patient of the run itself is predicted
 only by models that were not trained on them.
-
-Shape letters: P patients, C classes, M models.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from cluster import counted, progress
+from cluster import counted
+from downstream.cohorts.cohort import patient_table
 from downstream.cohorts.cohort_errors import listing
+from downstream.cohorts.covariates import CovariateRow, table_rows
+from downstream.cohorts.label_tables import Reading, load_labels
+from downstream.cohorts.student_patients import student_facts, student_notes, trained_students
 from downstream.kept.kept_model import KeptModelError
-from downstream.kept.run_models import RunModel, models_of_run, owners_of_slides
+from downstream.kept.lake_patients import LakePatients
+from downstream.kept.patient_rows import patient_rows
+from downstream.kept.run_models import models_of_run, owners_of_slides
 from downstream.report.finished_run import RunError, read_run
-from downstream.run.feature_bags import (
-    pooled_bag,
-    read_patient,
-    slides_with_tiles,
-    teachers_of,
-)
+from downstream.report.heatmaps.heatmap_files import HeatmapFolder
+from downstream.run.feature_bags import slides_with_tiles, teachers_of
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
-    from downstream.run.feature_bags import PatientBag
     from featurestore import Lake
 
-Floats = NDArray[np.float64]
+_IN_TABLE = "is in the table of covariates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,16 @@ class PatientPredictions:
             of classes `predicted`, `answered` (None where the run could not choose), `score` (of
             class 1 of two, else of the predicted class), `low` and `high` (least and greatest over
             models), `p_CLASS`; of labels `p_LABEL`; of a number or survival `score`, `low`, `high`
-            (a risk: HIGHER = WORSE).
+            (a risk: HIGHER = WORSE). `fold` is the fold of the run in which a seen patient is
+            tested ("REPETITION.FOLD", several where the run has repetitions; None of others); where
+            a student is among the features, `student_trained` is whether it was trained on the
+            patient (None where nothing says so).
         task: task of the run.
         arm: name of the arm.
         run: name of the run.
         lost: patients or slides that are not predicted, with the reason.
+        notes: sentences on students that have seen these patients.
+        heatmaps: the folder of heatmaps; None where none were asked for.
 
     Examples:
         >>> nobody = pl.DataFrame()
@@ -62,48 +66,8 @@ class PatientPredictions:
     arm: str
     run: str
     lost: tuple[str, ...] = ()
-
-
-class LakePatients:
-    """Bags and pooled features of a lake's patients, one in memory at a time.
-
-    Args:
-        lake: the lake that holds the features.
-        slides_of: slides of each patient.
-        features: name of the feature set.
-        mpps: microns per pixel of the tiles.
-    """
-
-    def __init__(
-        self,
-        lake: "Lake",
-        slides_of: Mapping[str, Sequence[str]],
-        features: str,
-        mpps: Sequence[float],
-    ) -> None:
-        self._lake, self.slides_of = lake, slides_of
-        self._features, self._mpps = features, mpps
-        self._last: tuple[str, PatientBag] | None = None
-        self._vector: tuple[str, Floats] | None = None
-
-    def bag(self, patient_id: str) -> "PatientBag":
-        """Return the bag of a patient: all tiles of all slides."""
-        if self._last is None or self._last[0] != patient_id:
-            slides = self.slides_of[patient_id]
-            self._last = (
-                patient_id,
-                read_patient(self._lake, slides, self._features, self._mpps),
-            )
-        return self._last[1]
-
-    def pooled(self, ids: Sequence[str]) -> Floats:
-        """Return one vector per patient [P, D]."""
-        return np.stack([self._vector_of(one) for one in ids])
-
-    def _vector_of(self, patient_id: str) -> Floats:
-        if self._vector is None or self._vector[0] != patient_id:
-            self._vector = (patient_id, pooled_bag(self.bag(patient_id)))
-        return self._vector[1]
+    notes: tuple[str, ...] = ()
+    heatmaps: "HeatmapFolder | None" = None
 
 
 # Long by its docstring: the public function names its errors and has an example.
@@ -113,7 +77,10 @@ def predict_patients(
     *,
     run_lake: str | None = None,
     arm: str | None = None,
+    covariates: str | PathLike[str] | None = None,
     version: int | str | None = None,
+    unseen_students: bool = False,
+    heatmaps: str | PathLike[str] | None = None,
 ) -> PatientPredictions:
     """Apply the models that a run keeps to all patients of a lake.
 
@@ -122,7 +89,14 @@ def predict_patients(
         run: name of a finished run of `run_mil` or `run_survival`.
         run_lake: the lake that holds the run; None if it is the same.
         arm: arm of the run; the first if None.
+        covariates: table with the covariates of the run, where it has any, in the columns that the
+            run's labels had. What is missing for a patient is filled in as in training; a patient
+            who is not in the table is not predicted.
         version: version of the lake, or a snapshot; the newest if None.
+        unseen_students: whether patients that a student among the features was trained on are left
+            out.
+        heatmaps: local folder for pictures, GeoJSON and top tiles of every slide, with a page; what
+            is there whole is not drawn again. None for none.
 
     Returns:
         A row per patient with ready slides that have the features. In the run's own lake a slide of
@@ -132,7 +106,9 @@ def predict_patients(
     Raises:
         RunError: There is no such run, or no such arm.
         KeptModelError: The run keeps no models, or the lake's columns are of another encoder,
-            mpp or tile size.
+            mpp or tile size; heatmaps of a model that does not weigh tiles; nothing says whom a
+            student was trained on that is to be unseen; or the run has covariates and no table of
+            them is given, or the reverse.
 
     Examples:
         >>> quick = sl.MilSettings(epochs=1)
@@ -157,43 +133,98 @@ def predict_patients(
     if not slides_of:
         msg = f"no ready slide of {lake.uri} has features of {features!r}: {listing(lost)}"
         raise KeptModelError(msg)
-    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"])
-    rows = _rows(finished, models, reader, owner_of, lost)
+    rows_of = _covariates(lake, finished, covariates)
+    if rows_of is not None:
+        absent = [one for one in slides_of if one not in rows_of]
+        lost += [f"{one}: not in the table of covariates" for one in absent]
+        slides_of = {one: slides for one, slides in slides_of.items() if one in rows_of}
+    reader = LakePatients(lake, slides_of, features, finished.result["config"]["mpps"], rows_of)
+    trained_on = trained_students([home, lake], features, slides_of)
+    if unseen_students:
+        lost += _without_seen(reader, trained_on)
+    folder = None if heatmaps is None else HeatmapFolder(lake=lake, folder=Path(heatmaps))
+    rows, left_out = patient_rows(
+        finished, models, reader, owner_of, trained_on=trained_on, heatmaps=folder, arm=name
+    )
+    predicted = [row["patient_id"] for row in rows]
+    facts = student_facts(trained_on, predicted)
     return PatientPredictions(
         rows=pl.DataFrame(rows, infer_schema_length=None),
         task=finished.task,
         arm=name,
         run=run,
-        lost=tuple(lost),
+        lost=(*lost, *left_out),
+        notes=tuple(student_notes(facts, used="predicted")),
+        heatmaps=folder,
     )
 
 
-def _rows(
-    run: "Run",
-    models: Sequence[RunModel],
-    reader: LakePatients,
-    owner_of: Mapping[str, str],
-    lost: list[str],
-) -> list[dict[str, Any]]:
-    """Return the row of each patient; whom every model was trained on is added to `lost`.
+def _without_seen(
+    reader: LakePatients, trained_on: Mapping[str, frozenset[str] | None]
+) -> list[str]:
+    """Take the patients that a student was trained on out of the reader; return them with why.
 
-    A patient is known by the id, and by the slides: the labels of the run may have named patients
-    whom the lake does not know, or knows by another name.
+    Raises:
+        KeptModelError: Nothing says whom a student was trained on, or no other patient is left.
     """
-    in_run = {patient for model in models for patient in (*model.trained_on, *model.split.test)}
-    rows = []
-    with progress("predict", total=len(reader.slides_of), unit="patients") as bar:
-        for patient, slides in reader.slides_of.items():
-            names = {patient, *(owner_of[slide] for slide in slides if slide in owner_of)}
-            fresh = [model for model in models if not names & model.trained_on]
-            if fresh:
-                row: dict[str, Any] = {"patient_id": patient, "slide_ids": list(slides)}
-                row["seen"] = bool(names & in_run)
-                rows.append({**row, **_row(run, fresh, reader, patient)})
-            else:
-                lost.append(f"{patient}: every model was trained on this patient")
-            bar.advance(1)
-    return rows
+    unknown = sorted(name for name, patients in trained_on.items() if patients is None)
+    if unknown:
+        msg = (
+            f"unseen students: nothing says which patients {', '.join(unknown)} were trained on; "
+            "train them again, or leave --unseen-students out"
+        )
+        raise KeptModelError(msg)
+    lost = [
+        f"{patient}: student {student!r} was trained on this patient"
+        for student, patients in trained_on.items()
+        for patient in sorted(patients or ())
+        if reader.slides_of.pop(patient, None) is not None
+    ]
+    if not reader.slides_of:
+        msg = (
+            f"unseen students: {', '.join(trained_on)} was trained on all "
+            f"{counted(len(lost), 'patient')} of the lake; leave --unseen-students out to predict "
+            "them all the same"
+        )
+        raise KeptModelError(msg)
+    return lost
+
+
+def _covariates(
+    lake: "Lake", run: "Run", path: str | PathLike[str] | None
+) -> dict[str, CovariateRow] | None:
+    """Return the covariates of each patient of a table; None for a run without covariates.
+
+    Raises:
+        KeptModelError: A table for a run without covariates, none for one with them, or a table
+            with none of the lake's patients.
+        CohortError: The table lacks a covariate, or has other cells than the run's labels had.
+    """
+    from featurestore.annotations import labels_of
+
+    config = run.result["config"]
+    names = config.get("covariates", [])
+    if not names:
+        if path is not None:
+            msg = f"run {run.name} has no covariates; leave out the table of covariates"
+            raise KeptModelError(msg)
+        return None
+    if path is None:
+        msg = (
+            f"run {run.name} takes covariates ({', '.join(names)}); give a table with these "
+            "columns by --covariates (covariates in Python)"
+        )
+        raise KeptModelError(msg)
+    readings: dict[str, Reading] = {
+        name: "texts" if name in config["categories"] else "numbers" for name in names
+    }
+    table = load_labels(labels_of(lake, fspath(path))).read(readings)
+    # every row counts, also one whose covariates are all unknown
+    marked = table.table.with_columns(pl.lit(1).alias(_IN_TABLE))
+    whole = replace(table, source=None, table=marked)
+    patients = patient_table(lake.slides(), whole, [_IN_TABLE], covariates=names).patients
+    ids = patients["patient_id"].to_list()
+    return dict(zip(ids, table_rows(patients, names), strict=True))
 
 
 def _arm(run: "Run", arm: str | None) -> str:
@@ -260,45 +291,3 @@ def _slides_of(
     if pending:
         lost.append(f"{counted(pending, 'slide')} pending")
     return dict(sorted(slides_of.items())), lost
-
-
-def _row(
-    run: "Run", models: Sequence[RunModel], reader: LakePatients, patient: str
-) -> dict[str, Any]:
-    """Return the columns of one patient's prediction."""
-    outcomes = [one.apply(reader, [patient]).outcome[0] for one in models]
-    if run.task in {"regression", "survival"}:
-        scores = np.array(outcomes, dtype=np.float64)
-        return {"models": len(models), **_limits(scores)}
-    outcome_MC = np.stack(outcomes)
-    mean_C = outcome_MC.mean(axis=0)
-    shares = {f"p_{name}": float(p) for name, p in zip(run.classes, mean_C, strict=True)}
-    if run.task == "multilabel":
-        return {"models": len(models), **shares}
-    likeliest = int(mean_C.argmax())
-    shown = 1 if run.task == "binary" else likeliest
-    if run.task == "binary":
-        # folds have thresholds of their own: scores are moved so that each fold's is at one half
-        moved = [
-            p[1] - (0.5 if one.threshold is None else one.threshold) + 0.5
-            for p, one in zip(outcome_MC, models, strict=True)
-        ]
-        likeliest = int(np.mean(moved) >= 0.5)
-    levels = [one.answers_from for one in models if one.answers_from is not None]
-    answered = bool(mean_C.max() >= np.median(levels)) if levels else None
-    return {
-        "models": len(models),
-        "predicted": run.classes[likeliest],
-        "answered": answered,
-        **_limits(outcome_MC[:, shown]),
-        **shares,
-    }
-
-
-def _limits(scores_M: Floats) -> dict[str, float]:
-    """Return the mean over models, and the least and the greatest."""
-    return {
-        "score": float(scores_M.mean()),
-        "low": float(scores_M.min()),
-        "high": float(scores_M.max()),
-    }

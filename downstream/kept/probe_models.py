@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from downstream.kept.kept_covariates import pooled_inputs
 from downstream.kept.kept_model import Apply, KeptModel, PatientReader, Predicted
 from downstream.probes.fit import Probe
 from downstream.probes.heads import Linear, Nearest
+from downstream.probes.ordinal_head import Ordinal
 
 
 def kept_probe(probe: Probe) -> KeptModel:
@@ -17,6 +19,9 @@ def kept_probe(probe: Probe) -> KeptModel:
         if isinstance(head, Linear):
             arrays |= {f"{at}.weight": head.weight, f"{at}.bias": head.bias}
             heads.append({"kind": "linear", "is_class": head.is_class})
+        elif isinstance(head, Ordinal):
+            arrays |= {f"{at}.weight": head.weight, f"{at}.thresholds": head.thresholds}
+            heads.append({"kind": "ordinal"})
         else:
             arrays |= {f"{at}.bank": head.bank, f"{at}.target": head.target}
             heads.append(
@@ -38,7 +43,7 @@ def restored_probe(model: KeptModel) -> Apply:
 
     def apply(reader: PatientReader, ids: Sequence[str]) -> Predicted:
         """Return what the probe says of patients."""
-        scores = probe.scores(reader.pooled(ids))
+        scores = probe.scores(pooled_inputs(model, reader, ids))
         if probe.task == "binary":
             scores = np.stack([1 - scores, scores], axis=1)
         return Predicted(outcome=scores)
@@ -49,9 +54,12 @@ def restored_probe(model: KeptModel) -> Apply:
 def probe_of(model: KeptModel) -> Probe:
     """Return the probe of a kept model."""
     fields, arrays = model.fields, model.arrays
-    heads: list[Linear | Nearest] = []
+    heads: list[Linear | Nearest | Ordinal] = []
     for at, head in enumerate(fields["heads"]):
-        if head["kind"] == "linear":
+        if head["kind"] == "ordinal":
+            thresholds = arrays[f"{at}.thresholds"]
+            heads.append(Ordinal(weight=arrays[f"{at}.weight"], thresholds=thresholds))
+        elif head["kind"] == "linear":
             heads.append(
                 Linear(
                     weight=arrays[f"{at}.weight"],

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from downstream.measures.arm_scores import MAIN, main_measure
+from downstream.measures.arm_scores import main_measure, main_name
 from downstream.measures.class_measures import UndefinedMetricError
 from downstream.measures.comparisons import ComparedArm, comparison_table
 from downstream.measures.fold_test import FoldTest, corrected_test, overlap_of, part_values
@@ -38,7 +38,7 @@ def compare_arms(study: "Study", predictions: "pl.DataFrame") -> list[dict[str, 
         if arm.name != study.reference
     }
     return comparison_table(
-        compared, other=study.reference, measure=MAIN[study.task], margin=study.margin
+        compared, other=study.reference, measure=main_name(study), margin=study.margin
     )
 
 

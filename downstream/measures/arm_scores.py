@@ -6,8 +6,8 @@ all of them.
 Shape letters: P rows of predictions, C classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from downstream.measures.class_measures import (
     Measure,
     UndefinedMetricError,
+    class_distance_measure,
     classification_measures,
     measure_of,
 )
+from downstream.measures.fold_test import part_values
 from downstream.measures.intervals import Interval, bca_or_percentile, interval
 from downstream.measures.number_measures import (
     multilabel_auroc_folds,
@@ -60,12 +62,14 @@ class ScoredMeasure:
         interval: its value, or None where it is undefined.
         higher_is_better: direction; None where 1 is right.
         why: why it is undefined.
+        parts: the measure on each test part (repetition, fold and seed), NaN where it is undefined.
     """
 
     measure: str
     interval: Interval | None
     higher_is_better: bool | None
     why: str = ""
+    parts: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
 
 def score(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
@@ -77,11 +81,19 @@ def score(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
     """
     if study.task == "survival":
         return _score_survival(study, part)
-    patients = part["patient_id"].to_list()
+    patients, numbers = part["patient_id"].to_list(), _model_numbers(part) - 1
     return [
-        _scored_measure(measure, truth, prediction, patients, study.seed)
+        replace(
+            _scored_measure(measure, truth, prediction, patients, study.seed),
+            parts=part_values(measure, truth, prediction, numbers),
+        )
         for measure, truth, prediction in _questions(study, part)
     ]
+
+
+def main_name(study: "Study") -> str:
+    """Return the name of a run's main measure; quadratic kappa for classes in an order."""
+    return "kappa_quadratic" if study.is_ordered else MAIN[study.task]
 
 
 def main_measure(study: "Study", part: "pl.DataFrame") -> "MeasuredArrays | str":
@@ -91,7 +103,7 @@ def main_measure(study: "Study", part: "pl.DataFrame") -> "MeasuredArrays | str"
         study: the run.
         part: test rows of one arm.
     """
-    name = MAIN[study.task]
+    name = main_name(study)
     if study.task != "survival":
         return next(arrays for arrays in _questions(study, part) if arrays[0].name == name)
     from downstream.survival.survival_rows import predictions_of
@@ -106,13 +118,17 @@ def main_measure(study: "Study", part: "pl.DataFrame") -> "MeasuredArrays | str"
 def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]:
     """Return all survival measures of one arm, undefined measures last."""
     from downstream.survival.survival_rows import predictions_of
-    from downstream.survival.survival_scores import score_predictions
+    from downstream.survival.survival_scores import questions, score_predictions
 
     rows, training, times = predictions_of(part), training_of(study), study_times(study)
+    parts = _survival_parts(part, questions(rows, training, times))
     scores = score_predictions(rows, training, times, seed=study.seed)
     defined = [
         ScoredMeasure(
-            measure=name, interval=interval, higher_is_better=scores.higher_is_better[name]
+            measure=name,
+            interval=interval,
+            higher_is_better=scores.higher_is_better[name],
+            parts=parts.get(name, np.empty(0)),
         )
         for name, interval in scores.intervals.items()
     ]
@@ -129,6 +145,18 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]
         )
         defined.append(calibration)
     return [*defined, *undefined]
+
+
+def _survival_parts(
+    part: "pl.DataFrame", asked: "Mapping[str, Any]"
+) -> dict[str, NDArray[np.float64]]:
+    """Return each survival measure on each test part, where it is one of all rows."""
+    numbers = _model_numbers(part) - 1
+    return {
+        name: part_values(question.measure, question.truth, question.prediction, numbers)
+        for name, question in asked.items()
+        if not isinstance(question, str) and len(question.prediction) == part.height
+    }
 
 
 def training_of(study: "Study") -> dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any]]]:
@@ -196,6 +224,8 @@ def _class_questions(study: "Study", part: "pl.DataFrame") -> list[MeasuredArray
     """Return the measures of several classes, with classes and probabilities."""
     label, probabilities = _class_indices(study, part), _probabilities(part)
     measures = classification_measures("multiclass")
+    if study.is_ordered:
+        measures.append(class_distance_measure())
     pooled: list[MeasuredArrays] = [(measure, (label,), probabilities) for measure in measures]
     return [(_WITHIN_FOLDS, (label, _model_numbers(part)), probabilities), *pooled]
 

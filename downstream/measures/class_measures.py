@@ -207,6 +207,27 @@ def classification_measures(outcome: Outcome, *, threshold: float = 0.5) -> list
     ]
 
 
+def class_distance(label_P: Labels, score: Floats) -> float:
+    """Return the mean number of steps between predicted class and label, of ordered classes.
+
+    Args:
+        label_P: class indices, in the order of the classes.
+        score: [P, C] probabilities; the likeliest class is predicted.
+    """
+    return float(np.abs(predicted(score) - label_P).mean())
+
+
+def class_distance_measure() -> Measure:
+    """Return the mean absolute error of ordered classes, in steps of the order."""
+    return Measure(
+        name="class_distance",
+        value=class_distance,
+        resampled=weighted.class_distance,
+        higher_is_better=False,
+        of_decisions=True,
+    )
+
+
 def measure_of(
     name: str, resampled: Callable[..., Floats], *, higher_is_better: bool = True
 ) -> Measure:

@@ -23,6 +23,7 @@ MEASURE_NAMES: dict[str, MeasureName] = {
     "f1": MeasureName(shown="F1"),
     "kappa": MeasureName(shown="kappa", chance=0.0),
     "kappa_quadratic": MeasureName(shown="quadratic kappa", chance=0.0),
+    "class_distance": MeasureName(shown="mean absolute error in classes"),
     "ece": MeasureName(shown="ECE"),
     "brier": MeasureName(shown="Brier score"),
     "observed_expected": MeasureName(shown="observed / expected (1 is right)"),

@@ -83,6 +83,13 @@ def kappa(
     return 1 - divide((table_RCC * cost_CC).sum(axis=(1, 2)), by_chance_R)
 
 
+def class_distance(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
+    """Return mean steps between predicted and true class [R], see `class_measures`."""
+    steps_P = np.abs(score.argmax(axis=1) - label_P)
+    mean_R: Floats = w_RP @ steps_P / w_RP.sum(axis=1)
+    return mean_R
+
+
 def brier(w_RP: Floats, label_P: Labels, score: Floats) -> Floats:
     """Return the mean squared errors [R], see `class_measures.brier`."""
     if score.ndim == 1:

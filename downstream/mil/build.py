@@ -9,6 +9,7 @@ import torch
 
 from downstream.mil.aggregators.experts import Experts
 from downstream.mil.aggregators.fusion import Concat, FusedAggregator, ShazamGate
+from downstream.mil.covariate_fusion import make_fusion
 from downstream.mil.model import MilModel, make_aggregator
 from downstream.mil.padded_bags import MilError
 from downstream.mil.pseudo import PseudoTiles
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from downstream.mil.losses import BagTask
     from downstream.mil.padded_bags import Aggregator
     from downstream.run.fit_settings import MilSettings
+    from downstream.run.study_spec import CovariateFusionName
 
 
 def build_model(
@@ -32,6 +34,8 @@ def build_model(
     ratios: tuple[int, ...],
     mean_D: "NDArray[np.float64]",
     std_D: "NDArray[np.float64]",
+    covariates: int = 0,
+    covariate_fusion: "CovariateFusionName" = "late",
 ) -> MilModel:
     """Return a MIL model with new weights, drawn from torch's random state.
 
@@ -43,9 +47,12 @@ def build_model(
         ratios: ratios between the mpps, coarse to fine; empty for one mpp.
         mean_D: mean of the TRAINING tiles.
         std_D: standard deviation of the TRAINING tiles.
+        covariates: number of encoded covariates of a patient; 0 for none.
+        covariate_fusion: how they meet the tiles, see `make_fusion`.
 
     Raises:
-        MilError: No such aggregator, or one that does not fit the task or the mpps.
+        MilError: No such aggregator, one that does not fit the task or the mpps, or covariates
+            with experts.
     """
     if name in AGGREGATORS and bool(ratios) != AGGREGATORS[name].several_mpps:
         several = ", ".join(n for n, entry in AGGREGATORS.items() if entry.several_mpps)
@@ -54,13 +61,19 @@ def build_model(
             "coarse to fine, and all others one"
         )
         raise MilError(msg)
-    kind = Experts if settings.experts else MilModel
-    return kind(
-        _aggregator(name, task, settings, widths, ratios),
-        task,
-        mean_D=torch.from_numpy(mean_D).float(),
-        std_D=torch.from_numpy(std_D).float(),
-    )
+    aggregator = _aggregator(name, task, settings, widths, ratios)
+    mean, std = torch.from_numpy(mean_D).float(), torch.from_numpy(std_D).float()
+    if settings.experts:
+        if covariates:
+            msg = "experts take no covariates; leave out one of the two"
+            raise MilError(msg)
+        return Experts(aggregator, task, mean_D=mean, std_D=std)
+    fusion = None
+    if covariates:
+        fusion = make_fusion(
+            covariate_fusion, covariates, width=aggregator.width, outputs=task.scores_of_head
+        )
+    return MilModel(aggregator, task, mean_D=mean, std_D=std, covariates=fusion)
 
 
 def _aggregator(

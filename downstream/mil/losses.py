@@ -28,6 +28,8 @@ class BagTask:
         kind: `binary` is one logit; `multiclass` a softmax over C classes that exclude each other;
             `multilabel` C labels that do not; `regression` C numbers.
         outputs: c; 1 for `binary`.
+        is_ordered: whether the classes of `multiclass` are in an order: a bag has one score, which
+            `OrdinalLink` turns into log probabilities of the C classes.
 
     Raises:
         MilError: Outputs that do not fit the kind.
@@ -35,12 +37,21 @@ class BagTask:
 
     kind: TaskKind
     outputs: int = 1
+    is_ordered: bool = False
+
+    @property
+    def scores_of_head(self) -> int:
+        """Return how many numbers the head of a model has: one for ordered classes."""
+        return 1 if self.is_ordered else self.outputs
 
     def __post_init__(self) -> None:
         """Check the number of outputs."""
         fits = {"binary": self.outputs == 1, "multiclass": self.outputs >= 2}
         if not fits.get(self.kind, self.outputs >= 1):
             msg = f"{self.kind} with outputs={self.outputs}; binary has 1, multiclass 2 or more"
+            raise MilError(msg)
+        if self.is_ordered and self.kind != "multiclass":
+            msg = f"a {self.kind} task in an order; an order is of classes (multiclass)"
             raise MilError(msg)
 
     def loss(self, logits_BC: Tensor, target: Tensor, weight_C: Tensor | None = None) -> Tensor:

@@ -3,17 +3,23 @@
 Shape letters: B bags, N tiles, K coordinates, D feature width, E embedding width, C outputs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from downstream.mil.covariate_fusion import GatedFusion, LateFusion
+from downstream.mil.ordinal import OrdinalLink
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 from downstream.run.model_tables import AGGREGATORS, load
 
 if TYPE_CHECKING:
     from downstream.mil.losses import BagTask
+
+LogitsLoss = Callable[[Tensor], Tensor]
+"""The loss of a batch from logits [B, C]: of each bag [B], or one value [1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class MilModel(nn.Module):
         task: task that the model predicts.
         mean_D: mean of the TRAINING tiles; None to use features as they are.
         std_D: standard deviation of the TRAINING tiles, above 0.
+        covariates: fusion of clinical covariates with the embedding; None without covariates.
 
     Raises:
         MilError: Branches that are not the task's classes, or a mean without a deviation.
@@ -55,6 +62,7 @@ class MilModel(nn.Module):
         *,
         mean_D: Tensor | None = None,
         std_D: Tensor | None = None,
+        covariates: LateFusion | GatedFusion | None = None,
     ) -> None:
         super().__init__()
         if (mean_D is None) != (std_D is None):
@@ -64,13 +72,38 @@ class MilModel(nn.Module):
         self.register_buffer("std", std_D)
         self.aggregator, self.task = aggregator, task
         self.head = make_head(aggregator, task)
+        self.covariates = covariates
+        self.link = OrdinalLink(task.outputs) if task.is_ordered else nn.Identity()
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        covariates_BK: Tensor | None = None,
     ) -> ModelOutput:
-        """Return the logits of one bag or a padded batch, see `Aggregator.forward`."""
+        """Return the logits of one bag or a padded batch, see `Aggregator.forward`.
+
+        Args:
+            x: features, see `Aggregator.forward`.
+            mask: true where there is a tile.
+            coords: places of the tiles.
+            covariates_BK: encoded covariates of each bag, of a model that takes them.
+
+        Raises:
+            MilError: Covariates for a model without, or none for a model with them.
+        """
+        if (covariates_BK is None) != (self.covariates is None):
+            takes = "no" if self.covariates is None else "its"
+            inputs = "no covariates" if covariates_BK is None else "covariates"
+            msg = f"{inputs} for a model that takes {takes} covariates"
+            raise MilError(msg)
         pooled = self.pooled(x, mask, coords)
-        return ModelOutput(logits=self.head(pooled.embedding), pooled=pooled)
+        if self.covariates is None or covariates_BK is None:
+            logits = self.head(pooled.embedding)
+        else:
+            logits = self.covariates(self.head, pooled.embedding, covariates_BK)
+        return ModelOutput(logits=self.link(logits), pooled=pooled)
 
     def pooled(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Pooled:
         """Return the embedding of standardised features by the aggregator."""
@@ -92,27 +125,26 @@ class MilModel(nn.Module):
         Raises:
             MilError: An aggregator with a loss of its own on a regression or on survival.
         """
-        return self.with_own(
-            self.task.loss(prediction.logits, target, weight_C), prediction, target
+        return self.whole_loss(
+            lambda logits_BC: self.task.loss(logits_BC, target, weight_C), prediction, target
         )
 
-    def with_own(self, loss_B: Tensor, prediction: ModelOutput, target: Tensor) -> Tensor:
+    def whole_loss(self, loss_of: LogitsLoss, prediction: ModelOutput, target: Tensor) -> Tensor:
         """Return the loss of the logits plus the terms of the aggregator and of a fusion.
 
         Args:
-            loss_B: loss of each bag, or one value for a batch.
+            loss_of: loss of each bag [B], or one value [1] for a batch, from logits [B, C].
             prediction: output of `forward` in training mode.
             target: see `loss`.
 
         Raises:
-            MilError: An aggregator with a loss of its own on a regression or on survival.
+            MilError: An aggregator with a loss on tile labels, on a regression or on survival.
         """
         share = self.aggregator.auxiliary_share
-        whole_B = (1 - share) * loss_B
+        whole_B = (1 - share) * loss_of(prediction.logits)
         if share:
             whole_B = whole_B + share * self._auxiliary(prediction.pooled, target)
-        fusion_B = prediction.pooled.extras.get("fusion_loss")
-        return whole_B if fusion_B is None else whole_B + fusion_B
+        return whole_B + added_loss(prediction.pooled, loss_of)
 
     def _auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:
         """Return the aggregator's own loss, for targets that it supports."""
@@ -127,6 +159,22 @@ class MilModel(nn.Module):
         if self.task.kind == "binary":
             target = (target.reshape(-1) > 0.5).long()
         return self.aggregator.auxiliary(pooled, target)
+
+
+def added_loss(pooled: Pooled, loss_of: LogitsLoss) -> Tensor:
+    """Return what an aggregator adds to the loss of the bags: [B], or one value [1].
+
+    It is the mean loss of its branches' logits plus its penalty.
+
+    Args:
+        pooled: output of the aggregator in training mode.
+        loss_of: see `MilModel.whole_loss`.
+    """
+    added = pooled.embedding.new_zeros(1, dtype=torch.float32)
+    if pooled.branch_logits is not None:
+        branches = [loss_of(logits_BC) for logits_BC in pooled.branch_logits.unbind(dim=1)]
+        added = added + torch.stack(branches).mean(dim=0)
+    return added if pooled.penalty is None else added + pooled.penalty
 
 
 class BranchHead(nn.Module):
@@ -153,7 +201,13 @@ def make_head(aggregator: Aggregator, task: "BagTask") -> nn.Module:
         MilError: The aggregator's branches are not the task's classes.
     """
     if aggregator.branches == 1:
-        return nn.Linear(aggregator.width, task.outputs)
+        return nn.Linear(aggregator.width, task.scores_of_head)
+    if task.is_ordered:
+        msg = (
+            f"{aggregator.branches} branches for classes in an order, which have one score; take a "
+            "model with one branch, such as clam_sb"
+        )
+        raise MilError(msg)
     if task.kind == "multiclass" and aggregator.branches == task.outputs:
         return BranchHead(aggregator.width, task.outputs)
     msg = (

@@ -31,11 +31,13 @@ class PaddedBags:
         mask: bool [B, N], True where there is a tile.
         coords: [B, N, K] integer places of the tiles, zero in rows without a tile; None if the
             bags have no places.
+        covariates: [B, K] encoded covariates of the patients; None without any.
     """
 
     x: Tensor
     mask: Tensor
     coords: Tensor | None
+    covariates: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +47,26 @@ class Pooled:
     Attributes:
         embedding: [B, E], or [B, C, E] from an aggregator with a branch for each class.
         attention: [B, N] how much each tile counts; sums to 1 over a bag, 0 in masked rows.
+        branch_logits: [B, A, C] further predictions of a bag, by A branches of the aggregator.
+            Each learns the bag's own target by the task's loss, whatever the task is; their mean
+            is added to the bag's loss. None without branches.
+        penalty: [B] a term that is added to the bag's loss and needs no target; None without.
         extras: further tensors of a single kind of aggregator, by name.
     """
 
     embedding: Tensor
     attention: Tensor
+    branch_logits: Tensor | None = None
+    penalty: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Aggregator(nn.Module):
     """A network from the tiles of a bag to one vector; subclasses define `pool` (`auxiliary`).
+
+    A loss of its own comes in one of two ways. `auxiliary` knows classes only (CLAM's tile labels)
+    and has a share of the whole loss. `Pooled.branch_logits` and `Pooled.penalty` are added to
+    the bag's loss in training, and serve classes, labels, numbers and survival alike.
 
     Attributes:
         width: width E of the embedding.
@@ -156,7 +168,7 @@ def pad_bags(bags: Sequence[Tensor], coords: Sequence[Tensor] | None = None) -> 
         msg = f"{[len(c) for c in coords]} places for {[len(b) for b in bags]} tiles; one a tile"
         raise MilError(msg)
     lengths_B = torch.tensor([len(bag) for bag in bags], device=bags[0].device)
-    places = torch.arange(int(lengths_B.max()), device=bags[0].device)
+    places = torch.arange(max(map(len, bags)), device=bags[0].device)
     return PaddedBags(
         x=_padded_tensor(bags),
         mask=places < lengths_B[:, None],

@@ -7,6 +7,7 @@ D width of the features, C classes or numbers, K neighbours.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from downstream.run.model_tables import PROBES, load
 if TYPE_CHECKING:
     from downstream.cohorts.outcomes import TaskKind
     from downstream.probes.heads import Linear, Nearest
+    from downstream.probes.ordinal_head import Ordinal
 
 Floats = NDArray[np.float64]
 Rows = tuple[NDArray[Any], NDArray[Any]]
 
 
 _CONSTANT = 1e-12
+_ORDINAL = "downstream.probes.ordinal_head:fit_ordinal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class Probe:
     chosen: tuple[float, ...]
     mean: Floats
     spread: Floats
-    heads: "tuple[Linear | Nearest, ...]"
+    heads: "tuple[Linear | Nearest | Ordinal, ...]"
     is_flat: bool = False
 
     def scores(self, x_QD: NDArray[Any]) -> Floats:
@@ -62,6 +65,7 @@ class Probe:
         return outputs[0][:, 0] if self.is_flat else outputs[0]
 
 
+# Long by its docstring: each argument says what it is for which of the probes.
 def fit_probe(
     name: str,
     x_PD: NDArray[Any],
@@ -71,12 +75,15 @@ def fit_probe(
     task: "TaskKind",
     classes: int,
     seed: int = 0,
+    inverse_penalty: float = 0.5,
+    covariates: int = 0,
+    is_ordered: bool = False,
 ) -> Probe:
     """Fit a probe on training rows.
 
     Args:
-        name: name in `PROBES`: `linear` (logistic regression; ridge for numbers) or `knn` (by
-            cosine).
+        name: name in `PROBES`: `linear` (logistic regression; ridge for numbers), `knn` (by
+            cosine), or `logistic` (regression of fixed penalty on features as they are).
         x_PD: features of the training rows.
         y: targets: class indices [P]; several labels [P, C] of 0 and 1; or numbers [P] or [P, C].
         validation: features and targets of the validation rows; None, or no rows, for `DEFAULTS`.
@@ -85,7 +92,13 @@ def fit_probe(
         task: task that the probe predicts.
         classes: number of classes, including those without a training row; for
             `binary` 2. Several labels and numbers do not need it.
-        seed: seed of the solvers; neither probe depends on it.
+        seed: seed of the solvers; no probe depends on it.
+        inverse_penalty: inverse penalty of `logistic`.
+        covariates: number of last columns that are standardised covariates. Each is given as much
+            variance as all features together, so that the penalty on many features hardly shrinks
+            the few covariates; not in `logistic`, which takes all columns as they are.
+        is_ordered: whether the classes of `multiclass` are in an order: `linear` is then an
+            ordinal logistic regression.
 
     Returns:
         The probe. A label of several that all training rows have, or none, gets the same score in
@@ -104,7 +117,14 @@ def fit_probe(
     _check(x_PD, y, x_QD, np.asarray(y_Q), task)
     mean, spread = x_PD.mean(axis=0), x_PD.std(axis=0)
     spread[spread < _CONSTANT] = 1.0
-    fit = load(PROBES[name].loader)
+    if covariates:
+        mean[-covariates:] = 0.0
+        spread[-covariates:] = (x_PD.shape[1] - covariates) ** -0.5
+    is_ordinal = is_ordered and name == "linear" and task == "multiclass"
+    fit = load(_ORDINAL if is_ordinal else PROBES[name].loader)
+    if PROBES[name].is_raw:
+        mean, spread = np.zeros_like(mean), np.ones_like(spread)
+        fit = partial(fit, inverse=inverse_penalty)
     z_PD, z_QD = (x_PD - mean) / spread, (x_QD - mean) / spread
     columns = range(y.shape[1]) if task == "multilabel" else [slice(None)]
     width = {"binary": 2, "multilabel": 2, "multiclass": classes}.get(task)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.probes.probe_spec import ProbeError
+
 Floats = NDArray[np.float64]
 
 
@@ -24,7 +26,7 @@ NEIGHBOURS = (100, 50, 20, 10, 5, 3, 1)
 """Numbers of neighbours to try, the largest first."""
 DEFAULTS = {"logistic": 1e-2, "ridge": 1.0, "knn": 5}
 """The free numbers of probes without validation rows."""
-_ITERATIONS = 1000
+_ITERATIONS, _PLAIN_STEPS = 1000, 10_000
 _LEAST = 1e-12
 _BLOCK = 512
 
@@ -111,7 +113,7 @@ def fit_linear(
     if len(z_QD) and (classes is None or len(np.unique(y)) > 1):
         # of penalties the loss falls and then rises, and the weak ones take by far the longest
         late = classes is not None
-        penalty = _best_option(
+        penalty = best_option(
             options, lambda option: fit(option).outputs(z_QD), y_Q, classes, until_worse=late
         )
     return fit(penalty), penalty
@@ -128,11 +130,11 @@ def fit_nearest(
     neighbours = float(min(DEFAULTS["knn"], len(z_PD)))
     if len(z_QD):
         rows_QK = head.ranked(z_QD, most)
-        neighbours = _best_option(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
+        neighbours = best_option(options, lambda k: head.voted(rows_QK[:, : int(k)]), y_Q, classes)
     return replace(head, neighbours=int(neighbours)), neighbours
 
 
-def _best_option(
+def best_option(
     options: Sequence[float],
     outputs: Callable[[float], Floats],
     y_Q: NDArray[Any],
@@ -169,7 +171,15 @@ def _validation_loss(output_QC: Floats, y_Q: NDArray[Any], classes: int | None) 
     return float(-(weight_Q * np.log(likely_Q)).sum() / weight_Q.sum())
 
 
-def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, seed: int) -> Linear:
+def fit_logistic(
+    z_PD: Floats,
+    y: NDArray[Any],
+    classes: int,
+    inverse: float,
+    seed: int,
+    *,
+    steps: int = _ITERATIONS,
+) -> Linear:
     """Fit a logistic regression in which all classes weigh the same, however rare.
 
     Args:
@@ -178,6 +188,7 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
         classes: number of classes, including those without a row.
         inverse: inverse penalty.
         seed: seed of the solver.
+        steps: most steps of the solver.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -188,7 +199,7 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
     if len(present) == 1:
         return Linear(weight=weight, bias=bias, is_class=True)
     model = LogisticRegression(
-        C=inverse, max_iter=_ITERATIONS, class_weight="balanced", random_state=seed
+        C=inverse, max_iter=steps, class_weight="balanced", random_state=seed
     )
     with warnings.catch_warnings():
         # stopped after so many steps it is a probe all the same
@@ -197,6 +208,30 @@ def fit_logistic(z_PD: Floats, y: NDArray[Any], classes: int, inverse: float, se
     into = present[1:] if len(present) == 2 else present
     weight[:, into], bias[into] = model.coef_.T, model.intercept_
     return Linear(weight=weight, bias=bias, is_class=True)
+
+
+def fit_plain_logistic(
+    x_PD: Floats,
+    y: NDArray[Any],
+    _x_QD: Floats,
+    _y_Q: NDArray[Any],
+    classes: int | None,
+    _seed: int,
+    *,
+    inverse: float,
+) -> tuple[Linear, float]:
+    """Return a logistic regression of fixed penalty, and its inverse penalty.
+
+    Nothing is chosen. Classes weigh the same, however rare. Settings are those of Patho-Bench's
+    `LinearProbeExperiment` with `BALANCED: True`.
+
+    Raises:
+        ProbeError: Numbers to predict.
+    """
+    if classes is None:
+        msg = "logistic predicts classes or labels, not numbers; take linear or knn"
+        raise ProbeError(msg)
+    return fit_logistic(x_PD, y, classes, inverse, 0, steps=_PLAIN_STEPS), inverse
 
 
 def _ridge(z_PD: Floats, y: NDArray[Any], strength: float, seed: int) -> Linear:

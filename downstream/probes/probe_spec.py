@@ -41,7 +41,7 @@ class ProbeOptions:
         ('linear', 'knn')
     """
 
-    models: tuple[str, ...] = tuple(PROBES)
+    models: tuple[str, ...] = ("linear", "knn")
     folds: int = 5
     shots: int | None = None
     draws: int = 10

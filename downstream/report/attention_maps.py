@@ -28,6 +28,7 @@ from downstream.report.kept_attention import (
 )
 from downstream.report.plots.plots_attention import attention_png, shares
 from downstream.report.tile_pictures import tile_side
+from downstream.run.study import safe_name
 from ingest.pages import decode_rgb, scaled
 
 if TYPE_CHECKING:
@@ -82,10 +83,28 @@ def write_attention(
         levels = sorted(tiles["mpp"].unique().to_list())
         for mpp in levels:
             part = f"-mpp{mpp:g}" if len(levels) > 1 else ""
-            stem = target / f"{_safe_name(slide_id)}-{_safe_name(name)}{part}"
+            stem = f"{file_stem(slide_id, name)}{part}"
             one = with_ranks(tiles.filter(pl.col("mpp") == mpp))
-            written += _write_files(lake, stem, slide_id, name, one)
+            for ending, content in attention_contents(lake, slide_id, name, one).items():
+                written.append(target / f"{stem}{ending}")
+                replace_file(written[-1], content)
     return written
+
+
+def file_stem(slide_id: str, arm: str) -> str:
+    """Return the beginning of the names of a slide's files; no two slides have the same.
+
+    >>> file_stem("S-0012", "uni2+virchow2 / abmil")
+    'S-0012-uni2+virchow2_abmil'
+    """
+    return f"{safe_name(slide_id)}-{re.sub(r'[^A-Za-z0-9._+-]+', '_', arm)}"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a local file whole: a killed command leaves the old one, or none."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def with_ranks(tiles: pl.DataFrame) -> pl.DataFrame:
@@ -147,7 +166,7 @@ def _rank_classes() -> list[tuple[str, list[int]]]:
 def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str, pl.DataFrame]:
     """Return the tiles of a slide with their attention, by arm."""
     files = attention_files(lake, run.name)
-    arms = _arms(lake, run, files, arm)
+    arms = weighing_arms(lake, run, files, arm)
     tiles_of_slide = {}
     for name in arms:
         for file in (one for one in files if one.arm == name):
@@ -160,8 +179,21 @@ def _tiles(lake: "Lake", run: "Run", slide_id: str, arm: str | None) -> dict[str
     return tiles_of_slide
 
 
-def _arms(lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str | None) -> list[str]:
-    """Return the requested arms, each of which weighs tiles."""
+def weighing_arms(
+    lake: "Lake", run: "Run", files: Sequence["AttentionFile"], arm: str | None
+) -> list[str]:
+    """Return the requested arms, each of which weighs tiles.
+
+    Args:
+        lake: the lake of the run.
+        run: the run.
+        files: its attention files.
+        arm: name of one arm; None for all that weigh tiles.
+
+    Raises:
+        RunError: The run has no such arm.
+        AttentionError: The arm, or every arm, does not weigh tiles.
+    """
     if arm is not None and arm not in run.arms:
         msg = f"run {run.name} has no arm {arm!r}; {nearest(arm, run.arms, 'it has')}"
         raise RunError(msg)
@@ -197,24 +229,28 @@ def _missing_slide_message(
     )
 
 
-def _write_files(
-    lake: "Lake", stem: Path, slide_id: str, arm: str, tiles: pl.DataFrame
-) -> list[Path]:
-    """Write the three files of one arm at one mpp; return their paths."""
+def attention_contents(
+    lake: "Lake", slide_id: str, arm: str, tiles: pl.DataFrame
+) -> dict[str, bytes]:
+    """Return the contents of a slide's files at one mpp, by ending: picture, GeoJSON, table.
+
+    Args:
+        lake: the lake that holds the slide.
+        slide_id: id of the slide.
+        arm: name of the arm, for the title.
+        tiles: tiles from `with_ranks`, of one mpp.
+
+    Raises:
+        LakeError: The slide has no tiles at this mpp any more.
+    """
     side_px = tile_side(lake, slide_id, float(tiles["mpp"][0]))
     size_px = _slide_size(lake, slide_id, tiles, side_px)
     geojson = tile_geojson(tiles, side_px=side_px, size_px=size_px)
-    contents = {
+    return {
         ".png": _attention_picture(lake, slide_id, arm, tiles, side_px=side_px, size_px=size_px),
         ".geojson": json.dumps(geojson).encode(),
         ".csv": tiles.write_csv().encode(),
     }
-    paths = []
-    for ending, content in contents.items():
-        path = stem.with_name(stem.name + ending)
-        path.write_bytes(content)
-        paths.append(path)
-    return paths
 
 
 def _slide_size(lake: "Lake", slide_id: str, tiles: pl.DataFrame, side_px: int) -> tuple[int, int]:
@@ -252,12 +288,3 @@ def _background(thumbnail: bytes | None, width: int, height: int) -> NDArray[np.
     scale = _MAP_PX / max(width, height)
     shape = max(1, round(height * scale)), max(1, round(width * scale)), 3
     return np.full(shape, _BLANK, dtype=np.uint8)
-
-
-def _safe_name(name: str) -> str:
-    """Return a name that every file system allows.
-
-    >>> _safe_name("uni2+virchow2 / abmil")
-    'uni2+virchow2_abmil'
-    """
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from downstream.report.cases import cases
 from downstream.report.finished_run import read_run
 from downstream.report.kept_attention import arms_with_attention, attention_files, owners
-from downstream.report.plots.plots_report import curves_png, fidelity_png
+from downstream.report.plots.plots_report import curves_svg, fidelity_svg
 from downstream.report.run_tables import (
     arm_rows,
     how_tested,
@@ -52,8 +52,8 @@ def student_view(student: "HoldingPart") -> "Json":
         "report": report,
         "recipe": _flat_recipe(report.get("recipe", {})),
         "rows": rows,
-        "bars": _png_uri(fidelity_png(bars)) if bars else None,
-        "curves": _png_uri(curves_png(curves, xlabel="epoch", ylabel="training loss"))
+        "bars": _svg_uri(fidelity_svg(bars)) if bars else None,
+        "curves": _svg_uri(curves_svg(curves, xlabel="epoch", ylabel="training loss"))
         if curves
         else None,
     }
@@ -149,5 +149,5 @@ def _attention(lake: "Lake", run: "Run", shown: str) -> "Json":
     return {"maps": drawn[:1], "map_notes": notes}
 
 
-def _png_uri(png: bytes) -> str:
-    return data_uri(png, "image/png")
+def _svg_uri(svg: bytes) -> str:
+    return data_uri(svg, "image/svg+xml")

@@ -12,14 +12,18 @@ from downstream.report.cases import cases
 from downstream.report.finished_run import read_run
 from downstream.report.kept_attention import arms_with_attention, attention_files, owners
 from downstream.report.lake_holding import package_versions
+from downstream.report.listing.listing import script_policy
+from downstream.report.listing.run_listing import listing_text, patient_listings, predictions_csv
 from downstream.report.mistakes import mistakes
 from downstream.report.report_page import render
 from downstream.report.run_tables import (
     arm_rows,
     comparison_rows,
+    fold_rows,
     how_tested,
     listed,
     measure_heads,
+    protocol_rows,
     question_of,
     setting_rows,
     title,
@@ -34,9 +38,11 @@ if TYPE_CHECKING:
     from downstream.report.views.picture_sections import Picture
     from featurestore import Lake
 
+PREDICTIONS_CSV = "predictions.csv"
+
 
 def write_run_page(lake: "Lake", run: str) -> None:
-    """Write `runs/<run>/report.html`.
+    """Write `runs/<run>/report.html`, and the CSV of predictions that it leads to.
 
     Args:
         lake: the lake, at any version; a slide that is not in it any more is left out with a note.
@@ -45,7 +51,9 @@ def write_run_page(lake: "Lake", run: str) -> None:
     Raises:
         RunError: There is no such run, or it is not finished.
     """
-    lake.write_bytes(f"runs/{run}/report.html", run_page(lake, read_run(lake, run)).encode())
+    finished = read_run(lake, run)
+    lake.write_bytes(f"runs/{run}/{PREDICTIONS_CSV}", predictions_csv(finished))
+    lake.write_bytes(f"runs/{run}/report.html", run_page(lake, finished).encode())
 
 
 def run_page(lake: "Lake", run: "Run") -> str:
@@ -62,10 +70,17 @@ def run_page(lake: "Lake", run: "Run") -> str:
         heads=measure_heads(run),
         rows=arm_rows(run),
         warnings=warnings(run),
+        folds=fold_rows(run),
+        protocol=run.result.get("protocol"),
+        protocol_rows=protocol_rows(run),
         forest=forest(run),
         comparisons=comparison_rows(run),
         differences=differences(run),
         sections=sections(run),
+        listings=patient_listings(run),
+        listing_text=listing_text(run),
+        csv_name=PREDICTIONS_CSV,
+        policy=script_policy(),
         attention=attention_view(lake, run) if run.unit == "patient" else None,
         mistakes=mistakes(lake, run) if run.unit == "tile" else None,
         outcomes=outcome_text(run.result.get("outcomes", {}), run.result["patients"]),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from downstream.report.finished_run import Json, Run
 
 MOST_LISTED = 100
+FEW = 20
+"""Shares of fewer are told as numbers."""
 _MANY_REDRAWN = 0.01
 
 _QUESTIONS = {
@@ -40,9 +42,12 @@ def chance(run: "Run") -> float | None:
 
 
 def title(run: "Run") -> str:
-    """Return the label columns of a run as a title."""
+    """Return the title of a run's page in words."""
     columns = [str(column) for column in run.result["config"]["columns"]]
-    return f"{columns[0]} to {columns[-1]}" if run.task == "survival" else ", ".join(columns)
+    if run.task == "survival":
+        return f"Survival: {columns[0]} to {columns[-1]}"
+    of = "Tiles" if run.unit == "tile" else "Prediction"
+    return f"{of}: {', '.join(columns)}"
 
 
 def question_of(run: "Run") -> str:
@@ -58,7 +63,11 @@ def how_tested(run: "Run") -> str:
     """Return a sentence on how patients were split into folds."""
     run_result = run.result
     parts = [f"{run_result['folds']} folds over patients"]
-    if run_result["repeats"] > 1:
+    if run_result["folds"] == 1 and run_result["repeats"] > 1:
+        parts = [f"{run_result['repeats']} random splits of patients"]
+    elif run_result["folds"] == 1:
+        parts = ["one split of patients"]
+    elif run_result["repeats"] > 1:
         parts.append(f"repeated {run_result['repeats']} times with other folds")
     if run_result["inner"] > 1:
         parts.append(f"{run_result['inner']} inner splits a fold, whose models are averaged")
@@ -98,6 +107,55 @@ def _cell(part: Mapping[str, Any] | None) -> "Json":
     if part.get("estimate") is None:
         return {"estimate": None, "why": str(part.get("undefined", "undefined on these patients"))}
     return {"estimate": part["estimate"], "low": part["low"], "high": part["high"], "why": ""}
+
+
+def fold_rows(run: "Run") -> list["Json"]:
+    """Return for each measure its mean and standard deviation over test parts, a cell per arm.
+
+    Measures within folds are those over test parts already, and are left out.
+    """
+    rows = []
+    for name in run.measures:
+        cells = [(run.measure(arm, name) or {}).get("folds") for arm in run.arms]
+        if name.endswith("_folds") or all(not cell or cell["mean"] is None for cell in cells):
+            continue
+        rows.append({"name": shown_name(name), "cells": cells})
+    return rows
+
+
+def protocol_rows(run: "Run") -> list["Json"]:
+    """Return the measures of the run's protocol, by the tool's names, as the tool prints them."""
+    protocol = run.result.get("protocol")
+    if not protocol:
+        return []
+    names = dict.fromkeys(name for arm in run.arms for name in protocol["measures"][arm])
+    return [
+        {
+            "name": name,
+            "cells": [_printed(protocol["measures"][arm][name], protocol["prints"])
+                      for arm in run.arms],
+        }
+        for name in names
+    ]  # fmt: skip
+
+
+def _printed(part: Mapping[str, Any], prints: str) -> str:
+    """Return a measure over test parts as a tool prints it.
+
+    >>> _printed({"mean": 0.8, "sd": 0.1, "se": 0.05, "parts": 5, "left_out": 0}, "se")
+    '0.800 ± 0.050 (standard error) of 5 test parts'
+    """
+    if part["mean"] is None:
+        return "undefined on every test part"
+    mean, count = f"{part['mean']:.3f}", f" of {part['parts']} test parts"
+    if part["left_out"]:
+        count += f", {part['left_out']} without it"
+    if part["sd"] is None:
+        return f"{mean}{count}"
+    if prints == "t":
+        return f"{mean} ({part['low']:.3f} to {part['high']:.3f}, 95 % of t){count}"
+    spread, name = ("se", "standard error") if prints == "se" else ("sd", "standard deviation")
+    return f"{mean} \N{PLUS-MINUS SIGN} {part[spread]:.3f} ({name}){count}"
 
 
 def warnings(run: "Run") -> list[str]:
@@ -149,6 +207,17 @@ def _verdict(row: Mapping[str, Any]) -> str:
     if row["not_inferior"]:
         return f"yes: less than {row['margin']:g} worse"
     return f"not shown: it may be {row['margin']:g} worse or more"
+
+
+def share_text(share: float, of: int) -> str:
+    """Return a share as a percentage, of few as the numbers themselves.
+
+    A percentage of seven patients claims more than seven patients can say.
+
+    >>> share_text(0.9512, 200), share_text(2 / 3, 6)
+    ('95%', '4 of 6')
+    """
+    return f"{share:.0%}" if of >= FEW else f"{round(share * of)} of {of}"
 
 
 def p_text(p_value: float | None) -> str:

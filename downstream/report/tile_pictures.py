@@ -113,9 +113,20 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
         lake: the lake that holds the shards; a lake of imported features has none.
         tiles: rows with slide_id, tile_id and mpp.
     """
+    jpegs, damage = tile_jpegs(lake, tiles)
+    return {key: data_uri(_small_jpeg(jpeg), "image/jpeg") for key, jpeg in jpegs.items()}, damage
+
+
+def tile_jpegs(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, bytes], str]:
+    """Return the JPEGs of tiles as the lake holds them, by tile_id, and why others are not there.
+
+    Args:
+        lake: the lake that holds the shards; a lake of imported features has none.
+        tiles: rows with slide_id, tile_id and mpp.
+    """
     from featurestore import DamageError, ShardReader
 
-    picture_of: dict[int, str] = {}
+    jpeg_of: dict[int, bytes] = {}
     damage = ""
     for (slide_id, mpp), rows in tiles.group_by("slide_id", "mpp", maintain_order=True):
         place = lake.tiles_of(mpp=float(str(mpp)), slide_ids=[str(slide_id)])
@@ -125,13 +136,11 @@ def tile_pictures(lake: "Lake", tiles: pl.DataFrame) -> tuple[dict[int, str], st
         keys = rows["tile_id"].to_numpy()
         try:
             with ShardReader.of(lake.store, place.row(0, named=True)) as reader:
-                jpegs = reader.jpegs(keys)
-            for key, jpeg in zip(keys.tolist(), jpegs, strict=True):
-                picture_of[key] = data_uri(_small_jpeg(bytes(jpeg)), "image/jpeg")
+                jpeg_of |= dict(zip(keys.tolist(), map(bytes, reader.jpegs(keys)), strict=True))
         except DamageError as error:
             # a page with fewer pictures tells more than no page
             damage = str(error)
-    return picture_of, damage
+    return jpeg_of, damage
 
 
 def _small_jpeg(jpeg: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The settings of a search for similar tiles or slides; imports nothing heavy."""
+"""The settings of a search for similar tiles or slides, and of its measures."""
 
 from dataclasses import dataclass
 
@@ -29,4 +29,25 @@ class SearchOptions:
     build_index: bool = False
     other_patients_only: bool = False
     recall_tiles: int | None = None
+    version: int | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSearchOptions:
+    """Labels on which the search for slides is measured, and the columns that are compared.
+
+    Attributes:
+        labels: table of slides or patients and their classes, or `lake:NAME` for one in the lake.
+        target: column of the classes.
+        features: names of teachers or students.
+        mpp: microns per pixel of the tiles.
+        seed: seed of the intervals' resamples.
+        version: version of the lake, or name of a snapshot; the newest if None.
+    """
+
+    labels: str
+    target: str
+    features: tuple[str, ...]
+    mpp: float = 0.5
+    seed: int = 0
     version: int | str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from downstream.cells.cell_models import fit_member
 from downstream.cells.cell_patients import CellPatients
+from downstream.cells.held_lake import held_lake
 from downstream.cells.prediction_rows import attention_table, rows_of
 from downstream.cells.trials import settings_of
 
@@ -26,9 +27,7 @@ def run_cell(cell: "Cell") -> float:
     Returns:
         The seconds of the cell, reading included.
     """
-    from featurestore import open_lake
-
-    return fit_and_store(open_lake(cell.study.lake_uri, version=cell.study.lake_version), cell)
+    return fit_and_store(held_lake(cell.study.lake_uri, cell.study.lake_version), cell)
 
 
 def fit_and_store(lake: "Lake", cell: "Cell") -> float:

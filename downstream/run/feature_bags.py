@@ -20,10 +20,17 @@ from numpy.typing import NDArray
 
 from cluster import counted
 from downstream.cohorts.cohort import listing
-from downstream.mil.aggregators.tile_canvas import families, stack_levels, under_parents
+from downstream.mil.aggregators.tile_canvas import (
+    families,
+    stack_levels,
+    stack_slides,
+    under_parents,
+)
+from downstream.mil.bag_moments import TileMoments, bag_moments
 
 if TYPE_CHECKING:
     from featurestore import Lake
+    from featurestore.tables import Rows
 
 _CACHE_BYTES = 2**30
 # Every plus but that of the pooling `cls+mean`.
@@ -98,10 +105,38 @@ def read_patient(
     Raises:
         LakeError: A slide has no features of a teacher.
     """
+    teachers = teachers_of(features)
+    if len(mpps) == 1:
+        return _one_level(*lake.slide_rows(slide_ids, teachers, mpp=mpps[0]), len(slide_ids))
+    return _several_levels(lake, slide_ids, teachers, mpps)
+
+
+def _one_level(rows: "Rows", slide_N: NDArray[np.int32], slides: int) -> PatientBag:
+    """Return the bag of tiles at one mpp; their features are not copied but to join teachers."""
+    from featurestore import tile_parts
+
+    grid_N2 = np.stack(tile_parts(rows.tile_id)[2:], axis=1)
+    places = stack_slides([grid_N2[slide_N == number] for number in range(slides)])
+    parts = list(rows.by_teacher.values())
+    return PatientBag(
+        features=parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1),
+        places=places,
+        family=families(places, []),
+        slide=slide_N,
+        tile_id=rows.tile_id,
+        x=rows.x,
+        y=rows.y,
+    )
+
+
+def _several_levels(
+    lake: "Lake", slide_ids: Sequence[str], teachers: Sequence[str], mpps: Sequence[float]
+) -> PatientBag:
+    """Return the bag of tiles at nested mpps, slide by slide, from coarse to fine in each."""
     from featurestore import tile_parts
 
     levels = sorted(mpps, reverse=True)
-    read = [[lake.bag(slide, teachers_of(features), mpp=mpp) for mpp in levels]
+    read = [[lake.bag(slide, teachers, mpp=mpp) for mpp in levels]
             for slide in slide_ids]  # fmt: skip
     grids = [[np.stack(tile_parts(bag.tile_id)[2:], axis=1) for bag in bags] for bags in read]
     ratios = [round(coarse / fine) for coarse, fine in itertools.pairwise(levels)]
@@ -199,6 +234,8 @@ class PatientBags:
         self._mpps = mpps
         self._room = cache_bytes
         self._kept: dict[int, PatientBag] = {}
+        self._pooled: dict[int, NDArray[np.float64]] = {}
+        self._moments: dict[int, TileMoments] = {}
 
     def __len__(self) -> int:
         """Return the number of patients."""
@@ -220,3 +257,15 @@ class PatientBags:
             self._room -= bag.nbytes
             self._kept[index] = bag
         return bag
+
+    def pooled(self, index: int) -> NDArray[np.float64]:
+        """Return one vector of a patient [D], see `pooled_bag`; its bag is read for it once."""
+        if index not in self._pooled:
+            self._pooled[index] = pooled_bag(self[index])
+        return self._pooled[index]
+
+    def moments(self, index: int) -> TileMoments:
+        """Return the number, mean and squares of a patient's tiles; the bag is read for it once."""
+        if index not in self._moments:
+            self._moments[index] = bag_moments(self[index].features)
+        return self._moments[index]

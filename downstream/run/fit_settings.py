@@ -57,6 +57,7 @@ class MilSettings:
         max_tiles: Most tiles of one patient in one training step; a larger bag is reduced to a
             fresh random subset each step.
         bins: Time bins, for hazards.
+        inverse_penalty: `logistic`: inverse penalty of the regression, scikit-learn's C.
         precision: `float32`, or `bfloat16` for the forward pass.
 
     Raises:
@@ -85,6 +86,7 @@ class MilSettings:
     batch_rows: int = 65536
     max_tiles: int = 4096
     bins: int = 4
+    inverse_penalty: float = 0.5
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -94,10 +96,14 @@ class MilSettings:
                 msg = f"{name} {getattr(self, name)!r}; it is one of {', '.join(allowed)}"
                 raise SettingsError(msg)
         low = [name for name in _AT_LEAST_ONE if getattr(self, name) < 1]
-        if low or not self.learning_rate > 0 or not 0 <= self.dropout < 1:
-            named = [*low, "learning_rate", "dropout"]
+        rates = self.learning_rate > 0 and self.inverse_penalty > 0
+        if low or not rates or not 0 <= self.dropout < 1:
+            named = [*low, "learning_rate", "inverse_penalty", "dropout"]
             settings = ", ".join(f"{name}={getattr(self, name)}" for name in named)
-            msg = f"{settings}; counts are at least 1, a learning rate above 0, dropout in 0..1"
+            msg = (
+                f"{settings}; counts are at least 1, a learning rate and an inverse penalty above "
+                "0, dropout in 0..1"
+            )
             raise SettingsError(msg)
 
 
@@ -111,10 +117,11 @@ class SurvivalSettings:
         alpha: `cox`: ridge penalty per unit of total feature variance (so that wide and narrow
             teachers are shrunk alike). None: that of `PENALTIES` with the least loss of the
             validation patients, 0.1 without any.
-        l1_ratio: `coxnet`: share of the lasso in the penalty, above 0 and at most 1.
+        l1_ratio: `coxnet`, `coxnet_fixed`: share of the lasso, above 0 and at most 1.
         penalties: `coxnet`: number of penalties that are tried, from the one that shrinks all to 0.
         least_penalty: `coxnet`: the least as a share of the greatest. Far below 0.05 the fit of
             more features than patients does not converge.
+        penalty: `coxnet_fixed`: its penalty (alpha of scikit-survival).
         trees: `forest`: number of trees.
         leaf: `forest`, `boosting`: least patients in a leaf.
         most_trees: `boosting`: trees at most; validation patients choose how many of them are kept.
@@ -132,6 +139,7 @@ class SurvivalSettings:
     l1_ratio: float = 0.5
     penalties: int = 50
     least_penalty: float = 0.05
+    penalty: float = 0.07
     trees: int = 300
     leaf: int = 5
     most_trees: int = 200

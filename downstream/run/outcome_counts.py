@@ -7,6 +7,7 @@ import numpy as np
 
 from cluster import counted
 from downstream.cohorts.cohort_errors import listing
+from downstream.cohorts.competing import competing_note
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
@@ -26,15 +27,19 @@ def outcome_counts(study: "Study") -> dict[str, Any]:
     Returns:
         `tested`, the number of patients with a test prediction; for classes and labels `patients`
         by name; for survival `events` and `median_follow_up` (by the reverse Kaplan-Meier curve, in
-        the unit of the times; None where fewer than half are followed up that long); for a number
-        its `least`, `median` and `most`.
+        the unit of the times; None where fewer than half are followed up that long) and, of
+        competing events, `competing`, the patients with each other event by name; for a number its
+        `least`, `median` and `most`.
     """
     values_PK = outcomes(study.patients)
     tested = {"tested": len({patient for split in study.splits for patient in split.test})}
     if study.task == "survival":
         times_P, events_P = values_PK[:, 0], values_PK[:, 1] == 1
-        followed = median_follow_up(times_P, events_P)
-        return {**tested, "events": int(events_P.sum()), "median_follow_up": followed}
+        # any event ends the follow-up as it was meant to end, and is no loss to follow-up
+        any_event_P = values_PK[:, -1] > 0
+        followed = median_follow_up(times_P, any_event_P)
+        counts = {**tested, "events": int(events_P.sum()), "median_follow_up": followed}
+        return counts | ({"competing": _competing(study)} if study.causes else {})
     if study.task == "regression":
         least, median, most = np.quantile(values_PK[:, 0], [0, 0.5, 1]).tolist()
         return {**tested, "least": least, "median": median, "most": most}
@@ -43,6 +48,14 @@ def outcome_counts(study: "Study") -> dict[str, Any]:
     else:
         counts = np.bincount(values_PK[:, 0].astype(np.int64), minlength=len(study.classes))
     return {**tested, "patients": dict(zip(study.classes, map(int, counts), strict=True))}
+
+
+def _competing(study: "Study") -> dict[str, int]:
+    """Return the patients with each competing event, by name."""
+    counts = np.bincount(
+        outcomes(study.patients)[:, 2].astype(np.int64), minlength=len(study.causes) + 1
+    )
+    return dict(zip(study.causes[1:], map(int, counts[2:]), strict=True))
 
 
 def median_follow_up(times_P: np.ndarray[Any, Any], events_P: np.ndarray[Any, Any]) -> float | None:
@@ -69,6 +82,10 @@ def outcome_notes(study: "Study") -> tuple[str, ...]:
             f"{len(untested)} of {counted(len(study.patients), 'patient')} in no test part, and so "
             f"not measured: {listing(untested)}"
         )
+    if study.causes:
+        counts = outcome_counts(study)
+        events = (counts["events"], *counts["competing"].values())
+        notes.append(competing_note(study.causes, events, len(study.patients)))
     if study.task in {"binary", "multiclass"}:
         notes += [
             f"class {name!r} reads like a missing label, and is a class here; empty these cells to "

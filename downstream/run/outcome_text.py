@@ -15,7 +15,9 @@ def outcome_text(counts: Mapping[str, Any], patients: int) -> str:
     if "events" in counts:
         followed = counts["median_follow_up"]
         text = "not reached" if followed is None else f"{followed:.3g}"
-        return f"{counts['events']} events of {patients} patients, median follow-up {text}"
+        others = sum(counts.get("competing", {}).values())
+        beside = f" ({others} of other kinds)" if others else ""
+        return f"{counts['events']} events{beside} of {patients} patients, median follow-up {text}"
     if "patients" in counts:
         return ", ".join(f"{name} {count}" for name, count in counts["patients"].items())
     if "median" in counts:

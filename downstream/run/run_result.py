@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from downstream.measures.arm_comparisons import compare_arms
-from downstream.measures.arm_scores import MAIN, score, study_times
+from downstream.measures.arm_scores import main_name, score, study_times
 from downstream.measures.conformal import guarantees_of
 from downstream.measures.coverage import coverage_at
+from downstream.protocols.protocol_measures import mean_over_parts, protocol_measures
 from downstream.run.cells import parquet_bytes
 from downstream.run.feature_bags import teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
 from downstream.splits.split_tables import to_table
+from downstream.survival.group_incidence import incidence_of_groups
 from downstream.survival.risks import fold_ranks
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
             arm.name: _arm_metric(study, tested.filter(pl.col("arm") == arm.name))
             for arm in study.arms
         },
+        **_incidence(study, tested),
         "coverage": _coverage(study, predictions),
         "guarantees": _guarantees(study, predictions, cohort),
         "comparisons": compare_arms(study, tested),
@@ -137,6 +140,7 @@ def collect(lake: "Lake", study: "Study", cohort: "Cohort") -> dict[str, Any]:
         "slides": sum(len(patient.slide_ids) for patient in study.patients),
         "outcomes": outcome_counts(study),
         **cohort.facts,
+        **_protocol(study, tested, cohort),
         "lake_version": study.lake_version,
         "run": study.run,
         "seconds": sum(cell["seconds"] for cell in cells),
@@ -164,7 +168,8 @@ def _written(lake: "Lake", study: "Study") -> list[str]:
 
 def predictions_table(study: "Study", rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Return the predictions of all cells; survival also has `rank`, comparable over folds."""
-    frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task]})
+    cause = {"cause": pl.Int32} if study.causes else {}
+    frame = pl.DataFrame(rows, schema={**_KEYS, **_SCHEMA[study.task], **cause})
     frame = frame.sort("arm", "part", "patient_id", "repeat", "seed", "fold")
     return _with_ranks(frame) if study.task == "survival" else frame
 
@@ -183,14 +188,46 @@ def _arm_metric(study: "Study", part: pl.DataFrame) -> dict[str, Any]:
     measures = {
         name: {
             "higher_is_better": scored.higher_is_better,
+            "folds": mean_over_parts(scored.parts),
             **(asdict(scored.interval) if scored.interval else {"undefined": scored.why}),
         }
         for name, scored in scored_by_name.items()
     }
-    main = MAIN[study.task]
+    main = main_name(study)
     if scored_by_name[main].interval is None:
         return {"metric": main, "estimate": None, "low": None, "high": None, "measures": measures}
     return {"metric": main, **measures[main], "measures": measures}
+
+
+def _protocol(study: "Study", tested: pl.DataFrame, cohort: "Cohort") -> dict[str, Any]:
+    """Return the facts of the run's protocol with the tool's measures of each arm."""
+    if not study.protocol:
+        return {}
+    measures = {
+        arm.name: protocol_measures(
+            study.protocol,
+            study.task,
+            list(study.classes),
+            tested.filter(pl.col("arm") == arm.name),
+        )
+        for arm in study.arms
+    }
+    return {"protocol": {**cohort.facts["protocol"], "measures": measures}}
+
+
+def _incidence(study: "Study", tested: pl.DataFrame) -> dict[str, Any]:
+    """Return the cumulative incidence of each cause in the risk groups of each arm, as JSON.
+
+    Empty for events of one kind.
+    """
+    if not study.causes:
+        return {}
+    return {
+        "incidence": {
+            arm.name: incidence_of_groups(tested.filter(pl.col("arm") == arm.name), study.causes)
+            for arm in study.arms
+        }
+    }
 
 
 def _coverage(study: "Study", predictions: pl.DataFrame) -> dict[str, Any]:

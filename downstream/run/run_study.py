@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.cohorts.cohort import Cohort, keep_slides, patient_table
+from downstream.cohorts.cohort import Cohort, keep_slides, patient_table, with_external
+from downstream.cohorts.competing import competing_labels
+from downstream.cohorts.covariates import CovariateRow, covariate_notes, covariate_rows
 from downstream.cohorts.label_tables import load_labels
 from downstream.cohorts.outcomes import site_of, survival_labels
 from downstream.cohorts.site_facts import site_facts, site_notes
@@ -18,13 +20,18 @@ from downstream.cohorts.student_patients import (
     student_notes,
     unseen_splits,
 )
+from downstream.protocols.protocols import protocol_facts
 from downstream.run.execution import execute, on_ray
 from downstream.run.feature_bags import feature_identity, slides_with_tiles
 from downstream.run.fit_settings import MilSettings, SurvivalSettings
 from downstream.run.label_targets import (
+    check_bins,
+    check_covariates,
     check_models,
+    check_ordered,
     check_tails,
     event_strata,
+    named_classes,
     read_target,
     strata_of,
 )
@@ -88,12 +95,17 @@ def run_study(
         require_scikit_survival()
     check_features(spec.features.names)
     check_models(spec.model_names, models_of(spec.kind), spec.features.mpps)
+    protocol = {} if spec.protocol == "none" else {"protocol": protocol_facts(spec)}
+    check_covariates(spec)
     lake, cohort, sha256 = _open_cohort(lake_uri, spec)
+    cohort = replace(cohort, facts={**cohort.facts, **protocol})
     target = _targets(spec, cohort)
     splits, notes = make_splits(spec.folds, cohort, target.strata, seed=spec.seed)
     cohort = _with_sites(replace(cohort, notes=(*cohort.notes, *notes)), spec.folds, target.strata)
     cohort, splits = _with_students(lake, cohort, splits, spec.features)
+    cohort = _with_covariates(cohort, spec.labels.covariates)
     study = _study(spec, lake, cohort, target, splits, sha256)
+    check_bins(study)
     save_spec(lake, study.run, spec)
     result_json = execute(lake, study, cohort, on_ray(resources or Resources()))
     return ResultDict(result_json, name=spec.kind, uri=lake.uri)
@@ -109,6 +121,8 @@ def run_mil(
     mpps: Sequence[float],
     models: Sequence[str] = ("abmil",),
     task: str = "auto",
+    order: Sequence[str] = (),
+    covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -134,6 +148,8 @@ def run_mil(
         mpps: see `FeatureOptions.mpps`.
         models: see `ModelOptions.names`.
         task: see `LabelOptions.task`.
+        order: see `LabelOptions.order`.
+        covariates: see `LabelOptions.covariates`.
         ids: options of `load_labels`: a slide table, and which columns name patients and slides.
         plan: plan of the folds; five stratified folds if None.
         seeds: see `ModelOptions.seeds`.
@@ -169,6 +185,8 @@ def run_mil(
             table=fspath(labels),
             target=columns,
             task=cast("TaskName", task),
+            order=tuple(order),
+            covariates=tuple(covariates),
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
@@ -199,6 +217,9 @@ def run_survival(
     models: Sequence[str] = ("cox",),
     head: str = "hazards",
     event_means: EventMeans = "auto",
+    cause: str | None = None,
+    censored: str = "0",
+    covariates: Sequence[str] = (),
     ids: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     seeds: int = 1,
@@ -226,6 +247,9 @@ def run_survival(
         models: see `ModelOptions.names`.
         head: see `ModelOptions.head`.
         event_means: see `LabelOptions.event_means`.
+        cause: see `LabelOptions.cause`.
+        censored: see `LabelOptions.censored`.
+        covariates: see `LabelOptions.covariates`.
         ids: see `run_mil`.
         plan: see `run_mil`.
         seeds: see `ModelOptions.seeds`.
@@ -260,6 +284,9 @@ def run_survival(
             time=time,
             event=event,
             event_means=event_means,
+            cause=cause,
+            censored=censored,
+            covariates=tuple(covariates),
             **label_id_options(ids),
         ),
         features=FeatureOptions(names=tuple(features), mpps=tuple(mpps), version=version),
@@ -302,17 +329,37 @@ class _Targets:
         classes: names of the classes or labels.
         outcome: outcomes of the patients, [P, K].
         strata: stratum of each patient, for the folds.
+        causes: names of competing events, the event of interest first.
     """
 
     task: Outcome
     classes: tuple[str, ...]
     outcome: NDArray[np.float64]
     strata: Sequence[Any]
+    causes: tuple[str, ...] = ()
+
+
+def _competing_targets(spec: StudySpec, cohort: Cohort) -> _Targets:
+    """Return times and cause-specific events, with the cause of each patient."""
+    labels = spec.labels
+    causes = competing_labels(
+        cohort.patients, *spec.label_columns, cause=str(labels.cause), censored=labels.censored
+    )
+    events = causes.cause == 1
+    return _Targets(
+        task="survival",
+        classes=(),
+        outcome=np.stack([causes.times, events, causes.cause], axis=1),
+        strata=event_strata(events, folds=spec.folds.folds),
+        causes=causes.names,
+    )
 
 
 def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
     """Return the task, the classes, and the outcome and stratum of each patient."""
     columns, folds = spec.label_columns, spec.folds.folds
+    if spec.kind == "survival" and spec.labels.cause is not None:
+        return _competing_targets(spec, cohort)
     if spec.kind == "survival":
         times, events = survival_labels(
             cohort.patients, *columns, event_means=spec.labels.event_means
@@ -321,10 +368,12 @@ def _targets(spec: StudySpec, cohort: Cohort) -> _Targets:
             task="survival",
             classes=(),
             outcome=np.stack([times, events], axis=1),
-            strata=event_strata(events, folds=folds),
+            strata=event_strata(events, folds=folds, inner=spec.folds.inner),
         )
-    task, classes, outcome = read_target(cohort, columns, spec.labels.task)
+    task, classes, outcome = read_target(cohort, columns, spec.labels.task, order=spec.labels.order)
+    check_ordered(spec)
     check_tails(spec.fit, task, spec.folds)
+    classes = named_classes(classes, spec.labels.class_names)
     return _Targets(
         task=task,
         classes=tuple(classes),
@@ -347,6 +396,14 @@ def _with_sites(cohort: Cohort, plan: Plan, strata: Sequence[Any]) -> Cohort:
         facts={**cohort.facts, "site": facts},
         site_of=dict(zip(patients, sites, strict=True)),
     )
+
+
+def _with_covariates(cohort: Cohort, names: Sequence[str]) -> Cohort:
+    """Return the cohort with a note on each covariate that some patients lack."""
+    if not names:
+        return cohort
+    rows = covariate_rows(cohort.patients, names)
+    return replace(cohort, notes=(*cohort.notes, *covariate_notes(names, rows)))
 
 
 def _with_students(
@@ -374,6 +431,7 @@ def _study(
     """Return the run of a spec on a cohort."""
     is_survival = spec.kind == "survival"
     features, models = spec.features.names, spec.model_names
+    rows = covariate_rows(cohort.patients, spec.labels.covariates)
     return Study(
         kind=spec.kind,
         task=target.task,
@@ -387,6 +445,7 @@ def _study(
         seed=spec.seed,
         columns=spec.label_columns,
         classes=target.classes,
+        protocol="" if spec.protocol == "none" else spec.protocol,
         head=spec.models.head if is_survival else "",
         reference=_reference(spec.comparison.reference, features, models),
         margin=spec.comparison.margin,
@@ -399,31 +458,51 @@ def _study(
         identities=_identities(lake, features, cohort, spec.features.mpps),
         settings=spec.fit,
         pooled=spec.pooled if is_survival else None,
-        patients=_patients(cohort, target.outcome),
+        patients=_patients(cohort, target.outcome, rows),
+        covariates=spec.labels.covariates,
+        covariate_fusion=spec.models.covariate_fusion if spec.labels.covariates else "late",
+        is_ordered=spec.labels.is_ordered,
+        causes=target.causes,
     )
 
 
 def _open_cohort(lake_uri: str, spec: StudySpec) -> tuple["Lake", Cohort, str]:
     """Return the lake, the cohort and the hash of the label file."""
     from featurestore import open_lake
-    from featurestore.annotations import labels_of
 
     lake = open_lake(lake_uri, version=spec.features.version)
-    table = load_labels(labels_of(lake, spec.labels.table), **spec.labels.id_options)
+    cohort, sha256 = _cohort_of(lake, spec, spec.labels.table)
+    if spec.labels.test_table is not None:
+        other, more = _cohort_of(lake, spec, spec.labels.test_table)
+        cohort, sha256 = with_external(cohort, other), f"{sha256}-{more}"
+    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
+    return lake, keep_slides(cohort, usable), sha256
+
+
+def _cohort_of(lake: "Lake", spec: StudySpec, path: str) -> tuple[Cohort, str]:
+    """Return the cohort of one table of labels, and the hash of the file."""
+    from featurestore.annotations import labels_of
+
+    table = load_labels(labels_of(lake, path), **spec.labels.id_options)
     columns = spec.label_columns
     numbers = columns[:1] if spec.kind == "survival" else ()
     if spec.labels.task == "regression":
         numbers = columns
     cohort = patient_table(
-        lake.slides(), table, columns, extra_columns=spec.folds.columns, numbers=numbers
+        lake.slides(),
+        table,
+        columns,
+        extra_columns=spec.folds.columns,
+        numbers=numbers,
+        covariates=spec.labels.covariates,
     )
-    usable = set.intersection(*(slides_with_tiles(lake, mpp=mpp) for mpp in spec.features.mpps))
-    return lake, keep_slides(cohort, usable), table.sha256
+    return cohort, table.sha256
 
 
 def _reference(reference: str | None, features: Sequence[str], models: Sequence[str]) -> str:
     """Return the name of the reference arm, the first arm by default."""
     arms = [arm_name(name, model, models) for name in features for model in models]
+    arms = list(dict.fromkeys(arms))
     if reference is not None and reference not in arms:
         msg = f"reference {reference!r}; the arms are {', '.join(arms)}"
         raise StudyError(msg)
@@ -440,14 +519,19 @@ def _identities(
     }
 
 
-def _patients(cohort: Cohort, outcome_PK: NDArray[np.float64]) -> tuple[Patient, ...]:
-    """Return the rows of the cohort with their outcomes."""
+def _patients(
+    cohort: Cohort, outcome_PK: NDArray[np.float64], covariates: Sequence[CovariateRow]
+) -> tuple[Patient, ...]:
+    """Return the rows of the cohort with their outcomes and covariates."""
     rows = cohort.patients.select("patient_id", "slide_ids").iter_rows()
     return tuple(
         Patient(
             patient_id=patient_id,
             slide_ids=tuple(slide_ids),
             outcome=tuple(float(number) for number in outcome),
+            covariates=beside,
         )
-        for (patient_id, slide_ids), outcome in zip(rows, outcome_PK, strict=True)
+        for (patient_id, slide_ids), outcome, beside in zip(
+            rows, outcome_PK, covariates, strict=True
+        )
     )

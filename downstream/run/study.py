@@ -18,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster import counted, extension_sha256
+from downstream.cohorts.covariates import category_names
 from downstream.run.feature_bags import teachers_of
-from downstream.run.model_tables import AGGREGATORS
+from downstream.run.model_tables import AGGREGATORS, CLINICAL
 from downstream.run.study_errors import StudyError
 from downstream.splits.split import LeakageError
 
 if TYPE_CHECKING:
     from downstream.run.fit_settings import MilSettings, SurvivalSettings
-    from downstream.run.study_spec import Kind
+    from downstream.run.study_spec import CovariateFusionName, Kind
     from downstream.splits.folds import Split
 
-FORMAT = 4
+FORMAT = 5
 """Version of what a run's folder holds and of how results come about; part of the hash, raised when
 either changes."""
 
@@ -42,12 +43,21 @@ class Patient:
     Attributes:
         patient_id: id of the patient.
         slide_ids: the patient's slides, sorted.
-        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1).
+        outcome: (class index,), labels as 0 or 1, (number,), or (time, event as 0 or 1); of
+            competing events (time, whether it is the event of interest, number of the cause).
+        covariates: the study's covariates, None where not known; empty without any.
     """
 
     patient_id: str
     slide_ids: tuple[str, ...]
     outcome: tuple[float, ...]
+    covariates: tuple[float | str | None, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what decides a result, as JSON; without covariates where there are none."""
+        content = asdict(self)
+        return content if self.covariates else {k: content[k] for k in content if k != "covariates"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +99,12 @@ class Study:
         accuracy: for classes, target accuracy of selective prediction.
         guarantee: for classes, coverage of conformal sets.
         sites: where the sites of patients come from; empty where none are asked for.
+        protocol: name of the protocol that is followed; empty for none.
+        covariates: clinical covariates that models see beside the tiles.
+        covariate_fusion: how they meet the tiles of a MIL model.
+        is_ordered: whether the classes are in an order, from the lowest to the highest.
+        causes: names of competing events, the event of interest first; empty for events of one
+            kind.
         labels_sha256: hash of the label file.
         identities: feature set -> hash of its content in this lake.
         settings: settings of MIL models.
@@ -123,6 +139,11 @@ class Study:
     patients: tuple[Patient, ...]
     guarantee: float = 0.9
     sites: str = ""
+    protocol: str = ""
+    covariates: tuple[str, ...] = ()
+    covariate_fusion: "CovariateFusionName" = "late"
+    is_ordered: bool = False
+    causes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise LeakageError for a slide of two patients, which could be in training and test."""
@@ -155,12 +176,31 @@ class Study:
             "accuracy": self.accuracy,
             "guarantee": self.guarantee,
             "sites": self.sites,
+            "protocol": self.protocol,
             "labels_sha256": self.labels_sha256,
             "identities": self.identities,
             "settings": asdict(self.settings),
             "pooled": asdict(self.pooled) if self.pooled else None,
+            **self._covariate_config(),
+            **({"is_ordered": True} if self.is_ordered else {}),
+            **({"causes": list(self.causes)} if self.causes else {}),
             **self._extensions(),
         }
+
+    def _covariate_config(self) -> dict[str, Any]:
+        """Return the covariates and their fusion; empty without any."""
+        if not self.covariates:
+            return {}
+        return {
+            "covariates": list(self.covariates),
+            "categories": list(self.categories),
+            "covariate_fusion": self.covariate_fusion,
+        }
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Return the covariates that hold texts."""
+        return category_names(self.covariates, [patient.covariates for patient in self.patients])
 
     def _extensions(self) -> dict[str, Any]:
         """Return the hash of the file of each model that is a user's own; empty if none is."""
@@ -177,7 +217,7 @@ class Study:
         content = {
             "kind": self.kind,
             "config": self.config,
-            "patients": [asdict(p) for p in self.patients],
+            "patients": [patient.identity for patient in self.patients],
             "splits": [[s.repeat, s.fold, s.inner, s.train, s.validation, s.test]
                        for s in self.splits],
         }  # fmt: skip
@@ -186,11 +226,16 @@ class Study:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Return the arms: every model on every feature set, feature set by feature set."""
+        """Return the arms: every model on every feature set, feature set by feature set.
+
+        A model of the covariates alone is a single arm, whose feature set is the first by name
+        only.
+        """
         return tuple(
             Arm(name=arm_name(features, model, self.models), features=features, model=model)
             for features in self.features
             for model in self.models
+            if model not in CLINICAL or features == self.features[0]
         )
 
     @cached_property
@@ -293,6 +338,8 @@ def arm_name(features: str, model: str, models: Sequence[str]) -> str:
     >>> arm_name("uni2", "abmil", ["abmil"]), arm_name("uni2", "abmil", ["abmil", "mean"])
     ('uni2', 'uni2 / abmil')
     """
+    if model in CLINICAL:
+        return model
     return features if len(models) == 1 else f"{features} / {model}"
 
 

@@ -15,10 +15,12 @@ from downstream.run.study_errors import StudyError
 from downstream.splits.fold_plan import Plan
 
 Kind = Literal["mil", "survival"]
-TaskName = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
+TaskName = Literal["auto", "binary", "multiclass", "multilabel", "ordinal", "regression"]
 Head = Literal["hazards", "cox"]
+ProtocolName = Literal["none", "patho-bench", "stamp", "clam"]
 EventMeans = Literal["auto", "event", "censored"]
 PatientsFrom = Literal["agree", "labels"]
+CovariateFusionName = Literal["late", "gated"]
 DEFAULT_MODELS: dict[str, tuple[str, ...]] = {"mil": ("abmil",), "survival": ("cox",)}
 
 
@@ -29,15 +31,22 @@ class LabelOptions:
     Attributes:
         table: Path or URI of the table with `slide_id` and/or `patient_id` and the labels, or
             `lake:NAME` for an annotation of the lake.
+        test_table: A second table with the same columns, of other patients: all of them are tested
+            by models of the patients of `table` (external validation).
         target: Column to predict, or several columns of 0 and 1 that do not exclude each other;
             of two classes the last in order is the positive one.
-        task: `binary`, `multiclass`, `multilabel` or `regression`; `auto` decides by the column's
-            values.
+        class_names: Names of the target's values on pages and in files, each as VALUE=NAME.
+        task: `binary`, `multiclass`, `multilabel`, `ordinal` (classes in an order: numbers by
+            value, texts by `order`) or `regression`; `auto` decides by the column's values.
+        order: Classes from the lowest to the highest; they are then `ordinal`.
         time: Survival: column of the time to the event or to the end of follow-up.
         event: Survival: column that is 1 where the event was observed and 0 where the patient is
             censored.
         event_means: Survival: what 1 means in that column: `event`, or `censored` (MCAT, SurvPath:
             `censorship`). `auto` is `event`, and refuses a column whose name says the opposite.
+        cause: Survival, where the event column holds several kinds of events: the value of the
+            event of interest; others but `censored` are competing events.
+        censored: Survival with `cause`: the value of patients without an event.
         slide_table: Table that lists the slides of each patient, where the labels do not.
         patient_column: Column of the patient, where it has another name or several could be it.
         slide_column: Column of the slide, likewise.
@@ -45,19 +54,33 @@ class LabelOptions:
             else they are refused.
         patients_from: `agree` refuses slides whose patient is another in the labels than in the
             lake; `labels` takes the labels' word.
+        covariates: Clinical covariates: columns of the labels that models see beside the tiles,
+            such as age and grade. Numbers are standardised, texts are categories; both by the
+            training patients of each fold.
     """
 
     table: str
+    test_table: str | None = None
     target: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     task: TaskName = "auto"
+    order: tuple[str, ...] = ()
     time: str | None = None
     event: str | None = None
     event_means: EventMeans = "auto"
+    cause: str | None = None
+    censored: str = "0"
     slide_table: str | None = None
     patient_column: str | None = None
     slide_column: str | None = None
     distinct_ids: bool = False
     patients_from: PatientsFrom = "agree"
+    covariates: tuple[str, ...] = ()
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the classes are in an order."""
+        return bool(self.order) or self.task == "ordinal"
 
     @property
     def id_options(self) -> dict[str, Any]:
@@ -109,18 +132,25 @@ class ModelOptions:
         seeds: Trainings of every model with different random numbers.
         tune: Random draws of learning rate, weight decay, dropout and width that are tried in each
             fold and judged by its validation patients; 0 for none.
+        covariate_fusion: How covariates meet the tiles of a MIL model: `late` adds linear terms to
+            its output, `gated` multiplies both by gates that see both. Models on pooled features
+            take them as further linear terms or inputs.
 
     Raises:
-        StudyError: Another head.
+        StudyError: Another head, or another fusion.
     """
 
     names: tuple[str, ...] = ()
     head: Head = "hazards"
     seeds: int = 1
     tune: int = 0
+    covariate_fusion: CovariateFusionName = "late"
 
     def __post_init__(self) -> None:
-        """Check the head."""
+        """Check the head and the fusion."""
+        if self.covariate_fusion not in get_args(CovariateFusionName):
+            msg = f"covariate_fusion {self.covariate_fusion!r}; it is late or gated"
+            raise StudyError(msg)
         if self.head not in get_args(Head):
             msg = f"head {self.head!r}; a MIL model of survival predicts hazards or cox"
             raise StudyError(msg)
@@ -168,6 +198,8 @@ class StudySpec(JsonSettings):
         fit: Settings of MIL models and their training.
         pooled: Settings of survival models on pooled features.
         comparison: Settings of the comparison of arms, and of selective prediction.
+        protocol: Protocol of another tool that sets folds, model and measures: `patho-bench`,
+            `stamp` or `clam`. What differs from it is told on the page.
         seed: Seed of folds, training and bootstrap.
 
     Raises:
@@ -182,6 +214,7 @@ class StudySpec(JsonSettings):
     fit: MilSettings = field(default_factory=MilSettings)
     pooled: SurvivalSettings = field(default_factory=SurvivalSettings)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    protocol: ProtocolName = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -193,6 +226,15 @@ class StudySpec(JsonSettings):
             msg = (
                 f"labels.time={self.labels.time!r}, labels.event={self.labels.event!r}; a survival "
                 "study needs the column of the time and that of the event"
+            )
+            raise StudyError(msg)
+        predicted = {column for column in self.label_columns if column}
+        both = [name for name in self.labels.covariates if name in predicted]
+        twice = len(set(self.labels.covariates)) < len(self.labels.covariates)
+        if both or twice:
+            msg = (
+                f"covariates {', '.join(self.labels.covariates)}; name each once, and none of the "
+                f"columns that are predicted ({', '.join(self.label_columns)})"
             )
             raise StudyError(msg)
 

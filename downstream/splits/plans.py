@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import counted
 from downstream.cohorts.cohort_errors import listing
 from downstream.splits.folds import few_shot, nested_folds, with_validation
+from downstream.splits.random_splits import external_splits, monte_carlo_splits
 from downstream.splits.site_folds import leave_site_out, preserved_site_folds
 from downstream.splits.split import SplitError
 
@@ -33,8 +34,13 @@ def make_splits(
     patients = cohort.patients["patient_id"].to_list()
     label_of = dict(zip(patients, labels, strict=True))
     notes: tuple[str, ...] = ()
-    if plan.file is not None:
-        splits, notes = _from_file(plan.file, cohort, label_of, seed)
+    if cohort.external:
+        splits = _external(plan, cohort, label_of, seed)
+    elif plan.file is not None:
+        splits, notes = _from_file(plan, cohort, label_of, seed)
+    elif plan.split == "monte-carlo":
+        _refuse_inner(plan)
+        splits = monte_carlo_splits(patients, labels, count=plan.folds, seed=seed)
     elif plan.split != "patient":
         splits = _by_site(plan, cohort, labels, seed)
     else:
@@ -65,12 +71,42 @@ def _by_site(plan: "Plan", cohort: "Cohort", labels: Sequence[Any], seed: int) -
     )
 
 
+def _external(plan: "Plan", cohort: "Cohort", label_of: dict[str, Any], seed: int) -> "list[Split]":
+    """Return the splits that test all patients of the other table.
+
+    Raises:
+        SplitError: The plan has splits of its own.
+    """
+    if plan.file is not None or plan.split != "patient":
+        given = f"a split file ({plan.file})" if plan.file else f"split {plan.split!r}"
+        msg = f"a table of test patients splits by itself: all of it is tested; leave {given} out"
+        raise SplitError(msg)
+    return external_splits(
+        label_of, cohort.external, inner=plan.inner, validation=plan.validation, seed=seed
+    )
+
+
+def _refuse_inner(plan: "Plan") -> None:
+    """Refuse inner splits and repetitions of random splits.
+
+    Raises:
+        SplitError: There are any.
+    """
+    if plan.inner > 1 or plan.repeats > 1:
+        msg = (
+            f"split 'monte-carlo' with inner={plan.inner}, repeats={plan.repeats}; each of its "
+            "splits has one validation part, and more of them are asked for by folds"
+        )
+        raise SplitError(msg)
+
+
 def _from_file(
-    file: str, cohort: "Cohort", label_of: dict[str, Any], seed: int
+    plan: "Plan", cohort: "Cohort", label_of: dict[str, Any], seed: int
 ) -> tuple[list["Split"], tuple[str, ...]]:
     """Return the splits of a user's file, with notes; a patient in none of them is an error."""
     from downstream.splits.split_files import read_splits
 
+    file = str(plan.file)
     file_splits = read_splits(file, cohort)
     if file_splits.surplus:
         msg = (
@@ -87,7 +123,9 @@ def _from_file(
             f"{listing(file_splits.missing)}"
         )
     splits = [
-        split if split.validation else with_validation(split, label_of, seed=seed)
+        split
+        if split.validation or not plan.validation
+        else with_validation(split, label_of, seed=seed)
         for split in file_splits.splits
     ]
     return splits, tuple(notes)

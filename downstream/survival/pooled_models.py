@@ -8,8 +8,8 @@ of trees and nothing else. Risks point one way: HIGHER = WORSE.
 Shape letters: P patients, D feature width, C components, T times.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,8 @@ Flags = NDArray[np.bool_]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Ridge penalties of `cox` per unit of total variance, of which validation patients choose one."""
 _ALPHA = 0.1
+_COVARIATE_PENALTY = 0.01
+"""Penalty of `coxnet` on a covariate as a share of that on a feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,22 @@ class PooledModel:
         pipeline: scikit-learn pipeline from raw pooled features to the estimator's inputs.
         estimator: the scikit-survival estimator.
         options: options of its predictions: the chosen penalty of `coxnet`.
+        covariates: number of last columns of the inputs that are covariates.
+        covariate_scale: number that they are multiplied by.
     """
 
     name: str
     pipeline: Any
     estimator: Any
     options: Mapping[str, float] = field(default_factory=dict)
+    covariates: int = 0
+    covariate_scale: float = 1.0
+
+    def inputs(self, x_PD: Floats) -> Floats:
+        """Return the estimator's inputs: scaled features or components, then covariates."""
+        width = x_PD.shape[1] - self.covariates
+        x_PC: Floats = self.pipeline.transform(x_PD[:, :width])
+        return np.hstack([x_PC, x_PD[:, width:] * self.covariate_scale])
 
     def risk(self, x_PD: Floats) -> Floats:
         """Return the risks of patients float64[P], HIGHER = WORSE.
@@ -53,12 +65,12 @@ class PooledModel:
         Log hazard ratios against the mean training patient (`cox`, `coxnet`), up to a constant
         (`boosting`), or expected numbers of events over the training times (`forest`).
         """
-        x_PC = self.pipeline.transform(x_PD)
+        x_PC = self.inputs(x_PD)
         return np.asarray(self.estimator.predict(x_PC, **self.options), dtype=np.float64)
 
     def survival(self, x_PD: Floats, times_T: Floats) -> Floats:
         """Return S(t) float64[P, T] in 0..1, never rising; flat after the last training time."""
-        x_PC = self.pipeline.transform(x_PD)
+        x_PC = self.inputs(x_PD)
         ask = self.estimator.predict_survival_function
         # a patient far outside the training patients may have an infinite hazard, and then S = 0
         with np.errstate(over="ignore"):
@@ -74,11 +86,13 @@ class PooledRows:
         x: [P, C] standardised features, or their principal components.
         time: [P] times to the event or to the end of follow-up.
         event: [P] true where the event was seen.
+        covariates: number of last columns of `x` that are covariates.
     """
 
     x: Floats
     time: Floats
     event: Flags
+    covariates: int = 0
 
     @property
     def outcome(self) -> Any:  # noqa: ANN401
@@ -97,6 +111,7 @@ def fit_pooled(
     validation: tuple[Floats, Floats, Flags] | None,
     settings: "SurvivalSettings",
     seed: int,
+    covariates: int = 0,
 ) -> PooledModel:
     """Fit a model on one training fold; equal arguments yield equal models.
 
@@ -109,6 +124,10 @@ def fit_pooled(
             the training patients; for models that choose something, see `POOLED`.
         settings: settings of the models.
         seed: seed of the forest and the boosting.
+        covariates: number of last columns that are standardised covariates: linear terms of `cox`
+            and `coxnet`, which shrink them least (each counts as a direction that held all
+            variance of the features, `coxnet` has a hundredth of its penalty on them), and
+            further inputs of trees.
 
     Raises:
         SurvivalError: An unknown name; training patients without an event or a feature that varies;
@@ -118,16 +137,23 @@ def fit_pooled(
         msg = f"unknown survival model {name!r}; allowed are {', '.join(sorted(POOLED))}"
         raise SurvivalError(msg)
     entry = POOLED[name]
-    varying = _count_varying(x_PD, time_P, event_P)
+    features_PD = x_PD[:, : x_PD.shape[1] - covariates]
+    varying = _count_varying(features_PD, time_P, event_P)
     components = min(settings.components, len(x_PD) - 1, varying) if entry.is_reduced else None
-    pipeline = _fit_pipeline(x_PD, components)
-    train = PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
+    variance = float(features_PD.var(axis=0).sum())
+    blank = PooledModel(
+        name=name,
+        pipeline=_fit_pipeline(features_PD, components, is_raw=entry.is_raw),
+        estimator=None,
+        covariates=covariates,
+        covariate_scale=variance**0.5 if name == "cox" else 1.0,
+    )
+    train = PooledRows(x=blank.inputs(x_PD), time=time_P, event=event_P, covariates=covariates)
     held = None
     if entry.chooses and not (entry.may_have_nobody and _has_no_event(validation)):
-        held = _validation_rows(pipeline, name, entry.chooses, validation)
-    variance = float(x_PD.var(axis=0).sum())
+        held = _validation_rows(blank.inputs, name, entry.chooses, validation)
     estimator, options = load(entry.loader)(train, held, settings, variance, seed)
-    return PooledModel(name=name, pipeline=pipeline, estimator=estimator, options=options)
+    return replace(blank, estimator=estimator, options=options)
 
 
 def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
@@ -145,13 +171,16 @@ def _count_varying(x_PD: Floats, time_P: Floats, event_P: Flags) -> int:
     return varying
 
 
-def _fit_pipeline(x_PD: Floats, components: int | None) -> Any:  # noqa: ANN401
-    """Return a fitted scaling of each feature, or PCA of them all if components are given."""
+def _fit_pipeline(x_PD: Floats, components: int | None, *, is_raw: bool) -> Any:  # noqa: ANN401
+    """Return a fitted scaling of each feature, or PCA of them all if components are given.
+
+    Raw features are passed on as they are.
+    """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    step = StandardScaler()
+    step = StandardScaler(with_mean=not is_raw, with_std=not is_raw)
     if components is not None:
         step = PCA(n_components=components, svd_solver="full")
     return make_pipeline(step).fit(x_PD)
@@ -163,7 +192,7 @@ def _has_no_event(validation: tuple[Floats, Floats, Flags] | None) -> bool:
 
 
 def _validation_rows(
-    pipeline: Any,  # noqa: ANN401
+    inputs: Callable[[Floats], Floats],
     name: str,
     chooses: str,
     validation: tuple[Floats, Floats, Flags] | None,
@@ -178,7 +207,7 @@ def _validation_rows(
         )
         raise SurvivalError(msg)
     x_PD, time_P, event_P = validation
-    return PooledRows(x=pipeline.transform(x_PD), time=time_P, event=event_P)
+    return PooledRows(x=inputs(x_PD), time=time_P, event=event_P)
 
 
 def fit_cox(
@@ -214,7 +243,10 @@ def fit_coxnet(
     """Fit an elastic-net Cox regression; the greatest penalty leaves no feature."""
     from sksurv.linear_model import CoxnetSurvivalAnalysis
 
+    factors = np.ones(train.x.shape[1])
+    factors[len(factors) - train.covariates :] = _COVARIATE_PENALTY
     net = CoxnetSurvivalAnalysis(
+        penalty_factor=factors if train.covariates else None,
         l1_ratio=settings.l1_ratio,
         n_alphas=settings.penalties,
         alpha_min_ratio=settings.least_penalty,
@@ -230,6 +262,36 @@ def fit_coxnet(
         raise SurvivalError(msg) from error
     losses = [_loss(net.predict(held.x, alpha=alpha), held) for alpha in net.alphas_]
     return net, {"alpha": float(net.alphas_[np.argmin(losses)])}
+
+
+def fit_fixed_coxnet(
+    train: PooledRows,
+    _: PooledRows | None,
+    settings: "SurvivalSettings",
+    _variance: float,
+    _seed: int,
+) -> tuple[Any, dict[str, float]]:
+    """Fit an elastic-net Cox regression of one penalty, which chooses nothing.
+
+    Settings are those of Patho-Bench's `CoxNetExperiment`.
+    """
+    from sksurv.linear_model import CoxnetSurvivalAnalysis
+
+    net = CoxnetSurvivalAnalysis(
+        alphas=[settings.penalty],
+        l1_ratio=settings.l1_ratio,
+        max_iter=100_000,
+        fit_baseline_model=True,
+    )
+    try:
+        net.fit(train.x, train.outcome)
+    except ArithmeticError as error:
+        msg = (
+            f"coxnet_fixed does not converge on {counted(len(train.x), 'training patient')}: "
+            f"{error}; raise pooled.penalty={settings.penalty}, or take cox"
+        )
+        raise SurvivalError(msg) from error
+    return net, {}
 
 
 def fit_forest(

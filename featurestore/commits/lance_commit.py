@@ -19,6 +19,7 @@ from featurestore.commits.lance_groups import Group, is_half_done, tails, undo
 from featurestore.commits.lance_ledger import Change, Ledger, among_names
 from featurestore.config import LakeConfig
 from featurestore.errors import IdentityError
+from featurestore.licences import Licence
 from featurestore.storage.lock import commit_lock
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import with_row_crc32
@@ -264,13 +265,20 @@ class Committer:
 
     # ------------------------------------------------------------------ teachers
 
-    def add_teacher(self, mpp: float, name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
+    def add_teacher(
+        self,
+        mpp: float,
+        name: str,
+        dim: int,
+        identity: Mapping[str, Any],
+        licence: Licence | None = None,
+    ) -> pa.Field:
         """Add a teacher's empty column, or check that the column is of the same teacher.
 
         Raises:
             IdentityError: the name is taken by a teacher with another identity.
         """
-        return self.add_teachers(mpp, [teacher_field(name, dim, identity)])[0]
+        return self.add_teachers(mpp, [teacher_field(name, dim, identity, licence)])[0]
 
     def add_teachers(self, mpp: float, fields: Sequence[pa.Field]) -> list[pa.Field]:
         """Add teachers' empty columns (`teacher_field`) in one commit, as `add_teacher` does.

@@ -98,9 +98,9 @@ def tails(store: Store) -> list[Tail]:
         table = open_table(store, rel)
         if table.version < named:
             msg = (
-                f"the newest version of {store.url(rel)} is {table.version}, but the catalog names "
-                f"{named}: its manifest is gone; nothing is written to a lake that has less than "
-                "its catalog names (`slidelake verify` shows what is whole)"
+                f"the newest version of {store.shown(rel)} is {table.version}, but the catalog "
+                f"names {named}: its manifest is gone; nothing is written to a lake that has less "
+                "than its catalog names (`slidelake verify` shows what is whole)"
             )
             raise DamageError(msg)
         versions = range(named + 1, table.version + 1)

@@ -23,7 +23,13 @@ from featurestore.notebook.shown import Shown
 from featurestore.storage.lock import no_writers
 from featurestore.storage.store import FileInfo
 from featurestore.tables.annotation import TILE, check_name
-from featurestore.tables.schema import DROPPED, SLIDES, features_table, teacher_field
+from featurestore.tables.schema import (
+    DROPPED,
+    SLIDES,
+    check_column_name,
+    features_table,
+    is_quantised,
+)
 
 What = Literal["slide", "teacher", "annotation"]
 FOLDERS = ("runs", "stats", "students")
@@ -259,7 +265,9 @@ def _rename_slide(lake: Lake, committer: Committer, old: str, new: str) -> None:
 
 
 def _rename_teacher(lake: Lake, committer: Committer, old: str, new: str) -> None:
-    teacher_field(new, 1, {})  # raises if no teacher can be called so
+    schemas = [lake.table(features_table(mpp)).schema for mpp in lake.config.mpps]
+    fields = [schema.field(old) for schema in schemas if old in schema.names]
+    check_column_name(new, quantised=any(is_quantised(field) for field in fields))
     _refuse_column(lake, new)
     committer.make(edits.rename_columns({old: new}))
 

@@ -13,6 +13,7 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.foreign_splits import read_splits
 from featurestore.interop.formats import FORMATS, READABLE, WRITABLE, read_folder
 from featurestore.interop.importing import ImportResult, import_folder
+from featurestore.interop.sharing import Sharing
 
 __all__ = [
     "FORMATS",
@@ -23,6 +24,7 @@ __all__ = [
     "ImportResult",
     "InteropError",
     "Problem",
+    "Sharing",
     "SlideFeatures",
     "SlideFiles",
     "SlideTiles",

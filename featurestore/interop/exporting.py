@@ -6,6 +6,7 @@ that has grown writes what is new.
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,9 +20,12 @@ from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.interop.formats import FORMATS, writer_of
 from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
+from featurestore.interop.pseudonyms import Pseudonyms
+from featurestore.interop.sharing import Sharing, write_licences
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
 from featurestore.lake import Lake
+from featurestore.licences import Licence, check_licences, field_licence
 from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
@@ -44,6 +48,7 @@ class ExportResult(Shown):
         written: slides of which files were written.
         complete: slides of which all was there already.
         files: files written.
+        licences: licence of each exported column.
         failed: slides that could not be exported, with the reason.
         left_out: slides that were not ingested into the lake, with the reason.
     """
@@ -54,6 +59,7 @@ class ExportResult(Shown):
     written: int = 0
     complete: int = 0
     files: int = 0
+    licences: dict[str, Licence] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
@@ -67,6 +73,7 @@ def export_folder(
     mpp: float | None = None,
     version: int | str | None = None,
     tiles: bool = False,
+    sharing: Sharing | None = None,
     on_slide: Callable[[str, int], None] = lambda slide_id, files: None,
 ) -> ExportResult:
     """Write the slides of a lake as files of another tool.
@@ -79,17 +86,23 @@ def export_folder(
         mpp: microns per pixel of the tiles; needed if the lake has several.
         version: version of the lake, a number or a snapshot's name; None for its newest.
         tiles: whether to write tiles where the format leaves them out (GeoJSON: as rectangles).
+        sharing: licences, a permission and pseudonyms; names stay as they are if None.
         on_slide: called after each slide with the number of files written.
 
     Raises:
         LakeError: no such lake, version, format, teacher or mpp; or `out` is in use.
+        LicenceError: the licence of a column forbids to share the encoder's outputs.
     """
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
     mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
     task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
-    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version)
-    with Outbox(out) as box:
+    sharing = sharing or Sharing()
+    terms = task.checked_licences(sharing)
+    if sharing.deidentify is not None:
+        task.deidentify(Pseudonyms(sharing.deidentify, out))
+    summary = ExportResult(out=os.fspath(out), format=format, version=lake.version, licences=terms)
+    with Outbox(out, shows_paths=task.pseudonyms is None) as box:
         for slide_id, slide in task.slides(summary):
             try:
                 files = writer.export_slide(box, slide())
@@ -100,7 +113,8 @@ def export_folder(
             summary.written += files > 0
             summary.complete += not files
             on_slide(slide_id, files)
-        summary.files += _write_annotations(box, task.annotations)
+        summary.files += task.write_tables(box)
+        write_licences(box, terms, sharing)
     return summary
 
 
@@ -108,11 +122,7 @@ def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
     """Write each annotation as `annotations/<name>.csv`; return how many files were written."""
     written = 0
     for name, table in annotations.tables():
-        text, rel = table.write_csv(), f"annotations/{name}.csv"
-        if not box.path(rel).is_file() or box.path(rel).read_text() != text:
-            with box.file(rel) as path:
-                path.write_text(text)
-            written += 1
+        written += box.write_text(f"annotations/{name}.csv", table.write_csv())
     return written
 
 
@@ -133,6 +143,8 @@ class _ExportTask:
     ) -> None:
         self.lake, self.mpp = lake, mpp
         self.has_choice = bool(teachers)
+        self.pseudonyms: Pseudonyms | None = None
+        self.patients = pl.DataFrame()
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
         if mpp is None or not writes_features:
@@ -141,14 +153,47 @@ class _ExportTask:
             lake.check_teacher(name, mpp=mpp)
         schema = lake.table(features_table(mpp)).schema
         self.teachers = {
-            name: TeacherOut(dim=dim, crc32=0, identity=identity_of(schema.field(name)))
+            name: TeacherOut(
+                dim=dim,
+                crc32=0,
+                identity=identity_of(schema.field(name)),
+                licence=field_licence(schema.field(name)),
+            )
             for name, dim in lake.teachers(mpp=mpp).items()
             if name in teachers or not teachers
         }
 
+    def checked_licences(self, sharing: Sharing) -> dict[str, Licence]:
+        """Return the licence of each column.
+
+        Raises:
+            LicenceError: a licence forbids to share the encoder's outputs.
+        """
+        licences = {
+            name: teacher.licence or sharing.licences.get(name) or Licence()
+            for name, teacher in self.teachers.items()
+        }
+        check_licences(licences, "sharing outputs", permission=sharing.permission)
+        return licences
+
+    def write_tables(self, box: Outbox) -> int:
+        """Write annotations, or patients by their random names; return the number of files."""
+        if self.pseudonyms is None:
+            return _write_annotations(box, self.annotations)
+        return box.write_text("patients.csv", self.pseudonyms.patients_table(self.patients))
+
+    def deidentify(self, pseudonyms: Pseudonyms) -> None:
+        """Name all slides and patients by a key, and leave annotations out, from now on."""
+        self.patients = self.lake.slides().select("slide_id", "patient_id").collect()
+        pseudonyms.add(self.patients["slide_id"], self.patients["patient_id"].drop_nulls())
+        self.pseudonyms = pseudonyms
+
     def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
         """Yield the name of every ready slide with a function that loads it for the export."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
+        if self.pseudonyms is not None:
+            # The files' times would tell the order of the names.
+            secrets.SystemRandom().shuffle(names)
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]
             rows = slide_rows(self.lake, some, SLIDE_COLUMNS)
@@ -189,7 +234,7 @@ class _ExportTask:
             msg = f"slide '{name}' has no features of {', '.join(missing)} yet: run extract"
             raise InteropError(msg)
         keys, xy = _places(self.lake, catalog)
-        return SlideOut(
+        slide = SlideOut(
             tiles=self._tiles(row, xy),
             crc32=catalog["crc32"] if catalog else 0,
             teachers=teachers,
@@ -197,6 +242,7 @@ class _ExportTask:
             tissue=lambda: tissue_of(self.lake, name),
             annotations=self.annotations.of(name, row["patient_id"], catalog),
         )
+        return slide if self.pseudonyms is None else self.pseudonyms.slide_out(slide)
 
     def _tiles(self, row: Row, xy: Int64Array) -> SlideTiles:
         config, catalog = self.lake.config, row["tiles"]

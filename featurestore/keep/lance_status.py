@@ -69,10 +69,10 @@ def lake_status(lake: Lake, *, last: int = LAST) -> LakeStatus:
         last: number of failures and commits to name.
     """
     status = LakeStatus(lake=lake.uri, version=lake.version, leases=lease_views(lake.store))
-    with reading(lake.store, f"table {lake.store.url(SLIDES)}"):
+    with reading(lake.store, f"table {lake.store.shown(SLIDES)}"):
         _count_slides(status, lake.table(SLIDES), last)
     for mpp in lake.config.mpps:
-        with reading(lake.store, f"table {lake.store.url(features_table(mpp))}"):
+        with reading(lake.store, f"table {lake.store.shown(features_table(mpp))}"):
             status.columns += len(lake.teachers(mpp=mpp))
             status.missing += _missing(lake, mpp)
     status.commits = last_commits(lake, last)

@@ -18,7 +18,7 @@ from featurestore.lake import Lake
 from featurestore.query.lance_nearest import SearchedColumn, covered, index_name, is_readable
 from featurestore.storage.lock import writer_lease
 from featurestore.tables.lance_tables import open_table
-from featurestore.tables.schema import features_table
+from featurestore.tables.schema import features_table, is_quantised
 
 # Cells of near vectors (IVF), and in each a few bits a value (RaBitQ), which need whole bytes;
 # docs/decisions.md has what others cost.
@@ -97,6 +97,10 @@ def build_index(
     Raises:
         LakeError: the teacher has no column at this mpp, or too few tiles have its features.
     """
+    lake.check_teacher(teacher, mpp=mpp)
+    if is_quantised(lake.table(features_table(lake.known_mpp(mpp))).schema.field(teacher)):
+        msg = f"'{teacher}' is quantised and searched without an index, exactly; index its source"
+        raise LakeError(msg)
     with writer_lease(lake.store, f"index of {teacher}"):
         lake.committer.recover()
         lake = lake.refreshed()

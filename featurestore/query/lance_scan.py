@@ -7,8 +7,11 @@ rows it needs, so a table is read in steps that grow: an early answer (`filter` 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import lance
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
@@ -17,6 +20,7 @@ from featurestore.errors import LakeError
 from featurestore.query.pushdown import Schema, lance_filter
 from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
+from featurestore.tables.lance_tables import shown_uri
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 << 20  # of a batch; Lance decodes several at once
@@ -24,14 +28,48 @@ STEP_BYTES = 1 << 20  # of the first step
 STEP_GROWTH = 4
 
 
-def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -> pl.LazyFrame:
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What makes float16 features of the codes of a quantised column.
+
+    Attributes:
+        dim: number of features of a row, D.
+        decode: function from codes [N, C] to features [N, D].
+    """
+
+    dim: int
+    decode: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float16]]
+
+    def series(self, codes: pl.Series) -> pl.Series:
+        """Return a column of codes as features; null stays null."""
+        is_coded = codes.is_not_null()
+        kept = codes.drop_nulls().to_numpy().reshape(-1, codes.dtype.size)  # type: ignore[attr-defined]
+        kind = pl.Array(pl.Float16, self.dim)
+        features = pl.Series(codes.name, self.decode(kept), dtype=kind)
+        if is_coded.all():
+            return features
+        if not len(kept):
+            return pl.Series(codes.name, [None] * len(codes), dtype=kind)
+        rows = pl.Series(np.cumsum(is_coded.to_numpy()) - 1, dtype=pl.Int64)
+        return features.gather(pl.select(pl.when(is_coded).then(rows)).to_series())
+
+
+def scan(
+    open_table: Callable[[], lance.LanceDataset],
+    columns: Sequence[str],
+    decoders: Mapping[str, Decoder] | None = None,
+) -> pl.LazyFrame:
     """Return a LazyFrame over columns of a table at the version that `open_table` opens.
 
     Args:
         open_table: called once for the schema and once per collected query.
         columns: the columns of the frame, in order.
+        decoders: decoders of quantised columns; without one, codes come as they are.
     """
     schema: Schema = pl.DataFrame(open_table().schema.empty_table().select(list(columns))).schema
+    decoded = {name: one for name, one in (decoders or {}).items() if name in columns}
+    features = {name: pl.Array(pl.Float16, one.dim) for name, one in decoded.items()}
+    schema = pl.Schema({**schema, **features})
 
     def batches(
         with_columns: list[str] | None,
@@ -49,6 +87,8 @@ def scan(open_table: Callable[[], lance.LanceDataset], columns: Sequence[str]) -
             parts = _read_in_steps(open_table(), names, pushed)
         for batch in parts:
             frame = pl.DataFrame(batch)
+            coded = [decoded[name].series(frame[name]) for name in names if name in decoded]
+            frame = frame.with_columns(coded)
             yield frame if predicate is None else frame.filter(predicate)
 
     return register_io_source(batches, schema=dict(schema), is_pure=True)
@@ -93,7 +133,7 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows in order, from number `start` on among the rows that pass the filter."""
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // _row_bytes(table.schema, names)))
-    with reading(Store(table.uri), f"table {table.uri}"):
+    with reading(Store(shown_uri(table)), f"table {shown_uri(table)}"):
         scanner = table.scanner(
             columns=names, filter=pushed, offset=start, limit=limit, batch_size=rows
         )

@@ -16,7 +16,7 @@ from featurestore.read.first_reads import FirstReads, place_of
 from featurestore.read.selection import Selection
 from featurestore.storage.read_errors import reading
 from featurestore.tables.lance_flat import Float16Array
-from featurestore.tables.lance_rows import RowReader
+from featurestore.tables.lance_rows import RowReader, Rows
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -72,20 +72,38 @@ def names_of(teachers: str | Sequence[str]) -> list[str]:
     return names
 
 
-def read_bag(
-    reader: RowReader, selection: Selection, teachers: Sequence[str], first_reads: FirstReads
-) -> Bag:
-    """Return the bag of the only slide of a selection: the tiles with features of all teachers.
+#: A slide of a selection, by its place in it.
+Place = tuple[Selection, int]
+
+
+def read_slides(
+    reader: RowReader, places: Sequence[Place], teachers: Sequence[str], first_reads: FirstReads
+) -> tuple[Rows, npt.NDArray[np.int32]]:
+    """Return the tiles of some slides that have features of all teachers, slide after slide.
+
+    Args:
+        reader: reader of the features table.
+        places: the slides, each in a selection that holds its checksums.
+        teachers: names of the teachers to read.
+        first_reads: compares slides with their checksums that were not read before.
+
+    Returns:
+        The rows, and the number of each row's slide among `places` [N].
 
     Raises:
         DamageError: the stored rows differ from the catalog's, or from the written rows.
     """
-    located = selection.locate(np.arange(selection.tiles))
-    with reading(reader.store, place_of(selection, 0)):
-        rows = reader.read(located.ranges, teachers)
-    selection.check(located, rows.tile_id)
-    first_reads.compare_read(reader, selection, 0, rows.by_teacher)
+    sizes = [selection.place(slide)[2] for selection, slide in places]
+    rows = Rows.empty(sum(sizes), {name: reader.dim(name) for name in teachers})
+    stop = 0
+    for (selection, slide), size in zip(places, sizes, strict=True):
+        start, stop = stop, stop + size
+        located = selection.whole([slide])
+        with reading(reader.store, place_of(selection, slide)):
+            reader.fill(located.ranges, rows, start)
+        selection.check(located, rows.tile_id[start:stop])
+        of_slide = {name: array[start:stop] for name, array in rows.by_teacher.items()}
+        first_reads.compare_read(reader, selection, slide, of_slide)
+    number = np.repeat(np.arange(len(places), dtype=np.int32), sizes)
     complete = rows.complete_rows()
-    return Bag(
-        slide_id=selection.slide_ids[0], **vars(rows if complete is None else rows.take(complete))
-    )
+    return (rows, number) if complete is None else (rows.take(complete), number[complete])

@@ -68,6 +68,14 @@ class LakeView(Protocol):
     ) -> pl.DataFrame:
         """Return the catalog rows of slides that have a teacher's features, by slide number."""
 
+    def places_of(
+        self, teachers: Sequence[str], *, mpp: float, slide_ids: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """Return the catalog rows of slides' tiles and of some teachers, by slide number."""
+
+    def catalog_rows(self) -> int:
+        """Return the number of rows of the catalog."""
+
     def row_reader(self, *, mpp: float) -> RowReader:
         """Return the reader of ranges of rows at an mpp, which keeps files open."""
 

@@ -105,8 +105,9 @@ def _slide_sum(
     crc, count, sum_D = 0, 0, np.zeros(dim, np.float64)
     with reading(reader.store, f"{place_of(selection, slide)}: '{column}' can't be read"):
         for at in range(0, rows, step):
-            part_ND = reader.features(fragment, start + at, min(step, rows - at), column)
-            crc = features_crc32(part_ND, crc) if is_new else crc
+            stored = reader.stored(fragment, start + at, min(step, rows - at), column)
+            crc = features_crc32(stored, crc) if is_new else crc
+            part_ND = reader.decoded(column, stored)
             chosen_ND = _chosen(part_ND)
             count += len(chosen_ND)
             sum_D += np.add.reduce(chosen_ND, axis=0, dtype=np.float64)

@@ -6,25 +6,66 @@ tile from four numbers. It is read ahead in threads; a forked process would hang
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import polars as pl
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.messages import counted, listing
+from featurestore.pixels.pixel_cache import PixelCache, cache_folder
+from featurestore.pixels.tile_pixels import PixelDecoder
 from featurestore.read.lake_view import LakeView
 from featurestore.read.select_slides import select
 from featurestore.read.stream_order import Order
-from featurestore.read.stream_tiles import PART_ROWS, Buffer, Pixels, TileBatch, TileSource
+from featurestore.read.stream_tiles import (
+    PART_ROWS,
+    PIECE_TILES,
+    BatchWork,
+    Buffer,
+    Pixels,
+    TileBatch,
+    TileSource,
+)
 from featurestore.read.stream_under import below
 from featurestore.read.unforked import Unforked
 
 READERS = 4  # threads that read from a bucket, each with several requests at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPixels:
+    """The pixels that come with the tiles of a stream.
+
+    Attributes:
+        kind: "none", "jpeg" (as stored) or "uint8" (decoded).
+        decoder: what makes pixels of stored tiles.
+        cache_bytes: greatest size of the file of decoded tiles on a local disk; 0 for none.
+        cache_folder: folder of that file; see `Lake.stream`.
+    """
+
+    kind: Pixels
+    decoder: PixelDecoder
+    cache_bytes: int = 0
+    cache_folder: str | None = None
+
+    def check(self) -> None:
+        """Raise LakeError if there are settings of decoded pixels, and none are decoded."""
+        whole = PixelDecoder(tile_px=self.decoder.tile_px)
+        if self.cache_bytes < 0 or (
+            self.kind != "uint8" and (self.cache_bytes or self.decoder != whole)
+        ):
+            msg = (
+                f"pixels='{self.kind}' with input_px={self.decoder.input_px}, decode="
+                f"'{self.decoder.decode}', cache_pixels_gb={self.cache_bytes / 1e9:g} given; "
+                "these are of pixels='uint8', and a cache has 0 GB or more"
+            )
+            raise LakeError(msg)
 
 
 class Stream(IterableDataset[TileBatch], Unforked):
@@ -38,10 +79,11 @@ class Stream(IterableDataset[TileBatch], Unforked):
         teachers: every tile comes with their features.
         mpp: microns per pixel of the tiles.
         slide_ids: names of the tiles' slides; None for all.
-        pixels: "none", "jpeg" (as stored) or "uint8" (decoded).
+        pixels: which pixels come with the tiles.
         under: teachers by finer mpp: every tile comes with the features of the tiles under it.
         order: function that returns the order for a number of `tiles`.
-        threads: number of threads that read ahead; the batches do not depend on it.
+        threads: number of threads that read ahead and decode; None for as many as torch uses in
+            this process, one in a `DataLoader`'s worker. The batches do not depend on it.
 
     Attributes:
         slides: catalog rows of the slides, by number.
@@ -64,17 +106,21 @@ class Stream(IterableDataset[TileBatch], Unforked):
         *,
         mpp: float,
         slide_ids: Sequence[str] | None,
-        pixels: Pixels,
+        pixels: StreamPixels,
         under: Mapping[float, Sequence[str]],
         order: Callable[..., Order],
-        threads: int,
+        threads: int | None,
     ) -> None:
-        if pixels not in get_args(Pixels) or threads < 1:
+        if pixels.kind not in get_args(Pixels) or (threads is not None and threads < 1):
             allowed = ", ".join(get_args(Pixels))
-            msg = f"pixels='{pixels}', threads={threads} given; allowed: {allowed}; 1 or more"
+            msg = f"pixels='{pixels.kind}', threads={threads} given; allowed: {allowed}; 1 or more"
             raise LakeError(msg)
+        pixels.check()
+        self._cache: PixelCache | None = None
         Unforked.__init__(self)
-        self._lake, self._teachers, self._pixels = lake, list(teachers), pixels
+        self._lake, self._teachers, self._pixels = lake, list(teachers), pixels.kind
+        self._decoder = pixels.decoder
+        self._cache_bytes, self._cache_folder = pixels.cache_bytes, pixels.cache_folder
         self._threads = threads
         self._selection = select(lake, teachers, mpp=mpp, slide_ids=slide_ids)
         self.slides: pl.DataFrame = self._selection.slides
@@ -96,7 +142,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
             raise LakeError(msg)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_source": None, "_cache": None}
 
     def __repr__(self) -> str:
         place = f"{self._teachers} at mpp {mpp_name(self.mpp)}"
@@ -226,13 +272,23 @@ class Stream(IterableDataset[TileBatch], Unforked):
         return replace(self._order, rank=rank, world=self._order.world * count)
 
     def _batches(self, order: Order, epoch: int, first: int) -> Generator[TileBatch]:
+        cache = self._open_cache()
         source = self._source or TileSource(
-            self._lake, self._selection, self._teachers, self._pixels, self._below
+            self._lake,
+            self._selection,
+            self._teachers,
+            self._pixels,
+            self._below,
+            decoder=self._decoder,
+            cache=cache,
         )
         if not self._lake.store.is_local:
             self._source = source  # it keeps the indexes of shards, and the places of tiles
-        waiting: deque[Future[TileBatch]] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelake-stream")
+        waiting: deque[BatchWork] = deque()
+        threads = self._threads or torch.get_num_threads()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="slidelake-stream")
+        # Batches that keep all threads at work, and one that is complete.
+        ahead = 1 + max(1, -(-threads * PIECE_TILES // order.batch_tiles))
         # A thread that waits for a bucket would keep a core from decoding.
         remote = not self._lake.store.is_local
         readers = (
@@ -241,7 +297,7 @@ class Stream(IterableDataset[TileBatch], Unforked):
         try:
             for work in _jobs(source, order, epoch, first, readers, pool):
                 waiting.append(work)
-                if len(waiting) > self._threads:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -250,10 +306,19 @@ class Stream(IterableDataset[TileBatch], Unforked):
             readers.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _open_cache(self) -> PixelCache | None:
+        """Return the decoded tiles of this process; what others kept meanwhile is in them."""
+        if self._cache is not None:
+            self._cache.refresh()
+        elif self._cache_bytes:
+            folder = cache_folder(self._cache_folder)
+            self._cache = PixelCache(folder, self.slides, self._decoder, self._cache_bytes)
+        return self._cache
+
 
 def _jobs(
     source: TileSource, order: Order, epoch: int, first: int, readers: Executor, pool: Executor
-) -> Iterator[Future[TileBatch]]:
+) -> Iterator[BatchWork]:
     """Yield the batches from step `first` on, in order, while the readers read ahead.
 
     A pool runs jobs in the order of submission, and all parts of a buffer come before the batches
@@ -280,4 +345,4 @@ def _jobs(
             held[after] = held.get(after) or buffer(after)
             held[after].start(readers, order.batch_tiles)
         picked = [(held[n], max(start - n * size, 0), min(stop - n * size, size)) for n in needed]
-        yield pool.submit(source.batch, picked)
+        yield BatchWork(source, picked, pool)

@@ -6,16 +6,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 
 from featurestore.errors import DamageError
 from featurestore.ids import tile_parts
 from featurestore.notebook.shown import Shown
+from featurestore.pixels.pixel_cache import PixelCache
+from featurestore.pixels.tile_pixels import NotATileError, PixelDecoder, empty_tiles, split_range
 from featurestore.read.lake_view import LakeView
 from featurestore.read.selection import Located, Selection
 from featurestore.read.stream_under import Below, FineTiles, Under, UnderReader, gathered, joined
@@ -28,9 +29,11 @@ OPEN_SHARDS = 256
 PART_ROWS = 1024
 PART_ROWS_MIN = 32
 KEPT_TILES = 16_000_000  # 256 MB
+PIECE_TILES = 32  # that a thread decodes at a time
 
 Pixels = Literal["none", "jpeg", "uint8"]
 Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -44,7 +47,8 @@ class TileBatch(Shown):
         y: level-0 pixels of the tiles' top edges [B].
         features: raw float16 [B, D] per teacher.
         jpeg: the stored JPEGs of the tiles [B], if the stream has pixels "jpeg".
-        pixels: uint8 RGB [B, H, W, 3], if the stream has pixels "uint8".
+        pixels: uint8 RGB [B, H, W, 3], if the stream has pixels "uint8"; of the stream's
+            `input_px`, if it has one.
         under: the finer tiles under each tile, by mpp, if the stream reads them.
 
     Examples:
@@ -82,11 +86,11 @@ class Extra:
     """Pixels and finer tiles of some rows, in addition to their features.
 
     Attributes:
-        jpegs: stored JPEGs of the tiles [N], or empty.
+        jpegs: stored JPEGs of the tiles [N], None where the cache has the pixels; or empty.
         under: the finer tiles under the rows' tiles, by mpp.
     """
 
-    jpegs: list[memoryview]
+    jpegs: list[memoryview | None]
     under: dict[float, FineTiles]
 
 
@@ -159,6 +163,8 @@ class TileSource:
         teachers: names of the teachers to read.
         pixels: whether the stored tiles are read too.
         below: the same slides at finer mpps; fine tiles are read with the tiles above them.
+        decoder: what makes pixels of the stored tiles; all pixels of them if None.
+        cache: decoded tiles on a local disk, if they are kept.
 
     Attributes:
         part_rows: rows that one thread reads at a time; fewer with many fine tiles under each.
@@ -171,14 +177,18 @@ class TileSource:
         teachers: Sequence[str],
         pixels: Pixels,
         below: Sequence[Below] = (),
+        *,
+        decoder: PixelDecoder | None = None,
+        cache: PixelCache | None = None,
     ) -> None:
         self._lake, self.selection, self.pixels = lake, selection, pixels
+        self.decoder = decoder or PixelDecoder(tile_px=lake.config.tile_px)
+        self.cache = cache
         self._reader = lake.row_reader(mpp=selection.mpp)
         self._dims = {name: lake.teachers(mpp=selection.mpp)[name] for name in teachers}
         self._shard = functools.lru_cache(OPEN_SHARDS)(self._shard_reader)
         # A local file is read in place as fast.
         self._places = None if lake.store.is_local else KeptPlaces(self._reader, selection)
-        self.tile_px = lake.config.tile_px
         self._under = [UnderReader(lake, selection, finer) for finer in below]
         children = sum(finer.ratio**2 for finer in below)
         self.part_rows = max(PART_ROWS // max(children, 1), PART_ROWS_MIN)
@@ -205,7 +215,7 @@ class TileSource:
         slide = np.repeat(located.slide, located.ranges.rows)
         x, y = (place[at : at + len(rows)] for place in (into.x, into.y))
         return Extra(
-            jpegs=[] if self.pixels == "none" else self._jpegs(located, tile_id),
+            jpegs=self._jpegs(located, tile_id, rows),
             under={reader.mpp: reader.read(slide, tile_id, x, y) for reader in self._under},
         )
 
@@ -214,16 +224,25 @@ class TileSource:
         self._lake.first_reads.compare_shard(self._lake.store, self.selection, slide)
         return ShardReader.of(self._lake.store, self.selection.slides.row(slide, named=True))
 
-    def _jpegs(self, located: Located, tile_id: Int64Array) -> list[memoryview]:
+    def _jpegs(
+        self, located: Located, tile_id: Int64Array, rows: Int64Array
+    ) -> list[memoryview | None]:
+        """Return the stored JPEGs of some rows, without those of which the cache has the pixels."""
+        if self.pixels == "none":
+            return []
+        is_stored = np.ones(len(rows), bool) if self.cache is None else ~self.cache.has(rows)
         ends = np.cumsum(located.ranges.rows)
         runs = [
-            (slide, tile_id[start:end])
+            (slide, tile_id[start:end][is_stored[start:end]])
             for slide, start, end in zip(
                 located.slide.tolist(), ends - located.ranges.rows, ends, strict=True
             )
+            if is_stored[start:end].any()
         ]
-        read = side_by_side(self._lake.store, lambda run: self.jpegs(*run), runs)
-        return list(itertools.chain.from_iterable(read))
+        read = itertools.chain.from_iterable(
+            side_by_side(self._lake.store, lambda run: self.jpegs(*run), runs)
+        )
+        return [next(read) if one else None for one in is_stored.tolist()]
 
     def jpegs(self, slide: int, tile_id: Int64Array) -> list[memoryview]:
         """Return the stored JPEGs of some tiles of a slide of the selection, by their keys.
@@ -233,11 +252,13 @@ class TileSource:
         """
         return self._shard(slide).jpegs(tile_id)
 
-    def batch(self, picked: Sequence[tuple["Buffer", int, int]]) -> TileBatch:
-        """Return a batch from (buffer, start, stop) ranges of one buffer or more."""
+    def batch(self, picked: "Picked") -> TileBatch:
+        """Return a batch of some rows, without their decoded pixels."""
         parts = [buffer.take(start, stop) for buffer, start, stop in picked]
-        rows = Rows.joined([part for part, _ in parts])
-        jpegs = list(itertools.chain.from_iterable(jpegs for _, jpegs in parts))
+        rows = Rows.joined(parts)
+        jpegs = []
+        if self.pixels == "jpeg":
+            jpegs = [jpeg for buffer, start, stop in picked for jpeg in buffer.jpegs(start, stop)]
         under = [buffer.under(start, stop) for buffer, start, stop in picked]
         return TileBatch(
             mpp=self.selection.mpp,
@@ -245,29 +266,52 @@ class TileSource:
             x=rows.x,
             y=rows.y,
             features=rows.by_teacher,
-            jpeg=[bytes(jpeg) for jpeg in jpegs] if self.pixels == "jpeg" else None,
-            pixels=self.decoded(jpegs, rows.tile_id) if self.pixels == "uint8" else None,
+            jpeg=[bytes(jpeg) for jpeg in jpegs if jpeg is not None]
+            if self.pixels == "jpeg"
+            else None,
             under={mpp: joined([part[mpp] for part in under]) for mpp in under[0]},
         )
 
-    def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> npt.NDArray[np.uint8]:
+    def decode(self, picked: "Picked", into: UInt8Array) -> None:
+        """Fill the pixels [B, H, W, 3] of some rows, from the cache or from their JPEGs.
+
+        Raises:
+            DamageError: a tile is no JPEG of the lake's size; it is named.
+        """
+        at = 0
+        for buffer, start, stop in picked:
+            rows, keys = buffer.rows(start, stop).tolist(), buffer.keys(start, stop).tolist()
+            for row, key, jpeg in zip(rows, keys, buffer.jpegs(start, stop), strict=True):
+                self._decode(row, key, jpeg, into[at])
+                at += 1
+
+    def _decode(self, row: int, key: int, jpeg: memoryview | None, into: UInt8Array) -> None:
+        if jpeg is None and self.cache is not None and self.cache.read(row, key, into):
+            return
+        if jpeg is None:  # what the cache had is not whole
+            slide = int(self.selection.locate(np.array([row])).slide[0])
+            (jpeg,) = self.jpegs(slide, np.array([key]))
+        self._decode_jpeg(jpeg, key, into)
+        if self.cache is not None:
+            self.cache.write(row, key, into)
+
+    def decoded(self, jpegs: Sequence[memoryview], tile_id: Int64Array) -> UInt8Array:
         """Return the decoded pixels [B, H, W, 3] of JPEGs.
 
         Raises:
             DamageError: a tile is no JPEG of the lake's size; it is named.
         """
-        shape = (self.tile_px, self.tile_px, 3)
-        pixels = np.empty((len(jpegs), *shape), np.uint8)
+        pixels = empty_tiles(len(jpegs), self.decoder.side_px)
         for jpeg, key, into in zip(jpegs, tile_id.tolist(), pixels, strict=True):
-            try:
-                size = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into).shape
-            except ValueError as error:
-                msg = f"{self._name(key)} can't be decoded: {error}"
-                raise DamageError(msg) from error
-            if size != shape:
-                msg = f"{self._name(key)} is {size[1]} x {size[0]} px, not {shape[1]}"
-                raise DamageError(msg)
+            self._decode_jpeg(jpeg, key, into)
         return pixels
+
+    def _decode_jpeg(self, jpeg: memoryview, key: int, into: UInt8Array) -> None:
+        try:
+            self.decoder.decoded(jpeg, into)
+        except NotATileError as error:
+            msg = f"{self._name(key)} {error}"
+            raise DamageError(msg) from error
 
     def _name(self, key: int) -> str:
         slides = self.selection.slides
@@ -299,14 +343,73 @@ class Buffer:
     def _read(self, start: int) -> Extra:
         return self._source.read(self._rows[start : start + self._starts.step], self._arrays, start)
 
-    def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
-        """Return some of the rows in their mixed order, and their stored tiles, once read."""
-        jpegs = list(itertools.chain.from_iterable(part.result().jpegs for part in self._parts))
-        which = self.order[start:stop]
-        return self._arrays.take(which), [jpegs[i] for i in which] if jpegs else []
+    def take(self, start: int, stop: int) -> Rows:
+        """Return some of the rows in their mixed order, once read."""
+        for part in self._parts:
+            part.result()
+        return self._arrays.take(self.order[start:stop])
+
+    def rows(self, start: int, stop: int) -> Int64Array:
+        """Return the numbers of the same rows in the selection."""
+        return self._rows[self.order[start:stop]]
+
+    def keys(self, start: int, stop: int) -> Int64Array:
+        """Return the keys of the same rows, once read."""
+        for part in self._parts:
+            part.result()
+        return self._arrays.tile_id[self.order[start:stop]]
+
+    def jpegs(self, start: int, stop: int) -> list[memoryview | None]:
+        """Return the stored tiles of the same rows, once read; None where the cache has them."""
+        parts = [part.result().jpegs for part in self._parts]
+        number, row = np.divmod(self.order[start:stop], self._starts.step)
+        return [parts[n][r] for n, r in zip(number.tolist(), row.tolist(), strict=True)]
 
     def under(self, start: int, stop: int) -> dict[float, Under]:
         """Return the tiles under the same rows, by finer mpp, once read."""
         parts = [part.result().under for part in self._parts]
         number, row = np.divmod(self.order[start:stop], self._starts.step)
         return {mpp: gathered([part[mpp] for part in parts], number, row) for mpp in parts[0]}
+
+
+#: Rows of one buffer or more: (buffer, start, stop), in the buffer's mixed order.
+Picked = Sequence[tuple[Buffer, int, int]]
+
+
+class BatchWork:
+    """A batch that the threads of a pool put together: its rows, and its pixels piece by piece.
+
+    Pieces let all threads share the first batch of an epoch and the last, and keep few batches in
+    memory for many threads.
+
+    Args:
+        source: reader of the rows.
+        picked: rows of the batch.
+        pool: threads that do it, in the order of submission.
+    """
+
+    def __init__(self, source: TileSource, picked: Picked, pool: Executor) -> None:
+        self._batch = pool.submit(source.batch, picked)
+        self._pixels: UInt8Array | None = None
+        self._pieces: list[Future[None]] = []
+        if source.pixels != "uint8":
+            return
+        tiles = sum(stop - start for _, start, stop in picked)
+        self._pixels = empty_tiles(tiles, source.decoder.side_px)
+        at = 0
+        for buffer, start, stop in picked:
+            for first, last in split_range(start, stop, PIECE_TILES):
+                into = self._pixels[at : at + last - first]
+                self._pieces.append(pool.submit(source.decode, [(buffer, first, last)], into))
+                at += last - first
+
+    def result(self) -> TileBatch:
+        """Return the batch, once it is whole.
+
+        Raises:
+            DamageError: a table or a shard is not as it was written; slide and tile are named.
+        """
+        batch = self._batch.result()
+        for piece in self._pieces:
+            piece.result()
+        return batch if self._pixels is None else replace(batch, pixels=self._pixels)

@@ -115,7 +115,7 @@ class Bags(Dataset[TorchBag], Unforked):
     def __getitem__(self, index: int) -> TorchBag:
         self.check_process()
         slides = self._slides[index]
-        located = self._selection.locate(self._selection.rows_of(slides))
+        located = self._selection.whole(slides)
         reader = self._lake.row_reader(mpp=self._selection.mpp)
         with reading(reader.store, " and ".join(place_of(self._selection, s) for s in slides)):
             rows = reader.read(located.ranges, self._teachers)

@@ -170,7 +170,7 @@ def check_newest(store: Store, rel: str, version: int, roots: Roots | None) -> N
     newest = newest_known(store, rel, roots)
     if version < newest:
         msg = (
-            f"version {newest} of {store.url(rel)} was committed, but the table opens at "
+            f"version {newest} of {store.shown(rel)} was committed, but the table opens at "
             f"{version}: its newest manifest is lost; `slidelake verify` shows which versions are "
             f"whole, `--at VERSION` reads one, `slidelake restore` goes back to it"
         )
@@ -259,7 +259,7 @@ def check_not_lost(store: Store, rel: str, version: int, roots: Roots | None) ->
     """Raise DamageError if a version is only a stand-in for a lost version."""
     if roots is not None and version in roots.lost.get(rel, []):
         msg = (
-            f"version {version} of {store.url(rel)} was lost: `slidelake restore` goes back to a "
+            f"version {version} of {store.shown(rel)} was lost: `slidelake restore` goes back to a "
             "whole version, which `slidelake verify` names"
         )
         raise DamageError(msg)

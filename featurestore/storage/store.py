@@ -107,6 +107,10 @@ class Store:
             return self.path(rel)
         return f"{self._protocol}://{quote(self.path(rel))}"
 
+    def shown(self, rel: str) -> str:
+        """Return the full URI of the file for messages, as users write it: nothing is encoded."""
+        return self.path(rel) if self.is_local else f"{self._protocol}://{self.path(rel)}"
+
     @property
     @with_clear_errors
     def lance_options(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from featurestore.tables.column_parts import (
 from featurestore.tables.column_rows import ColumnRows
 from featurestore.tables.lance_columns import FragmentKeys
 from featurestore.tables.lance_counts import count_tiles
-from featurestore.tables.lance_rows import Ranges
+from featurestore.tables.lance_rows import Ranges, Rows
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import (
     CATALOG,
@@ -39,6 +39,7 @@ __all__ = [
     "PartName",
     "PartWriter",
     "Ranges",
+    "Rows",
     "column_key",
     "count_tiles",
     "features_table",

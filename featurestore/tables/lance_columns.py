@@ -65,9 +65,11 @@ class FragmentKeys:
             columns = ["slide", "tile_id"]
             table = self._rows.scanner(columns=columns, filter=row_filter).to_table()
             numbers = table["slide"].to_numpy().astype(np.int64)
-            self._by_where[where] = numbers, table["tile_id"].to_numpy()
+            by_slide = np.argsort(numbers, kind="stable")  # a fragment may hold 100,000 slides
+            self._by_where[where] = numbers[by_slide], table["tile_id"].to_numpy()[by_slide]
         numbers, keys = self._by_where[where]
-        chosen: Int64Array = keys[numbers == slide]
+        first, stop = np.searchsorted(numbers, [slide, slide + 1])
+        chosen: Int64Array = keys[first:stop]
         return chosen
 
 
@@ -98,8 +100,8 @@ class ColumnWriter(ColumnRows):
             storage_options=store.lance_options,
         )
 
-    def append(self, slide: int, stored: npt.NDArray[np.float16]) -> None:
-        """Append features [N, D] of the next tiles as they are stored."""
+    def append(self, slide: int, stored: npt.NDArray[np.float16 | np.uint8]) -> None:
+        """Append features [N, D] of the next tiles as they are stored, or codes of them."""
         self._crc[slide] = features_crc32(stored, self._crc.get(slide, 0))
         column = pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=self.field.type)
         self._put(column)

@@ -10,7 +10,7 @@ from lance.file import LanceFileReader, LanceFileWriter
 
 from featurestore.errors import DamageError
 from featurestore.storage.store import Store
-from featurestore.tables.lance_tables import STORAGE_VERSION, commit, open_table
+from featurestore.tables.lance_tables import STORAGE_VERSION, commit, open_table, shown_uri
 from featurestore.tables.schema import TILE_COLUMNS
 
 
@@ -110,6 +110,6 @@ def replacement(store: Store, table: lance.LanceDataset, fragment: int, path: st
     except (OSError, ValueError) as error:
         if explanation := store.explained(error):
             raise explanation from error
-        msg = f"{table.uri}: {path} of fragment {fragment} can't be read: {error}"
+        msg = f"{shown_uri(table)}: {path} of fragment {fragment} can't be read: {error}"
         raise DamageError(msg) from error
     return LanceOperation.DataReplacementGroup(fragment, file)

@@ -1,4 +1,4 @@
-"""The places of a teacher's rows in a Lance file as plain float16, to be read in place.
+"""The places of a teacher's rows in a Lance file as plain numbers, to be read in place.
 
 Lance copies an embedding several times on its way to an array. A page that describes itself as
 nothing but the values of whole rows, neither compressed nor null, is read straight into the array
@@ -17,14 +17,16 @@ import numpy.typing as npt
 from featurestore.errors import DamageError
 
 Float16Array = npt.NDArray[np.float16]
+StoredArray = npt.NDArray[np.float16 | np.uint8]
 
-# What Lance 2.1 and later say of a page of `{rows}` fixed-size lists of `{dim}` float16 values.
+# What Lance 2.1 and later say of a page of `rows` lists of `dim` values, of 16 bits or of 8.
 PLAIN_PAGE = (
     "PageLayout { layout: Some( FullZipLayout( FullZipLayout { bits_rep: 0, bits_def: 0, "
     "num_items: %(rows)d, num_visible_items: %(rows)d, value_compression: Some( "
     "CompressiveEncoding { compression: Some( FixedSizeList( FixedSizeList { "
     "items_per_value: %(dim)d, has_validity: false, values: Some( CompressiveEncoding { "
-    "compression: Some( Flat( Flat { bits_per_value: 16, data: None, }, ), ), }, ), }, ), ), }, ), "
+    "compression: Some( Flat( Flat { bits_per_value: %(value_bits)d, data: None, }, ), ), }, ), }, "
+    "), ), }, ), "
     "layers: [ RepdefAllValidItem, ], details: Some( BitsPerValue( %(bits)d, ), ), }, ), ), }"
 )
 
@@ -45,7 +47,7 @@ class FlatColumn:
     ends: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
 
-    def read(self, ranges: Sequence[tuple[int, int, int]], into: Float16Array) -> bool:
+    def read(self, ranges: Sequence[tuple[int, int, int]], into: StoredArray) -> bool:
         """Read ranges, each (first row, rows, row in the array); False if a page is not plain.
 
         Raises:
@@ -83,7 +85,9 @@ class FlatColumn:
         return segments
 
 
-def flat_column(path: str, pages: Sequence[Any], dim: int) -> FlatColumn | None:
+def flat_column(
+    path: str, pages: Sequence[Any], dim: int, value_bytes: int = 2
+) -> FlatColumn | None:
     """Return the places of a column's rows, from its pages' descriptions.
 
     It is None if rows can't be counted.
@@ -91,7 +95,8 @@ def flat_column(path: str, pages: Sequence[Any], dim: int) -> FlatColumn | None:
     Args:
         path: a local Lance file.
         pages: the column's, from the file's metadata.
-        dim: float16 values in a row.
+        dim: values in a row.
+        value_bytes: bytes of a value: 2 of float16, 1 of codes.
     """
     rows, positions = [], []
     for page in pages:
@@ -100,13 +105,14 @@ def flat_column(path: str, pages: Sequence[Any], dim: int) -> FlatColumn | None:
         if count is None:
             return None
         rows.append(int(count[1]))
-        plain = text == PLAIN_PAGE % {"rows": rows[-1], "dim": dim, "bits": 16 * dim}
+        bits = {"bits": 8 * value_bytes * dim, "value_bits": 8 * value_bytes}
+        plain = text == PLAIN_PAGE % {"rows": rows[-1], "dim": dim, **bits}
         sizes = [buffer.size for buffer in page.buffers]
-        fits = plain and sizes == [rows[-1] * 2 * dim]
+        fits = plain and sizes == [rows[-1] * value_bytes * dim]
         positions.append(page.buffers[0].position if fits else -1)
     return FlatColumn(
         path=path,
-        row_bytes=2 * dim,
+        row_bytes=value_bytes * dim,
         ends=np.cumsum(rows, dtype=np.int64),
         positions=np.array(positions, np.int64),
     )

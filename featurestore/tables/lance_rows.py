@@ -17,13 +17,23 @@ import numpy.typing as npt
 import pyarrow as pa
 from lance.file import LanceFileReader, LanceFileSession
 
+from featurestore.codecs.codec import Codec
+from featurestore.codecs.codec_files import read_codec
 from featurestore.errors import DamageError
 from featurestore.storage.read_errors import reading
 from featurestore.storage.side_by_side import side_by_side
 from featurestore.storage.store import Store
 from featurestore.tables.checksums import features_crc32, values_crc32
-from featurestore.tables.lance_flat import FlatColumn, Float16Array, flat_column
-from featurestore.tables.schema import ANNOTATION, SCORE, TILE_COLUMNS, kind_of
+from featurestore.tables.lance_flat import FlatColumn, Float16Array, StoredArray, flat_column
+from featurestore.tables.schema import (
+    ANNOTATION,
+    SCORE,
+    TILE_COLUMNS,
+    dim_of,
+    is_quantised,
+    is_teacher,
+    kind_of,
+)
 
 OPEN_FILES = 256
 KEPT_LAYOUTS = 16384
@@ -157,8 +167,20 @@ class RowReader:
     def __init__(self, store: Store, rel: str, table: lance.LanceDataset) -> None:
         self.store, self._rel, self._table = store, rel, table
         self._fields = {field.name(): field.id() for field in table.lance_schema.fields()}
+        # Lance makes a schema anew each time.
+        self._dims = {f.name: dim_of(f) for f in table.schema if is_teacher(f)}
         self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_reader)
         self._layout = functools.lru_cache(maxsize=KEPT_LAYOUTS)(self._flat_column)
+        self.codec = functools.cache(self._codec_of)
+
+    def _codec_of(self, teacher: str) -> Codec | None:
+        """Return the codec of a teacher's column; None if it holds features as they are.
+
+        Raises:
+            DamageError: the codec's file is gone or damaged.
+        """
+        field = self._table.schema.field(teacher)
+        return read_codec(self.store, field) if is_quantised(field) else None
 
     def read(self, ranges: Ranges, teachers: Sequence[str]) -> Rows:
         """Return the rows of all ranges, range after range.
@@ -166,7 +188,7 @@ class RowReader:
         Raises:
             DamageError: a data file is gone or short, or a row has no features.
         """
-        rows = Rows.empty(int(ranges.rows.sum()), {name: self._dim(name) for name in teachers})
+        rows = Rows.empty(int(ranges.rows.sum()), {name: self.dim(name) for name in teachers})
         self.fill(ranges, rows, 0)
         return rows
 
@@ -211,13 +233,27 @@ class RowReader:
 
     def features(self, fragment: int, start: int, rows: int, teacher: str) -> Float16Array:
         """Return a teacher's features [N, D] of some rows of a fragment; errors are Lance's own."""
-        array = np.empty((rows, self._dim(teacher)), np.float16)
+        return self.decoded(teacher, self.stored(fragment, start, rows, teacher))
+
+    def stored(self, fragment: int, start: int, rows: int, teacher: str) -> StoredArray:
+        """Return the same rows as they are stored, of which checksums are: features, or codes."""
+        array = self._empty_stored(rows, teacher)
         part = _Part(np.array([start]), np.array([rows]), np.array([0]))
-        self._fill_teacher(fragment, teacher, part, array)
+        self._fill_stored(fragment, teacher, part, array)
         return array
 
-    def _dim(self, teacher: str) -> int:
-        return int(self._table.schema.field(teacher).type.list_size)
+    def dim(self, teacher: str) -> int:
+        """Return the number of values in a teacher's features of a tile."""
+        return self._dims[teacher]
+
+    def decoded(self, teacher: str, stored: StoredArray) -> Float16Array:
+        """Return rows of a teacher's column as features [N, D]."""
+        codec = self.codec(teacher)
+        return stored if codec is None else codec.decode(stored)  # type: ignore[return-value, arg-type]
+
+    def _empty_stored(self, rows: int, teacher: str) -> StoredArray:
+        kind = self._table.schema.field(teacher).type
+        return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
 
     def _fill_place(self, fragment: int, part: "_Part", into: Rows) -> None:
         table = self._open(fragment, PLACE).take(part.source)
@@ -228,6 +264,15 @@ class RowReader:
     def _fill_teacher(
         self, fragment: int, teacher: str, part: "_Part", array: Float16Array
     ) -> None:
+        codec = self.codec(teacher)
+        if codec is None:
+            self._fill_stored(fragment, teacher, part, array)
+            return
+        codes = self._empty_stored(len(part.target), teacher)
+        self._fill_stored(fragment, teacher, part.alone(), codes)
+        array[part.target] = codec.decode(codes)  # type: ignore[arg-type]
+
+    def _fill_stored(self, fragment: int, teacher: str, part: "_Part", array: StoredArray) -> None:
         flat = self._layout(fragment, teacher)
         if flat is None or not flat.read(part.ranges, array):
             table = self._open(fragment, (teacher,)).take(part.source)
@@ -278,16 +323,23 @@ class RowReader:
             return None
         file = self._data_file(fragment, teacher)
         pages = self._open(fragment, (teacher,)).pages(file.index)
-        return flat_column(self.store.path(file.path), pages, self._dim(teacher))
+        kind = self._table.schema.field(teacher).type
+        value_bytes = kind.value_type.bit_width // 8
+        return flat_column(self.store.path(file.path), pages, kind.list_size, value_bytes)
 
 
 class _Part:
     """The ranges of one fragment, by their first row, and the target rows in the arrays."""
 
     def __init__(self, start: Int64Array, rows: Int64Array, begin: Int64Array) -> None:
+        self._start, self._rows = start, rows
         self.ranges = list(zip(start.tolist(), rows.tolist(), begin.tolist(), strict=True))
         self.source = _row_numbers(start, rows)
         self.target = _row_numbers(begin, rows)
+
+    def alone(self) -> "_Part":
+        """Return the same ranges for arrays that hold nothing else."""
+        return _Part(self._start, self._rows, np.cumsum(self._rows) - self._rows)
 
 
 def _row_numbers(start: Int64Array, rows: Int64Array) -> Int64Array:
@@ -297,6 +349,8 @@ def _row_numbers(start: Int64Array, rows: Int64Array) -> Int64Array:
 
 def matrix(column: Any) -> Float16Array:  # noqa: ANN401 - an Arrow array, untyped
     """Return a fixed-size-list column as an array [N, D], without a copy if it is one chunk.
+
+    Codes of a quantised column come as they are stored.
 
     Raises:
         DamageError: a row is null.

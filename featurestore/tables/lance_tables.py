@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 from typing import TypeVar
+from urllib.parse import unquote
 
 import lance
 import pyarrow as pa
@@ -96,9 +97,9 @@ def _opened(
             raise explanation from error
         first = reason_of(error)
         if version is not None and store.exists(rel):
-            msg = f"{store.url(rel)} has no version {version}: {first}"
+            msg = f"{store.shown(rel)} has no version {version}: {first}"
             raise LakeError(msg) from error
-        msg = f"table {store.url(rel)} can't be opened: {first}"
+        msg = f"table {store.shown(rel)} can't be opened: {first}"
         raise DamageError(msg) from error
 
 
@@ -192,6 +193,12 @@ def commit_transaction(store: Store, rel: str, transaction: Transaction) -> lanc
     return new
 
 
+def shown_uri(table: lance.LanceDataset) -> str:
+    """Return the URI of a table for messages, as users write it: Lance has URLs percent-encoded."""
+    uri = str(table.uri)
+    return unquote(uri) if "://" in uri else uri
+
+
 def table_versions(table: lance.LanceDataset) -> list[int]:
     """Return the versions of a table that are there, oldest first, by one listing.
 
@@ -200,7 +207,7 @@ def table_versions(table: lance.LanceDataset) -> list[int]:
     Raises:
         BucketError: the bucket can't be read.
     """
-    with bucket_errors_explained(str(table.uri)):
+    with bucket_errors_explained(shown_uri(table)):
         return sorted(int(entry["version"]) for entry in repeated_listing(table.version_refs))
 
 
@@ -210,7 +217,7 @@ def version_times(table: lance.LanceDataset) -> dict[int, datetime]:
     Raises:
         BucketError: the bucket can't be read.
     """
-    with bucket_errors_explained(str(table.uri)):
+    with bucket_errors_explained(shown_uri(table)):
         return {
             int(entry["version"]): entry["timestamp"] for entry in repeated_listing(table.versions)
         }
@@ -226,7 +233,7 @@ def properties_of(table: lance.LanceDataset, version: int) -> dict[str, str]:
 
 def _read_properties(table: lance.LanceDataset, version: int) -> dict[str, str]:
     try:
-        with bucket_errors_explained(str(table.uri)):
+        with bucket_errors_explained(shown_uri(table)):
             transaction = table.read_transaction(version)
     except TypeError:
         # pylance 14 can't show a compaction that rewrote an index; it is Lance's own, without any.

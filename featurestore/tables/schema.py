@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
+from featurestore.licences import Licence, licence_metadata
 
 SLIDES = "slides.lance"
 CATALOG = "catalog.lance"
@@ -106,10 +107,15 @@ TILE_COLUMNS = tuple(field.name for field in TILE_FIELDS)
 TEACHER_NAME = re.compile(
     r"(?=.{1,100}$)[A-Za-z0-9][A-Za-z0-9_@-]*(:[A-Za-z0-9_:@-]+(\+mean(@[A-Za-z0-9@]+)?)?)?"
 )
+#: A quantised column: its source's name and the codec's.
+QUANTISED_NAME = re.compile(rf"(?=.{{1,100}}$){TEACHER_NAME.pattern}~[a-z0-9]+")
 IDENTITY_KEY = b"slidelake:identity"
+CODEC_KEY = b"slidelake:codec"
 
 #: What a column of a features table is; its field metadata name it under `KIND_KEY`.
 TILE, TEACHER, SCORE, ANNOTATION, OTHER = "tile", "teacher", "score", "annotation", "other"
+#: What the metadata of a teacher's column of codes say; readers from before codecs leave it alone.
+QUANTISED = "quantised"
 KIND_KEY = b"slidelake:kind"
 
 
@@ -142,13 +148,16 @@ def tiles_table(mpp: float, tile_px: int, columns: Mapping[str, Any]) -> pa.Tabl
     return pa.table(arrays, schema=schema)
 
 
-def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
+def teacher_field(
+    name: str, dim: int, identity: Mapping[str, Any], licence: Licence | None = None
+) -> pa.Field:
     """Return the column of a teacher: a nullable fixed-size list of float16.
 
     Args:
         name: the teacher's name; it is the column's name.
         dim: length of an embedding.
         identity: weights hash, pooling, preprocessing, precision: all that decides the numbers.
+        licence: licence of the encoder; None if nothing is known of it.
 
     Raises:
         LakeError: the name has other characters than letters, digits and `_ : @ -` (`+` joins
@@ -162,8 +171,59 @@ def teacher_field(name: str, dim: int, identity: Mapping[str, Any]) -> pa.Field:
         raise LakeError(msg)
     element = pa.field("item", pa.float16(), nullable=True)
     text = json.dumps(identity, sort_keys=True)
-    metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER}
+    metadata = {IDENTITY_KEY: text, KIND_KEY: TEACHER, **licence_metadata(licence)}
     return pa.field(name, pa.list_(element, dim), nullable=True, metadata=metadata)
+
+
+def quantised_field(
+    name: str, codes: int, identity: Mapping[str, Any], record: Mapping[str, Any]
+) -> pa.Field:
+    """Return the column of a teacher's features as codes: a nullable fixed-size list of uint8.
+
+    Args:
+        name: the source's name, `~` and the codec's.
+        codes: number of codes of a tile.
+        identity: identity of the source, with the codec's.
+        record: codec, `dim` and `tokens` of the features, path and checksum of the codec's file.
+
+    Raises:
+        LakeError: a quantised column can't have this name.
+    """
+    check_column_name(name, quantised=True)
+    metadata = {
+        IDENTITY_KEY: json.dumps(identity, sort_keys=True),
+        KIND_KEY: QUANTISED,
+        CODEC_KEY: json.dumps(record, sort_keys=True),
+        # Rows of few bytes are packed otherwise, and could not be read in place.
+        b"lance-encoding:structural-encoding": "fullzip",
+    }
+    element = pa.field("item", pa.uint8(), nullable=True)
+    return pa.field(name, pa.list_(element, codes), nullable=True, metadata=metadata)
+
+
+def check_column_name(name: str, *, quantised: bool) -> None:
+    """Raise LakeError if a teacher's column, or a quantised one, can't have a name."""
+    if quantised and not QUANTISED_NAME.fullmatch(name):
+        msg = f"'{name}' can't name a quantised column: it is NAME~CODEC, as in uni2_h~int8"
+        raise LakeError(msg)
+    if not quantised:
+        teacher_field(name, 1, {})
+
+
+def is_quantised(field: pa.Field) -> bool:
+    """Whether a column holds codes of a teacher's features."""
+    kind = (field.metadata or {}).get(KIND_KEY, b"").decode(errors="replace")
+    holds_codes = pa.types.is_fixed_size_list(field.type) and pa.types.is_uint8(
+        field.type.value_type
+    )
+    return kind == QUANTISED and holds_codes and CODEC_KEY in field.metadata
+
+
+def dim_of(field: pa.Field) -> int:
+    """Return the number of values of a tile in a teacher's column, as they are read."""
+    if is_quantised(field):
+        return int(json.loads(field.metadata[CODEC_KEY])["dim"])
+    return int(field.type.list_size)
 
 
 def kind_of(field: pa.Field) -> str:
@@ -181,6 +241,8 @@ def kind_of(field: pa.Field) -> str:
     kind = named.decode(errors="replace")
     if kind in (SCORE, ANNOTATION):
         return kind
+    if is_quantised(field):
+        return TEACHER
     holds_embeddings = pa.types.is_fixed_size_list(field.type) and pa.types.is_float16(
         field.type.value_type
     )

@@ -4,6 +4,7 @@ Letters in names: B tiles in a batch, C channels, H W pixels, N tokens, D embedd
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,8 +65,10 @@ class RunningBatch:
 class Encoder:
     """A network that is ready to run.
 
-    Every part of a batch has as many tiles as any other, so that the numbers of a tile depend
-    neither on the size of its batch nor on the number of threads.
+    Every part of a batch gives a tile the bits that a part of `part_tiles` tiles gives it, so that
+    the numbers of a tile depend neither on the size of its batch nor on the number of threads. A
+    shorter part is filled up with copies of its last tile, though only to the next number of tiles
+    at which this network was seen, on this machine, to compute the same bits (`_exact_sizes`).
 
     Args:
         card: card of the network, which states how it is run.
@@ -90,6 +93,8 @@ class Encoder:
     ) -> None:
         self.card, self.device, self.precision, self._onnx = card, device, precision, onnx
         self._pool = pool or one_thread_each(threads)
+        self._sizes: dict[tuple[str, ...], list[int]] = {}
+        self._sizes_lock = threading.Lock()
         self._model = model.eval().requires_grad_(requires_grad=False).to(device)
         self._model.to(memory_format=torch.channels_last)
         prefix_tokens = getattr(model, "num_prefix_tokens", 0)
@@ -133,8 +138,9 @@ class Encoder:
         """
         at, count = time.perf_counter(), len(tiles)
         if count < self.part_tiles:
+            size = next(size for size in self._exact_sizes(outputs) if size >= count)
             tiles, tile_id = (
-                np.concatenate([some, np.repeat(some[-1:], self.part_tiles - count, axis=0)])
+                np.concatenate([some, np.repeat(some[-1:], size - count, axis=0)])
                 for some in (tiles, tile_id)
             )
         side = self.card.resize_px or self.card.input_px
@@ -150,6 +156,32 @@ class Encoder:
         if self.device != "cpu":
             return 64
         return max(1, CACHED_PIXELS // self.card.input_px**2)
+
+    def _exact_sizes(self, outputs: Sequence[Output]) -> list[int]:
+        """Return the sizes of parts that give the bits of a full one, the full one's included.
+
+        Kernels are chosen by shapes, and may add in another order at another size. So each power
+        of two below `part_tiles` is tried once, on random pixels, which takes as long as two parts.
+        """
+        columns = tuple(output.column for output in outputs)
+        with self._sizes_lock:
+            if columns not in self._sizes:
+                self._sizes[columns] = self._tried_sizes(outputs)
+            return self._sizes[columns]
+
+    def _tried_sizes(self, outputs: Sequence[Output]) -> list[int]:
+        full, side = self.part_tiles, self.card.input_px
+        pixels = np.random.default_rng(0).integers(0, 256, (full, side, side, 3), np.uint8)
+        x_BCHW = preprocess(pixels, self.card.mean, self.card.std)
+        tile_id = np.arange(full)
+        expected = self._fitting(x_BCHW, tile_id, outputs)
+        exact = []
+        for size in (1 << power for power in range((full - 1).bit_length())):
+            some = x_BCHW[:size].contiguous(memory_format=torch.channels_last)
+            features = self._fitting(some, tile_id[:size], outputs)
+            if all(np.array_equal(values, expected[n][:size]) for n, values in features.items()):
+                exact.append(size)
+        return [*exact, full]
 
     def _fitting(
         self, x_BCHW: Tensor, tile_id: Int64Array, outputs: Sequence[Output]

@@ -104,7 +104,11 @@ def plan(
                     precision or kept.get("precision") or usual,
                     engine or (kept.get("engine", "torch") if kept else faster),
                 )
-                new_fields.append(teacher_field(name, output.dim, identity | choice.identity()))
+                new_fields.append(
+                    teacher_field(
+                        name, output.dim, identity | choice.identity(), teacher.card.terms
+                    )
+                )
         fields = {field.name: field for field in lake.committer.add_teachers(mpp, new_fields)}
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)

@@ -26,7 +26,7 @@ from ingest.teachers.weights.weights_files import fetch_weights, find_weights, h
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from featurestore import Lake, Store
+    from featurestore import Lake, Licence, Store
     from ingest.teachers.encoder import Encoder
 
 # A student of features has this file in place of a card.
@@ -192,18 +192,38 @@ def load_encoder(
     )
 
 
-def licence_of(store: "Store", teacher: str) -> str:
-    """Return the licence of a column's teacher; imports and users' own encoders state none.
+def licence_of(store: "Store", teacher: str) -> "Licence":
+    """Return the licence of a teacher or student by its name; of an unknown one it is not stated.
 
-    A student of features has the licences of its teachers.
+    A student has the licences of its teachers, and forbids what any of them forbids.
     """
+    from featurestore import Licence
+
     if sees_features(store, teacher):
         record = json.loads(student_file(store, teacher, FEATURE_CARD))
-        return "; ".join(f"{name}: {text}" for name, text in record["licences"].items())
+        text = "; ".join(f"{name}: {text}" for name, text in record["licences"].items())
+        return Licence(text=text, forbids=tuple(record.get("forbids", ())))
     try:
-        return find_card(store, teacher).licence
+        return find_card(store, teacher).terms
     except TeacherError:
-        return "not stated"
+        return Licence()
+
+
+def column_licences(lake: "Lake", teachers: Sequence[str]) -> dict[str, "Licence"]:
+    """Return the licence of each column: the one kept with it, or else that of its name's card.
+
+    Columns that were imported, or extracted by an earlier version, keep none.
+    """
+    licences = {}
+    for teacher in teachers:
+        kept = [
+            lake.licence(teacher, mpp=mpp)
+            for mpp in lake.config.mpps
+            if teacher in lake.teachers(mpp=mpp)
+        ]
+        recorded = next((licence for licence in kept if licence is not None), None)
+        licences[teacher] = recorded or licence_of(lake.store, teacher)
+    return licences
 
 
 @contextlib.contextmanager
@@ -265,6 +285,7 @@ def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
         "mpp": card.mpps[0] if card.mpps else None,
         "precision": card.precision,
         "licence": card.licence,
+        "forbids": list(card.forbids),
         "gated": card.gated,
         "source": card.hub or card.source,
         "available": here,
@@ -283,7 +304,8 @@ def _feature_student_row(store: "Store", name: str) -> dict[str, Any]:
         "input_px": None,
         "mpp": min(record["mpps"]),
         "precision": None,
-        "licence": licence_of(store, name),
+        "licence": licence_of(store, name).text,
+        "forbids": list(licence_of(store, name).forbids),
         "gated": False,
         "source": f"features of {', '.join(record['teachers'])}",
         "available": True,

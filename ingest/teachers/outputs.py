@@ -62,16 +62,23 @@ class Output:
 
 
 def card_name(teacher: str) -> str:
-    """Return the name of the card that a teacher's name begins with.
+    """Return the name of the card that a teacher's name begins with; a codec (`~int8`) is left out.
 
     Raises:
         TeacherError: the text is no teacher's name.
     """
-    return _parsed(teacher)["card"] or ""
+    return _parsed(teacher.partition("~")[0])["card"] or ""
 
 
 def _parsed(teacher: str) -> dict[str, str | None]:
     match = NAME.fullmatch(teacher)
+    source, _, codec = teacher.partition("~")
+    if codec:
+        msg = (
+            f"'{teacher}' is a quantised column, which no teacher makes: "
+            f"slidelake quantise LAKE --features {source} --codec {codec}"
+        )
+        raise TeacherError(msg)
     if match is None:
         msg = f"'{teacher}' names no teacher: give NAME, NAME:POOLING, NAME:POOLING@L12 or @S1"
         raise TeacherError(msg)

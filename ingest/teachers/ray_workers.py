@@ -8,11 +8,11 @@ that one that waits for a node keeps no unit from the others.
 import contextlib
 import pickle
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import ClusterError, Placement, node_shapes, room
+from cluster import ClusterError, NodeShape, Placement, node_shapes, room
 from ingest.teachers.work.unit_queue import UnitQueue
 from ingest.teachers.work.units import Join, Outcome, Unit, outcome_of
 
@@ -20,6 +20,24 @@ from ingest.teachers.work.units import Join, Outcome, Unit, outcome_of
 LOOK_S, WAITING_S = 15.0, 60.0
 #: Workers that may die one after the other before any of them was up.
 STARTS = 5
+
+
+def waiting_line(placement: Placement, shapes: Sequence[NodeShape]) -> str:
+    """Return the line that says why no worker has started.
+
+    Args:
+        placement: the workers.
+        shapes: the nodes that are up.
+
+    >>> two = Placement(device="cpu", workers=2, cpus_per_worker=8.0, gpus_per_worker=0.0)
+    >>> waiting_line(two, [NodeShape(cpus=16, gpus=0, count=1)])
+    'no worker has started in 60 s: other jobs hold the nodes'
+    """
+    line = f"no worker has started in {WAITING_S:.0f} s"
+    if room(shapes, placement.cpus_per_worker, placement.gpus_per_worker):
+        return f"{line}: other jobs hold the nodes"
+    nodes = ", ".join(map(str, shapes)) or "none with CPUs"
+    return f"{line}: no node that is up holds one of {placement} (nodes up: {nodes})"
 
 
 class UnitWorker:
@@ -210,7 +228,7 @@ class WorkerPool:
             self._since = now
         elif now - self._since > WAITING_S:
             self._since = now
-            self._note(f"no worker has started in {WAITING_S:.0f} s: other jobs hold the nodes")
+            self._note(waiting_line(self._placement, node_shapes(to_come=False)))
         if self._grows and tasks.tiles_left:
             size = self._placement
             places = room(node_shapes(), size.cpus_per_worker, size.gpus_per_worker)

@@ -35,6 +35,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Places:
     return Places(
         {
             "bags": lambda: command_worlds.bags_lake(folder),
+            "labels": lambda: command_worlds.labels(folder),
             "tiles": lambda: command_worlds.tile_table(folder),
             "fragments": lambda: command_worlds.two_fragments(folder),
             "painted": painted,
@@ -138,10 +139,34 @@ IMPORT_CLAM = command_line(
 IMPORT_STAMP = command_line(
     "import {tmp}/stamp-lake {tmp}/stamp --format stamp --level0-mpp 0.25 --quiet --json"
 )
+EXPORT_PERMITTED = command_line(
+    "export {fragments} {tmp}/permitted --format trident --mpp 0.5 --i-have-permission letter "
+    "--json"
+)
+EXPORT_NAMELESS = command_line(
+    "export {fragments} {tmp}/nameless --format trident --mpp 0.5 --deidentify {tmp}/key.csv --json"
+)
 EXPORT = command_line(
     "export {fragments} {tmp}/out --format geojson --tiles --teacher t --mpp 0.5 --at 6 --quiet "
     "--json"
 )
+
+
+def test_export_records_the_permission(run: Run, tmp_path: Path) -> None:
+    run(EXPORT_PERMITTED)
+    kept = json.loads((tmp_path / "permitted/licences.json").read_text())
+    assert kept["permission"] == "letter"
+    assert kept["licences"]["t"] == {"text": "not stated", "forbids": []}
+
+
+def test_export_gives_slides_the_names_of_the_key(run: Run, tmp_path: Path) -> None:
+    run(EXPORT_NAMELESS)
+    names = pl.read_csv(tmp_path / "key.csv").filter(pl.col("kind") == "slide")["name"]
+    files = {
+        path.name.split("_")[0].split(".")[0] for path in (tmp_path / "nameless").rglob("*.h5")
+    }
+    assert files
+    assert files <= set(names)
 
 
 def test_import_takes_what_clams_files_do_not_say(run: Run, tmp_path: Path) -> None:
@@ -191,10 +216,18 @@ SEARCH = command_line(
 SEARCH_INDEX = command_line(
     "search {lake} --like c:0,0 --features t --build-index --recall-tiles 3 --json"
 )
+SEARCH_LABELS = command_line(
+    "search {bags} --labels {labels} --target kind --features good --features noise "
+    "--out {tmp}/measured.html --json"
+)
 ARMS = ("good / abmil", "noise / abmil")
 ATTENTION = command_line(
     "attention {painted} mil-binary s00a --arm 'noise / abmil' --out {tmp}/maps --json"
 )
+ATTENTION_ALL = command_line(
+    "attention {painted} mil-binary --all --arm 'good / abmil' --out {tmp}/every --quiet --json"
+)
+ATTENTION_BOTH = command_line("attention {painted} mil-binary s00a --all")
 RUNS = command_line("runs {painted} --out {tmp}/runs.parquet --json")
 REPORT = command_line("report {bags} --at 8 --json")
 
@@ -242,10 +275,29 @@ def test_search_builds_an_index_and_measures_it(run: Run, monkeypatch: pytest.Mo
     assert len(near["results"]) == 12
 
 
+def test_search_is_measured_on_labelled_slides(run: Run, places: Places) -> None:
+    answer = run(SEARCH_LABELS).value
+    assert (answer["target"], answer["slides"], answer["patients"]) == ("kind", 24, 12)
+    assert list(answer["columns"]) == ["good", "noise"]
+    measures = answer["columns"]["good"]["measures"]
+    assert list(measures) == ["acc@1", "acc@3", "acc@5", "mvacc@3", "mvacc@5", "mmv@5"]
+    assert measures["acc@1"]["low"] <= measures["acc@1"]["estimate"] <= measures["acc@1"]["high"]
+    assert "mvacc@5" in Path(str(places["tmp"]), "measured.html").read_text()
+
+
 def test_attention_is_of_the_named_arm(run: Run, places: Places) -> None:
     files = [Path(name) for name in run(ATTENTION).value["files"]]
     assert {path.parent for path in files} == {Path(str(places["tmp"]), "maps")}
     assert all(path.exists() and "noise" in path.name for path in files)
+
+
+def test_attention_of_all_slides_is_listed_on_a_page(run: Run, places: Places) -> None:
+    answer = run(ATTENTION_ALL).value
+    assert answer["new"] == answer["heatmaps"] > 1
+    assert all(Path(name).exists() for name in answer["files"])
+    assert Path(answer["page"]).name == "index.html"
+    assert run(ATTENTION_ALL).value["new"] == 0
+    assert "both given of SLIDE and --all" in run(ATTENTION_BOTH, code=2).stderr
 
 
 def test_runs_are_written_as_a_table(run: Run, places: Places) -> None:

@@ -37,6 +37,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
             "pictures": lambda: command_worlds.slide_table(folder),
             "first": lambda: command_worlds.first_slides(folder),
             "classes": lambda: command_worlds.class_table(folder),
+            "half": lambda: command_worlds.some_labels(folder, "half", range(8)),
+            "rest": lambda: command_worlds.some_labels(folder, "rest", range(8, 12)),
+            "task": lambda: command_worlds.task_folder(folder, "tumour"),
+            "os_task": lambda: command_worlds.task_folder(folder, "OS"),
             "slide": lambda: REAL_SLIDE,
             "tmp": lambda: folder,
             "ray": lambda: ray.get_runtime_context().gcs_address,
@@ -82,9 +86,39 @@ MIL_EXPERTS = command_line(
     "mil {bags} --labels {subjects} --patient-column subject --target kind --features good "
     "--model mean --epochs 1 --folds 2 --distinct-ids --experts --json"
 )
+MIL_COVARIATES = command_line(
+    "mil {bags} --labels {labels} --target tumour --features good --model linear "
+    "--model covariates --covariates months,kind --covariate-fusion gated --folds 2 --json"
+)
+COX_COVARIATES = command_line(
+    "survival {bags} --labels {labels} --time months --event dead --features good "
+    "--model covariates --covariates tumour --covariate-fusion late --folds 2 --json"
+)
+MIL_ORDER = command_line(
+    "mil {bags} --labels {labels} --target kind --order B,A,C --features good --model linear "
+    "--folds 2 --json"
+)
+COMPETING = command_line(
+    "survival {bags} --labels {labels} --time months --event kind --cause B --censored C "
+    "--features good --model mean --head cox --epochs 1 --folds 2 --json"
+)
 MIL_SPLITS = command_line(
     "mil {bags} --labels {labels} --target tumour --features good --model linear "
     "--splits {tmp}/splits.parquet --json"
+)
+MIL_TASK = command_line(
+    "mil {bags} --task-folder {task} --features good --protocol patho-bench --json"
+)
+MIL_EXTERNAL = command_line(
+    "mil {bags} --labels {half} --test-labels {rest} --target tumour --features good "
+    "--model linear --json"
+)
+COX_TASK = command_line(
+    "survival {bags} --task-folder {os_task} --features good --protocol patho-bench --json"
+)
+COX_EXTERNAL = command_line(
+    "survival {bags} --labels {half} --test-labels {rest} --time months --event dead "
+    "--features good --json"
 )
 COX = command_line(
     "survival {bags} --labels {subjects} --slide-table {pictures} --patient-column subject "
@@ -118,7 +152,42 @@ PREDICT = command_line(
     "predict {bags} --run {mil_run} --run-lake {bags} --arm good --labels {labels} "
     "--out {tmp}/predicted.csv --at 8 --quiet --json"
 )
+PREDICT_PAGE = command_line(
+    "predict {bags} --run {mil_run} --labels {labels} --unseen-students "
+    "--out {tmp}/predicted.html --json"
+)
+PREDICT_MAPS = command_line("predict {bags} --run {mil_run} --heatmaps {tmp}/maps")
+PREDICT_COVARIATES = command_line(
+    "predict {bags} --run {covariate_run} --covariates {labels} --json"
+)
 SET_WRONG = command_line("mil {bags} --like {mil_run} --set fit.epoch=3")
+
+
+def test_competing_events_are_told_apart(run: Run) -> None:
+    study = run(COMPETING).value
+    assert study["config"]["causes"] == ["B", "A"]
+    assert study["outcomes"]["competing"] == {"A": 4}
+    assert set(study["incidence"]["good"]) >= {"at"}
+
+
+def test_an_order_of_classes_is_kept(run: Run) -> None:
+    study = run(MIL_ORDER).value
+    assert study["config"]["classes"] == ["B", "A", "C"]
+    assert study["metrics"]["good"]["metric"] == "kappa_quadratic"
+
+
+def test_covariates_are_read_and_asked_for_again(run: Run, places: Places) -> None:
+    study = run(MIL_COVARIATES).value
+    assert list(study["metrics"]) == ["good / linear", "covariates"]
+    expected = {"covariates": ["months", "kind"], "categories": ["kind"],
+                "covariate_fusion": "gated"}  # fmt: skip
+    assert settings_of(study, expected) == expected
+    places["covariate_run"] = study["run"]
+    found = run(PREDICT_COVARIATES).value
+    assert len(found["patients"]) == study["patients"]
+    survival = run(COX_COVARIATES).value
+    assert list(survival["metrics"]) == ["covariates"]
+    assert survival["config"]["covariates"] == ["tumour"]
 
 
 def test_mil_trains_with_the_given_settings(run: Run) -> None:
@@ -205,9 +274,28 @@ def test_mil_sets_any_field_and_starts_from_another_run(run: Run, places: Places
     measured = predicted["measures"]["seen"]
     assert measured["patients"] == len(predicted["patients"]) == first["patients"]
     assert pl.read_csv(str(places["tmp"]) + "/predicted.csv").height == first["patients"]
+    run(PREDICT_PAGE)
+    page = Path(str(places["tmp"]), "predicted.html").read_text()
+    assert page.count("<tr>") > first["patients"]
+    refused = run(PREDICT_MAPS, code=None).stderr  # a linear model looks at no tile
+    assert "its models do not weigh tiles" in refused
     refused = run(SET_WRONG, code=2).stderr
     assert "--set fit.epoch: there is no such field; fields are" in refused
     assert "fit.epochs" in refused
+
+
+def test_tasks_of_patho_bench_run_as_they_are(run: Run) -> None:
+    study = run(MIL_TASK).value
+    assert (study["folds"], study["config"]["classes"]) == (3, ["wild type", "mutant"])
+    assert study["protocol"]["measures"]["good"]["bacc"]["parts"] == 3
+    assert run(COX_TASK).value["protocol"]["measures"]["good"]["cindex"]["parts"] == 3
+
+
+def test_all_patients_of_another_table_are_tested(run: Run) -> None:
+    for line in (MIL_EXTERNAL, COX_EXTERNAL):
+        study = run(line).value
+        assert (study["folds"], study["patients"]) == (1, 12)
+        assert any("4 patients of the other table are tested" in one for one in study["notes"])
 
 
 def test_survival_sets_any_field_and_starts_from_another_run(run: Run, places: Places) -> None:
@@ -273,7 +361,8 @@ DISTILL = command_line(
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
     "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 1 --cpus-per-worker 0.5 "
-    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --quiet --json"
+    "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --i-have-permission 'the authors, by letter' "
+    "--quiet --json"
 )
 COMPILE = command_line(
     "distill {bags} --teacher good --name single --architecture test_efficientnet --input-px 32 "
@@ -281,14 +370,17 @@ COMPILE = command_line(
 )
 DISTILL_LIKE = command_line(
     "distill {bags} --like {student_run} --name again --batch-tiles 8 --slides {first} "
-    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 --json"
+    "--set schedule.weight_decay=0.01 --set terms.1.weight=0.2 "
+    "--decode scaled --cache-pixels 0.01 --json"
 )
 EVALUATE = command_line(
     "evaluate {bags} --student both --single single --labels {classes} --label-column side "
     "--distinct-ids --mpp 0.5 --tiles 40 --robust-tiles 2 --teacher-seconds 0 --seed 5 "
     "--device cpu --threads 1 --at 8 --quiet --json"
 )
-EXPORT_STUDENT = command_line("export-student {bags} both {tmp}/exported --onnx --json")
+EXPORT_STUDENT = command_line(
+    "export-student {bags} both {tmp}/exported --onnx --i-have-permission letter --json"
+)
 EXTRACT_STUDENT = command_line("extract {bags} --teacher both --engine onnxruntime --json")
 EXTRACT = command_line(
     "extract {bags} --teacher efficientnet_lite0 --weights {tmp}/weights --mpp 0.5 "
@@ -306,6 +398,7 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
     kept = json.loads(Path(str(places["bags"]), "students/both/report.json").read_text())
     workers = {"device": "cpu", "workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0}
     assert {name: kept[name] for name in workers} == workers
+    assert config["permission"] == kept["permission"] == "the authors, by letter"
     assert recipe["schedule"] == {**recipe["schedule"], "epochs": 1, "batch_tiles": 16,
         "accumulate": 2, "learning_rate": 0.002, "precision": "bfloat16"}  # fmt: skip
     expected = {
@@ -334,7 +427,10 @@ def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -
     assert not verify(lake).damage
 
 
-def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> None:
+def test_a_student_is_distilled_like_another_run(
+    run: Run, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDELAKE_PIXEL_CACHE", str(tmp_path / "pixels"))
     places["student_run"] = run(DISTILL).value["run"]
     report = run(DISTILL_LIKE).value
     recipes = [
@@ -344,7 +440,10 @@ def test_a_student_is_distilled_like_another_run(run: Run, places: Places) -> No
     first, second = recipes
     first["schedule"] |= {"batch_tiles": 8, "weight_decay": 0.01}
     first["terms"][1]["weight"] = 0.2
+    first["student"]["decode"] = "scaled"
     assert second == first
+    [kept] = (tmp_path / "pixels").glob("*.pixels")
+    assert kept.stat().st_blocks > 0
 
 
 def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:
@@ -364,6 +463,8 @@ def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) 
     assert {name: judged["settings"][name] for name in expected} == expected
     files = run(EXPORT_STUDENT).value["files"]
     assert "model.onnx" in files
+    permission = Path(str(places["tmp"]), "exported", "permission.txt").read_text()
+    assert permission == "letter\n"
     run(EXTRACT_STUDENT)
     lake = open_lake(Path(str(places["bags"])))
     assert lake.identity("both", mpp=0.5)["engine"] == "onnxruntime"

@@ -18,6 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from featurestore import LakeError, Store
+from featurestore.storage import lock
 from tests.featurestore.storage.test_lock import (
     quick,
     test_killed_holder_is_followed,
@@ -62,6 +63,12 @@ __all__ = [
 ]
 
 TABLE = pa.table({"a": [1, 2, 3]})
+
+
+@pytest.fixture(autouse=True)
+def unhurried(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set leases that servers on a busy machine renew in time."""
+    monkeypatch.setattr(lock, "LEASE_S", 6.0)
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from downstream.run.execution import execute
 from downstream.run.label_targets import check_models
 from downstream.run.model_tables import (
     AGGREGATORS,
+    CLINICAL,
     POOLED,
     PROBES,
     AggregatorEntry,
@@ -472,14 +473,14 @@ def test_models_are_checked() -> None:
 
 def test_every_model_of_the_tables_is_there() -> None:
     entries: list[AggregatorEntry | PooledEntry] = [*AGGREGATORS.values()]
-    entries += [*PROBES.values(), *POOLED.values()]
+    entries += [*PROBES.values(), *POOLED.values(), *CLINICAL.values()]
     for entry in entries:
         assert callable(load(entry.loader))
         assert entry.summary
-    assert models_of("mil").keys() == {*AGGREGATORS, *PROBES}
-    assert models_of("survival").keys() == {*AGGREGATORS, *POOLED}
+    assert models_of("mil").keys() == {*AGGREGATORS, *PROBES, *CLINICAL}
+    assert models_of("survival").keys() == {*AGGREGATORS, *POOLED, *CLINICAL}
     assert trainer_of("mil", "knn") != trainer_of("mil", "abmil")
-    with pytest.raises(StudyError, match="a mil study has abmil, clam_mb"):
+    with pytest.raises(StudyError, match="a mil study has abmil, acmil"):
         trainer_of("mil", "cox")
 
 

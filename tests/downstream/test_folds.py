@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downstream.cohorts.site_facts import site_facts, site_notes
+from downstream.run.label_targets import event_strata
 from downstream.splits import site_folds
 from downstream.splits.folds import Split, few_shot, nested_folds, strata
 from downstream.splits.site_folds import least_uneven, leave_site_out, preserved_site_folds
@@ -263,3 +264,25 @@ def test_leakage_is_refused_and_named() -> None:
     assert_disjoint({"train": ["a", "b"], "validation": ["c"], "test": ["d"]})
     with pytest.raises(LeakageError, match="1 ids are both in train and in test, for example b"):
         assert_disjoint({"train": ["a", "b"], "validation": ["c"], "test": ["b"]})
+
+
+@pytest.mark.parametrize(("patients", "censored"), [(60, 7), (60, 30), (61, 55), (57, 9)])
+def test_events_are_spread_evenly_over_survival_folds(patients: int, censored: int) -> None:
+    rng = np.random.default_rng(3)
+    event = rng.permutation(np.arange(patients) >= censored)
+    ids = [f"p{at:02d}" for at in range(patients)]
+    had = dict(zip(ids, event, strict=True))
+    strata = event_strata(event, folds=5)
+    for seed in range(5):
+        splits = nested_folds(ids, strata, folds=5, inner=1, repeats=2, seed=seed)
+        for repeat in range(2):
+            counts = [sum(had[one] for one in s.test) for s in splits if s.repeat == repeat]
+            assert max(counts) - min(counts) <= 1
+            sizes = [len(s.test) for s in splits if s.repeat == repeat]
+            assert max(sizes) - min(sizes) <= 2
+
+
+def test_a_handful_of_censored_patients_is_no_stratum() -> None:
+    event = np.arange(40) >= 4
+    assert set(event_strata(event, folds=5)) == {0}
+    assert set(event_strata(np.arange(40) >= 7, folds=5, inner=6)) == {0}

@@ -403,7 +403,7 @@ def test_a_finished_result_is_found_again(
     "options", [{"models": ("svm",)}, {"models": ()}, {"shots": 0}, {"draws": 0}]
 )
 def test_options_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ProbeError, match="models are linear, knn, the numbers at least 1"):
+    with pytest.raises(ProbeError, match="models are linear, knn, logistic, the numbers"):
         ProbeOptions(**options)
 
 

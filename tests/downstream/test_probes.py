@@ -125,6 +125,23 @@ def test_ridge_and_neighbours_of_numbers_are_scikit_learns() -> None:
         np.testing.assert_allclose(two.scores(xt), both, atol=1e-8)
 
 
+#: `logistic` is fitted on features as they are, with a fixed penalty, and of classes alone.
+CHOOSING = [name for name, entry in PROBES.items() if not entry.is_raw]
+
+
+def test_a_plain_regression_is_scikit_learns_and_predicts_no_number() -> None:
+    (x, y), (xt, _) = classes_of(90, 3, 0), classes_of(40, 3, 1)
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    x, xt = (x - mean) / spread, (xt - mean) / spread
+    theirs = LogisticRegression(C=4.0, class_weight="balanced", max_iter=10_000).fit(x, y)
+    ours = fit_probe(
+        "logistic", x, y, validation=None, task="multiclass", classes=3, inverse_penalty=4.0
+    )
+    np.testing.assert_allclose(ours.scores(xt), theirs.predict_proba(xt), atol=1e-6)
+    with pytest.raises(ProbeError, match="logistic predicts classes or labels, not numbers"):
+        fit_probe("logistic", x, x[:, 0], validation=None, task="regression", classes=2)
+
+
 @pytest.mark.parametrize("name", PROBES)
 def test_several_labels_are_as_many_probes(name: str) -> None:
     (x, a), (xv, av), (xt, _) = (classes_of(n, 2, s) for s, n in enumerate((90, 60, 40)))
@@ -150,7 +167,7 @@ def fitted(name: str, task: TaskKind, **changes: Part) -> tuple[Probe, Floats]:
     return probe, parts["test"][0]
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", CHOOSING)
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_rows_of_the_test_change_nothing_of_the_fit_nor_of_each_other(
     name: str, task: TaskKind
@@ -164,7 +181,7 @@ def test_rows_of_the_test_change_nothing_of_the_fit_nor_of_each_other(
     np.testing.assert_allclose(probe.scores(test[::-1])[::-1], whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", CHOOSING)
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_validation_rows_choose_and_are_not_fitted_on(name: str, task: TaskKind) -> None:
     probe, test = fitted(name, task)
@@ -198,7 +215,7 @@ def test_classes_that_training_lacks_are_unlikely_and_do_not_fail(name: str) -> 
 def test_channels_that_do_not_vary_do_no_harm() -> None:
     (x, y), (xt, _) = classes_of(80, 2, 0), classes_of(30, 2, 1)
     wide, other = (np.concatenate([part, np.full((len(part), 3), 5.0)], axis=1) for part in (x, xt))
-    for name in PROBES:
+    for name in CHOOSING:
         plain = fit_probe(name, x, y, validation=None, task="binary", classes=2).scores(xt)
         scores = fit_probe(name, wide, y, validation=None, task="binary", classes=2).scores(other)
         np.testing.assert_allclose(scores, plain, atol=1e-6)

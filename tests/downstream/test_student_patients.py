@@ -52,6 +52,8 @@ def test_a_run_says_how_many_tested_patients_its_students_know(lake: Lake, table
     slides_of = {f"p{n:02d}": [f"s{n:02d}a", f"s{n:02d}b"] for n in range(PATIENTS)}
     seen = seen_patients(lake, ["good:mean+noise", "noise"], slides_of)
     assert seen == {"good": frozenset(known)}
+    # Codes of a student's features know whom the student knows.
+    assert seen_patients(lake, ["good:mean~int8", "good~pq16+noise"], slides_of) == seen
 
     said = probe(lake, table)
     assert said["students"] == {"good": {"tested": PATIENTS, "trained_on": len(known)}}

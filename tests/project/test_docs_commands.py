@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 
 import slidelake
 from commands.options.dataclass_options import build_options, command_line_names
-from downstream.run.model_tables import AGGREGATORS, POOLED, PROBES
+from downstream.run.model_tables import AGGREGATORS, CLINICAL, POOLED, PROBES
 from examples.demo import STUDENT, TEACHERS
 from featurestore.interop import READABLE, WRITABLE
 from ingest import CARDS
@@ -157,9 +157,11 @@ def _study(module: str, name: str) -> Callable[[Any], object]:
         from commands.studies.study_options import study_spec
 
         studies = importlib.import_module(module)
+        if options.task_folder is not None:
+            return  # a folder of the reader, which names labels and folds
         template, fields = (getattr(studies, f"{name}_{part}") for part in ("TEMPLATE", "OPTIONS"))
         spec = study_spec(template, options.settings, options, fields)
-        _one_of([*AGGREGATORS, *PROBES, *POOLED], *spec.models.names)
+        _one_of([*AGGREGATORS, *PROBES, *POOLED, *CLINICAL], *spec.models.names)
 
     return check
 

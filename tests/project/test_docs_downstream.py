@@ -29,13 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"good": features["good"], "uni2_h": features["good"], "virchow2": features["noise"]},
     )
     rng = np.random.default_rng(0)
-    lines = ["patient_id,grade,msi,braf,age,hospital,months,dead"]
+    lines = ["patient_id,grade,msi,braf,age,hospital,months,dead,sex,stage,outcome"]
     for p in range(PATIENTS):
         months = 20 - 10 * (p % 2) + rng.random()
         grade, site = ("high" if p % 2 else "low"), ("north" if p < PATIENTS // 2 else "south")
         age = f"{50 + 9 * (p % 2)}.{p:02d}"
         lines.append(
-            f"p{p:02d},{grade},{p % 2},{p // 2 % 2},{age},{site},{months:.2f},{int(p > 1)}"
+            f"p{p:02d},{grade},{p % 2},{p // 2 % 2},{age},{site},{months:.2f},{int(p > 1)},"
+            f"{('f', 'm', '')[p % 3]},{'I' * (p % 3 + 1)},"
+            f"{('progression', 'progression', 'death', 'alive')[p // 2 % 4]}"
         )
     (made / "labels.csv").write_text("\n".join(lines) + "\n")
     return made

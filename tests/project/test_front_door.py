@@ -22,9 +22,10 @@ PLUMBING = {
     "Annotation": {"as_dict", "at", "of"},
     "ExtractResult": {"add_made", "count_slides"},
     "Lake": {
-        *("check_teacher", "committer", "exists", "features_of", "first_reads", "is_pinned"),
-        *("known_mpp", "read_bytes", "read_json", "row_reader", "store", "table", "tiles_of"),
-        *("version_of", "write_bytes", "write_json"),
+        *("catalog_rows", "check_teacher", "committer", "content_key", "exists", "features_of"),
+        *("first_reads", "is_pinned", "known_mpp", "places_of", "read_bytes", "read_json"),
+        *("row_reader", "slide_rows", "store", "table", "tiles_of", "version_of"),
+        *("write_bytes", "write_json"),
     },
     "Recipe": {"levels_of", "needs", "student_as"},
 }

@@ -1,9 +1,8 @@
 """The work of a small study on lakes in several clouds, on one Ray; a process of its own.
 
 Run as `python -m tests.worlds.cloud_work SLIDES ENCODER LAKE [LAKE ...]`: each lake is made of the
-slides, and the encoder is run on it: on Ray for lakes on S3, and in this process, as small studies
-are, for the others; Ray takes 15 s for each of its workers with torch. It prints a line of JSON per
-lake: seconds, or the error.
+slides, and the encoder is run on it: on Ray for lakes in buckets, and in this process, as small
+studies are, for one in a folder. It prints a line of JSON per lake: seconds, or the error.
 """
 
 import json
@@ -77,7 +76,7 @@ def main(slides: str, encoder: str, *uris: str) -> None:
         lake.run(lambda: extract(lake.uri, [encoder]).failed)
 
     lakes = [Filling(uri) for uri in uris]
-    on_ray = [lake for lake in lakes if lake.uri.startswith("s3://")]
+    on_ray = [lake for lake in lakes if "://" in lake.uri]
     with ray_session(num_cpus=2):
         for lake in lakes:
             run_ingest(lake)

@@ -36,6 +36,36 @@ def labels(folder: Path) -> Path:
     return path
 
 
+def some_labels(folder: Path, name: str, patients: range) -> Path:
+    """Write the labels of some of the patients."""
+    table = pl.read_csv(labels(folder)).filter(
+        pl.col("patient_id").is_in([f"p{p:02d}" for p in patients])
+    )
+    table.write_csv(folder / f"{name}.csv")
+    return folder / f"{name}.csv"
+
+
+def task_folder(folder: Path, task: str) -> Path:
+    """Write a task of Patho-Bench on the patients of `bags_lake`: classes, or survival (`OS`)."""
+    place = folder / "splits" / task
+    place.mkdir(parents=True)
+    extra = "[OS_event, OS_days]" if task == "OS" else "[]"
+    (place / "config.yaml").write_text(
+        f"sample_col: case_id\ntask_col: {task}\nextra_cols: {extra}\n"
+        "label_dict: {0: wild type, 1: mutant}\nmetrics: []\n"
+    )
+    columns = "OS\tOS_event\tOS_days" if task == "OS" else task
+    lines = [f"case_id\tslide_id\t{columns}\tfold_0\tfold_1\tfold_2"]
+    for p in range(PATIENTS):
+        label = (
+            f"{p % 2}\t{int(p % 5 > 0)}\t{20 - 10 * (p % 2) + p}" if task == "OS" else f"{p % 2}"
+        )
+        folds = "\t".join("test" if p // 2 % 3 == k else "train" for k in range(3))
+        lines += [f"p{p:02d}\ts{p:02d}{part}\t{label}\t{folds}" for part in "ab"]
+    (place / "k=all.tsv").write_text("\n".join([*lines, ""]))
+    return place
+
+
 def named_otherwise(folder: Path) -> Path:
     """The labels under names of a user's own; sites and classes that differ by case only."""
     table = pl.read_csv(labels(folder)).rename({"patient_id": "subject"})

@@ -7,13 +7,14 @@ Shape letters: B bags, C classes.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from downstream.mil.losses import BagTask, expert_agreement
-from downstream.mil.model import MilModel, ModelOutput, make_head
+from downstream.mil.model import MilModel, ModelOutput, added_loss, make_head
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Experts(MilModel):
 
     Source: MDE-MIL (arXiv 2503.00915), whose loss weights are not known; the agreement's 0.25 is a
     re-implementation's. Its prompts distilled from a text encoder are left out, as a lake holds no
-    text vectors. The aggregator's own loss, if it has one, is not used.
+    text vectors. Of the aggregator's own losses `auxiliary` is not used; its branches and penalty
+    learn from both orders.
 
     Args:
         aggregator: aggregator that both heads share.
@@ -57,9 +59,11 @@ class Experts(MilModel):
         std_D: Tensor | None = None,
     ) -> None:
         super().__init__(aggregator, task, mean_D=mean_D, std_D=std_D)
-        if task.kind != "multiclass":
+        if task.kind != "multiclass" or task.is_ordered:
+            order = " in an order" if task.is_ordered else ""
             msg = (
-                f"a {task.kind} task; experts are for classes that exclude each other (multiclass)"
+                f"a {task.kind} task{order}; experts are for classes that exclude each other "
+                "(multiclass) and have no order"
             )
             raise MilError(msg)
         self.agreement, self.balanced = agreement, make_head(aggregator, task)
@@ -76,9 +80,14 @@ class Experts(MilModel):
         )
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        coords: Tensor | None = None,
+        covariates_BK: Tensor | None = None,
     ) -> ModelOutput:
         """Return the mean probability of both heads, as log probabilities."""
+        del covariates_BK  # `build_model` has refused them
         both = self.opinions(x, mask, coords)
         logs = torch.stack([part.float().log_softmax(1) for part in (both.natural, both.balanced)])
         return ModelOutput(
@@ -105,8 +114,13 @@ class Experts(MilModel):
         apart_B = torch.cat(
             [expert_agreement(part.natural, part.balanced) for part in (one, other)]
         )
+        added = [
+            added_loss(part.pooled, partial(self.task.loss, target=label_B)).mean()
+            for part, label_B in ((one, natural_label_B), (other, balanced_label_B))
+        ]
         return (
             self.task.loss(one.natural, natural_label_B).mean()
             + self.task.loss(other.balanced, balanced_label_B).mean()
             + self.agreement * apart_B.mean()
+            + torch.stack(added).sum()
         )

@@ -7,6 +7,7 @@ Shape letters: B bags, N tiles, D width of all teachers together, K teachers, E 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -98,8 +99,8 @@ class FusedAggregator(Aggregator):
     Args:
         fusion: a `Concat` or a `ShazamGate`.
         aggregator: aggregator of tiles of the fused width.
-        reconstruct: weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value is the
-            extra `fusion_loss` [B], weight included, which the whole loss adds.
+        reconstruct: weight of `ShazamGate.reconstruct` (Shazam: 0.01), 0 for none; its value,
+            weight included, is added to the `penalty` [B] of the bag.
     """
 
     def __init__(
@@ -126,7 +127,8 @@ class FusedAggregator(Aggregator):
         pooled: Pooled = self.aggregator(fused_BNE, mask_BN, coords_BNK)
         if self.training and self.reconstruct and isinstance(self.fusion, ShazamGate):
             loss_B = self.reconstruct * self.fusion.reconstruct(fused_BNE, x_BND, mask_BN)
-            pooled.extras["fusion_loss"] = loss_B
+            penalty_B = loss_B if pooled.penalty is None else loss_B + pooled.penalty
+            pooled = replace(pooled, penalty=penalty_B)
         return pooled
 
     def auxiliary(self, pooled: Pooled, target: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.mil.aggregators.nystrom import NystromAttention
 from downstream.mil.aggregators.tile_grid import grid_conv, neighbours, raster_order
+from downstream.mil.layers.nystrom import NystromAttention
 from downstream.mil.padded_bags import Aggregator, MilError, Pooled, stem
 
 

@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from downstream.measures.class_measures import UndefinedMetricError
-from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.report.plots.plots_base import (
+    COLOURS,
+    MOST_MARKS,
+    new_figure,
+    plain,
+    shortened,
+    to_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +48,7 @@ class Groups:
     patients: NDArray[np.int64]
 
 
-def scatter_png(true_P: Floats, predicted_P: Floats, *, title: str = "", name: str = "") -> bytes:
+def scatter_svg(true_P: Floats, predicted_P: Floats, *, title: str = "", name: str = "") -> bytes:
     """Draw true numbers against predicted ones; the dashed line is where both are the same.
 
     Args:
@@ -51,7 +58,7 @@ def scatter_png(true_P: Floats, predicted_P: Floats, *, title: str = "", name: s
         name: name of the number, with its unit.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(4.6, 4.4)
     low = float(min(true_P.min(), predicted_P.min()))
@@ -60,11 +67,14 @@ def scatter_png(true_P: Floats, predicted_P: Floats, *, title: str = "", name: s
     limits = (low - room, high + room)
     axes.plot(limits, limits, color="0.7", linewidth=1, linestyle="--")
     clear = float(np.clip(60 / len(true_P), 0.25, 0.8))
-    axes.scatter(predicted_P, true_P, s=18, color=COLOURS[0], alpha=clear, linewidths=0)
+    many = len(true_P) > MOST_MARKS
+    axes.scatter(
+        predicted_P, true_P, s=18, color=COLOURS[0], alpha=clear, linewidths=0, rasterized=many
+    )
     axes.set(xlabel=f"predicted {plain(name)}", ylabel=f"true {plain(name)}", aspect="equal")
     axes.set(xlim=limits, ylim=limits)
     axes.set_title(plain(shortened(title)), fontsize=10)
-    return to_png(figure)
+    return to_svg(figure)
 
 
 def survival_groups(
@@ -112,7 +122,7 @@ def _observed(time_P: Floats, event_P: NDArray[np.bool_], at: float) -> tuple[fl
     return float(survival[last]), float(limits[0][last]), float(limits[1][last])
 
 
-def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -> bytes:
+def survival_calibration_svg(groups: Groups, *, title: str = "", at: str = "") -> bytes:
     """Draw predicted against observed survival; on the dashed line both are the same.
 
     Args:
@@ -121,7 +131,7 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
         at: time at which survival is compared, with its unit.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
@@ -130,10 +140,10 @@ def survival_calibration_png(groups: Groups, *, title: str = "", at: str = "") -
     axes.set(xlabel=f"predicted survival at {plain(at)}", aspect="equal")
     axes.set(ylabel=f"observed survival at {plain(at)}", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_title(plain(shortened(title)), fontsize=10)
-    return to_png(figure)
+    return to_svg(figure)
 
 
-def km_png(
+def km_svg(
     time_P: NDArray[np.float64],
     event_P: NDArray[np.bool_],
     high_P: NDArray[np.bool_],
@@ -151,7 +161,7 @@ def km_png(
         xlabel: label of the time axis, with the unit.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(6.0, 4.8)
     ticks = _round_times(float(time_P.max()))
@@ -162,7 +172,7 @@ def km_png(
     axes.set(xlabel=plain(xlabel), ylabel="survival", title=plain(title), ylim=(0, 1.03))
     axes.set(xticks=ticks)
     axes.legend(loc="best", frameon=False)
-    return to_png(figure)
+    return to_svg(figure)
 
 
 def _km_curve(
@@ -175,16 +185,24 @@ def _km_curve(
         return
     if event_P.any():
         at, survival, (low, high) = kaplan_meier_estimator(event_P, time_P, conf_type="log-log")
-        axes.fill_between(
-            np.r_[0, at], np.r_[1, low], np.r_[1, high], step="post", color=colour, alpha=0.15, lw=0
-        )
+        style: dict[str, Any] = {"color": colour, "alpha": 0.15, "lw": 0}
+        style["rasterized"] = len(at) > MOST_MARKS
+        axes.fill_between(np.r_[0, at], np.r_[1, low], np.r_[1, high], step="post", **style)
     else:
         at, survival = np.unique(time_P), np.ones(len(np.unique(time_P)))
     label = f"{name} (n = {len(time_P)}, events = {int(event_P.sum())})"
     axes.step(np.r_[0, at], np.r_[1, survival], where="post", color=colour, lw=2, label=label)
     censored = time_P[~event_P]
     heights = survival[np.searchsorted(at, censored)]
-    axes.plot(censored, heights, linestyle="", marker="|", color=colour, markersize=7)
+    axes.plot(
+        censored,
+        heights,
+        linestyle="",
+        marker="|",
+        color=colour,
+        markersize=7,
+        rasterized=len(censored) > MOST_MARKS,
+    )
 
 
 def _round_times(last: float) -> NDArray[np.float64]:

@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH_IN = 5.8
+_LETTER_IN, _SHORT_NAME = 0.08, 16
 _GREY = "0.72"
 _COIN = 0.5
 
 
-def forest_png(
+def forest_svg(
     estimates: Mapping[str, tuple[float, float, float]],
     *,
     xlabel: str,
@@ -31,9 +32,11 @@ def forest_png(
         margin: position of a dotted line, such as minus the non-inferiority margin.
 
     Returns:
-        A PNG. The names have the same colours as in `roc_png` with the same order.
+        An SVG. The names have the same colours as in `roc_svg` with the same order.
     """
-    figure, axes = new_figure(_WIDTH_IN, 1.0 + 0.42 * len(estimates))
+    names = [plain(shortened(name)) for name in estimates]
+    wide = _LETTER_IN * max(0, max(map(len, names)) - _SHORT_NAME)
+    figure, axes = new_figure(_WIDTH_IN + wide, 1.0 + 0.42 * len(estimates))
     for at, style in ((chance, "--"), (margin, ":")):
         if at is not None:
             axes.axvline(at, color="0.5", linestyle=style, linewidth=1)
@@ -45,8 +48,8 @@ def forest_png(
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     shown = [limit for line in estimates.values() for limit in line]
     axes.set(xlabel=xlabel, xlim=_limits(shown, chance))
-    _name_rows(axes, [plain(shortened(name)) for name in estimates])
-    return to_png(figure)
+    _name_rows(axes, names)
+    return to_svg(figure)
 
 
 def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]:
@@ -59,14 +62,14 @@ def _limits(shown: Sequence[float], chance: float | None) -> tuple[float, float]
     return low - room, high + room
 
 
-def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
+def fidelity_svg(rows: Sequence[tuple[str, float, float]]) -> bytes:
     """Draw two bars per row: a student's cosine above that of the mean feature.
 
     Args:
         rows: (name, cosine of the student, cosine of the mean feature).
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(_WIDTH_IN, 1.2 + 0.5 * len(rows))
     at = np.arange(len(rows))
@@ -81,10 +84,10 @@ def fidelity_png(rows: Sequence[tuple[str, float, float]]) -> bytes:
     axes.set(xlabel="cosine with the teacher's feature, held-out patients", xlim=(lowest, 1.08))
     axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
     _name_rows(axes, [plain(row[0]) for row in rows])
-    return to_png(figure)
+    return to_svg(figure)
 
 
-def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> bytes:
+def curves_svg(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> bytes:
     """Draw one training curve per name over epochs 1, 2, 3 and so on.
 
     Args:
@@ -93,7 +96,7 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
         ylabel: label of the vertical axis.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -110,7 +113,7 @@ def curves_png(curves: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: st
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9)
-    return to_png(figure)
+    return to_svg(figure)
 
 
 def _name_rows(axes: "Axes", names: Sequence[str]) -> None:

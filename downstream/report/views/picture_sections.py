@@ -8,8 +8,12 @@ from downstream.report.plots.plots_base import COLOURS
 from ingest.pages import data_uri
 
 MOST_CURVES = len(COLOURS)
-MOST_PANELS = 4
+"""Curves of one picture."""
+MOST_TOGETHER = 4
+"""More arms than this have a small picture each, with the others in grey behind."""
+MOST_PANELS = 24
 """Pictures of one kind that are drawn arm by arm."""
+SMALL_PX = 318
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Section:
     def add(self, make: Callable[[], bytes], alt: str, text: str, width: int = 500) -> None:
         """Draw and add a picture, or note why these patients allow none."""
         try:
-            src = data_uri(make(), "image/png")
+            src = data_uri(make(), "image/svg+xml")
         except UndefinedMetricError as error:
             self.notes.append(f"{alt}: not drawn, {error}.")
             return
@@ -62,3 +66,12 @@ def first(names: Sequence[str], most: int, section: Section) -> list[str]:
         some = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
         section.notes.append(f"Drawn for the first {most}; not for {some}.")
     return list(names[:most])
+
+
+def together(arms: Sequence[str]) -> list[list[str]]:
+    """Return the arms of each picture: a few in one, else one each, so that all can be read.
+
+    >>> together(["a", "b"]), together(["a", "b", "c", "d", "e"])[:2]
+    ([['a', 'b']], [['a'], ['b']])
+    """
+    return [list(arms)] if len(arms) <= MOST_TOGETHER else [[arm] for arm in arms]

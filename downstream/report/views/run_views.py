@@ -7,7 +7,7 @@ Curves hold all predictions, and patients are drawn whole in their bands. What c
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from downstream.report.plots.plots_report import forest_png
+from downstream.report.plots.plots_report import forest_svg
 from downstream.report.run_tables import chance, comparison_rows, shown_name
 from downstream.report.views.picture_sections import Picture, Section
 from downstream.report.views.views_classes import (
@@ -17,7 +17,7 @@ from downstream.report.views.views_classes import (
     label_sections,
 )
 from downstream.report.views.views_outcomes import (
-    km_section,
+    groups_section,
     number_section,
     number_sections,
     survival_sections,
@@ -35,12 +35,12 @@ def forest(run: "Run") -> Picture | None:
         return None
     level = chance(run)
     line = "; the dashed line is chance" if level is not None else ""
-    drawn = forest_png(estimates, xlabel=f"{name}, 95 % interval over patients", chance=level)
+    drawn = forest_svg(estimates, xlabel=f"{name}, 95 % interval over patients", chance=level)
     return Picture(
-        src=data_uri(drawn, "image/png"),
+        src=data_uri(drawn, "image/svg+xml"),
         alt=f"{name} with intervals per arm",
         text=f"{name} of each arm with its interval over patients{line}.",
-        width=520,
+        width=680,
     )
 
 
@@ -60,7 +60,7 @@ def differences(run: "Run") -> Picture | None:
     }
     margin = rows[0].get("margin")
     name = shown_name(rows[0]["measure"])
-    drawn = forest_png(
+    drawn = forest_svg(
         lines,
         xlabel=f"how much better in {name}, 95 % interval with the luck of training",
         chance=0.0,
@@ -68,13 +68,13 @@ def differences(run: "Run") -> Picture | None:
     )
     dotted = "" if margin is None else f", the dotted one at {-margin:g} what counts as not worse"
     return Picture(
-        src=data_uri(drawn, "image/png"),
+        src=data_uri(drawn, "image/svg+xml"),
         alt=f"Differences in {name} with intervals",
         text=(
             f"Differences from {' or '.join(sorted(others))} on the same test parts: right of the "
             f"dashed line is better{dotted}."
         ),
-        width=540,
+        width=680,
     )
 
 
@@ -92,7 +92,7 @@ SUMMARY_SECTION: dict[str, Callable[["Run", list[str]], Section]] = {
     "multiclass": class_section,
     "multilabel": label_section,
     "regression": number_section,
-    "survival": km_section,
+    "survival": groups_section,
 }
 """The section of some arms that represents a run on the page of the lake, by task."""
 

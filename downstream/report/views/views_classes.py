@@ -3,9 +3,9 @@
 Shape letters: S rows of predictions, P patients, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,22 @@ from downstream.measures.conformal import guarantee_warnings
 from downstream.measures.intervals import interval
 from downstream.report.plots.plots_bands import CurveScores
 from downstream.report.plots.plots_classes import (
-    confusion_png,
-    precision_recall_png,
-    reliability_png,
-    risk_coverage_png,
-    roc_png,
+    confusion_svg,
+    precision_recall_svg,
+    reliability_svg,
+    risk_coverage_svg,
+    roc_svg,
 )
-from downstream.report.plots.plots_report import forest_png
-from downstream.report.views.picture_sections import MOST_CURVES, MOST_PANELS, Section, first
+from downstream.report.plots.plots_report import forest_svg
+from downstream.report.run_tables import share_text
+from downstream.report.views.picture_sections import (
+    MOST_CURVES,
+    MOST_PANELS,
+    SMALL_PX,
+    Section,
+    first,
+    together,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,8 +49,8 @@ def class_sections(run: "Run") -> list[Section]:
     """Return the sections of a run of two classes or more."""
     section = Section(key="curves", title="Discrimination: ROC and precision-recall")
     for question, curves in class_curves(run, run.arms, section).items():
-        add_roc(section, run, question, curves)
-        add_precision(section, run, question, curves)
+        for add in (add_roc, add_precision):
+            add(section, run, question, curves)
     if run.unit == "tile":
         if run.result["config"]["shots"] is not None:
             section.notes.append("With few shots a tile's probability is its mean over draws.")
@@ -74,7 +82,7 @@ def class_curves(
         Title of a picture -> name of a curve -> scores of the curve.
     """
     if run.task == "binary":
-        drawn = first(arms, MOST_CURVES, section)
+        drawn = first(arms, MOST_PANELS, section)
         question = f"{run.classes[-1]} against {run.classes[0]}"
         return {question: {arm: _class_scores(run, arm, run.classes[-1]) for arm in drawn}}
     names = run.classes[:MOST_CURVES]
@@ -95,26 +103,88 @@ def class_curves(
 
 
 def add_roc(section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]) -> None:
-    """Add the ROC curves in one picture."""
-    section.add(
-        partial(roc_png, curves, estimates=_legend_estimates(run, "auroc"), seed=_seed(run)),
-        f"ROC curves, {question}",
-        f"ROC: {question}. {_POOLED} The diagonal is chance.",
-    )
+    """Add the ROC curves: in one picture, or of many arms in one each."""
+    caption = f"ROC: {question}. {_POOLED} The diagonal is chance."
+    _add_curves(section, run, ("ROC", "auroc", roc_svg), question, curves, caption)
 
 
 def add_precision(
     section: Section, run: "Run", question: str, curves: Mapping[str, CurveScores]
 ) -> None:
-    """Add the precision-recall curves in one picture."""
-    section.add(
-        partial(
-            precision_recall_png, curves, estimates=_legend_estimates(run, "auprc"), seed=_seed(run)
-        ),
-        f"Precision-recall curves, {question}",
+    """Add the precision-recall curves: in one picture, or of many arms in one each."""
+    caption = (
         f"Precision by recall: {question}. {_POOLED} A dashed line is the share of the class, "
-        "which is chance.",
+        "which is chance."
     )
+    kind = ("Precision-recall", "auprc", precision_recall_svg)
+    _add_curves(section, run, kind, question, curves, caption)
+
+
+def _add_curves(
+    section: Section,
+    run: "Run",
+    kind: tuple[str, str, Callable[..., bytes]],
+    question: str,
+    curves: Mapping[str, CurveScores],
+    caption: str,
+) -> None:
+    """Add curves of one kind: its name, its measure, and the function that draws it."""
+    name, measure, draw = kind
+    pictures = _pictures(run, curves)
+    estimates = _legend_estimates(run, measure)
+    for shown, context in pictures:
+        arm = next(iter(shown))
+        title = f"{name}: {question}" if context is None else arm
+        drawn = partial(
+            draw, shown, estimates=estimates, context=context, seed=_seed(run), title=title
+        )
+        section.add(
+            drawn,
+            f"{name} curves, {question}{_of_arm(shown, context)}",
+            caption if context is None else f"{name} of {arm}: {question}.{_behind(context)}",
+            width=500 if context is None else SMALL_PX,
+        )
+    if len(pictures) > 1:
+        section.notes.append(caption)
+
+
+_Shown = TypeVar("_Shown")
+
+
+def _pictures(
+    run: "Run", curves: Mapping[str, _Shown]
+) -> list[tuple[dict[str, _Shown], dict[str, _Shown] | None]]:
+    """Return the curves of each picture, and those in grey behind them; None where all fit in one.
+
+    Curves of classes stay in one picture: they are of one arm.
+    """
+    return _multiples(curves) if run.task == "binary" else [(dict(curves), None)]
+
+
+def _multiples(
+    curves: Mapping[str, _Shown],
+) -> list[tuple[dict[str, _Shown], dict[str, _Shown] | None]]:
+    """Return each curve with all others behind it; one picture of all where there are few."""
+    groups = together(list(curves))
+    if len(groups) == 1:
+        return [(dict(curves), None)]
+    return [
+        (
+            {arm: curves[arm]},
+            {other: curve for other, curve in curves.items() if other != arm},
+        )
+        for (arm,) in groups
+    ]
+
+
+def _of_arm(shown: Mapping[str, Any], context: Mapping[str, Any] | None) -> str:
+    """Return the arm of a small picture for its caption; empty for a picture of all arms."""
+    return "" if context is None else f", {next(iter(shown))}"
+
+
+def _behind(context: Mapping[str, Any] | None) -> str:
+    """Return what stands behind the curves of a small picture."""
+    return "" if context is None else " Grey: the other arms."
 
 
 def _legend_estimates(run: "Run", measure: str) -> "dict[str, Estimate] | None":
@@ -155,7 +225,7 @@ def _indices(labels: "pl.Series", classes: list[str]) -> NDArray[np.int64]:
 def _calibration(run: "Run") -> Section:
     """Return the section on calibration: predicted probabilities against observed shares."""
     section = Section(key="calibration", title="Calibration of probabilities")
-    arms = first(run.arms, MOST_CURVES, section)
+    arms = first(run.arms, MOST_PANELS, section)
     binary = run.task == "binary"
     xlabel = f"probability of {run.classes[-1]}" if binary else "probability of the likeliest class"
     ylabel = f"share that is {run.classes[-1]}" if binary else "share that is correct"
@@ -163,14 +233,34 @@ def _calibration(run: "Run") -> Section:
         a: _class_scores(run, a, run.classes[-1]) if binary else _likeliest_class_scores(run, a)
         for a in arms
     }
-    section.add(
-        partial(reliability_png, curves, xlabel=xlabel, ylabel=ylabel),
-        "Reliability curves",
+    _add_reliability(
+        section,
+        curves,
+        xlabel,
+        ylabel,
         "Predictions in up to ten bins of about equally many, by their probability; bars are 95 % "
         "over patients. On the diagonal predicted probabilities are observed shares; below it they "
         "are too high. Below: how often each probability was predicted.",
     )
     return section
+
+
+def _add_reliability(
+    section: Section, curves: Mapping[str, CurveScores], xlabel: str, ylabel: str, caption: str
+) -> None:
+    """Add the reliability curves: in one picture, or of many arms in one each."""
+    for shown, context in _multiples(curves):
+        arm = "" if context is None else next(iter(shown))
+        section.add(
+            partial(
+                reliability_svg, shown, xlabel=xlabel, ylabel=ylabel, context=context, title=arm
+            ),
+            f"Reliability curves{_of_arm(shown, context)}",
+            caption if context is None else f"Calibration of {arm}.{_behind(context)}",
+            width=500 if context is None else SMALL_PX,
+        )
+    if len(together(list(curves))) > 1:
+        section.notes.insert(0, caption)
 
 
 def _decisions(run: "Run") -> Section:
@@ -186,7 +276,7 @@ def _decisions(run: "Run") -> Section:
     for arm in first(run.arms, MOST_PANELS, section):
         counts = confusion_counts(run, arm)
         section.add(
-            partial(confusion_png, counts, run.classes, title=arm),
+            partial(confusion_svg, counts, run.classes, title=arm),
             f"Confusion matrix of {arm}",
             f"{arm}: {rule}; one prediction a {run.unit}, {once}{int(counts.sum()):,} {run.unit}s. "
             "Shares are of a row.",
@@ -212,12 +302,11 @@ def _abstention(run: "Run") -> Section:
     """Return the section on selective prediction."""
     section = Section(key="abstention", title="Selective prediction")
     curves: dict[str, RiskCoverage] = {}
-    for arm in first(run.arms, MOST_CURVES, section):
+    for arm in first(run.arms, MOST_PANELS, section):
         sure = _likeliest_class_scores(run, arm)
         curves[arm] = risk_coverage(sure.score, sure.label == 1)
     arm_texts = [
-        f"{arm}: {one['coverage']:.0%} answered"
-        + ("" if one["accuracy"] is None else f", {one['accuracy']:.0%} of them correctly")
+        _coverage_text(arm, one, run.rows(arm).height)
         for arm, one in run.result.get("coverage", {}).items()
     ]
     target = next((one["target"] for one in run.result.get("coverage", {}).values()), None)
@@ -229,29 +318,51 @@ def _abstention(run: "Run") -> Section:
             f"{'; '.join(arm_texts)}."
         )
     )
-    section.add(
-        partial(risk_coverage_png, curves),
-        "Risk by coverage",
+    caption = (
         "Share of errors of the likeliest class among the surest predictions, by how many are "
         "given. A useful confidence rises from the left; the area under the curve is compared with "
         "the least possible one, where all errors are the least sure. All test predictions count."
-        + target_text,
+        + target_text
     )
+    for shown, context in _multiples(curves):
+        arm = "" if context is None else next(iter(shown))
+        section.add(
+            partial(risk_coverage_svg, shown, context=context, title=arm),
+            f"Risk by coverage{_of_arm(shown, context)}",
+            caption if context is None else f"Errors by coverage of {arm}.{_behind(context)}",
+            width=500 if context is None else SMALL_PX,
+        )
+    if len(together(list(curves))) > 1:
+        section.notes.insert(0, caption)
     for arm, promise in run.result.get("guarantees", {}).items():
-        section.notes.append(_guarantee_text(arm, promise))
+        section.notes.append(_guarantee_text(arm, promise, run.rows(arm).height))
         section.notes.extend(f"{sentence}." for sentence in guarantee_warnings(arm, promise))
     return section
 
 
-def _guarantee_text(arm: str, promise: Mapping[str, Any]) -> str:
+def _coverage_text(arm: str, one: Mapping[str, Any], predictions: int) -> str:
+    """Return how many predictions of an arm were answered, and how many of them correctly."""
+    answered = share_text(one["coverage"], predictions)
+    if one["accuracy"] is None:
+        return f"{arm}: {answered} answered"
+    told = round(one["coverage"] * predictions)
+    return f"{arm}: {answered} answered, {share_text(one['accuracy'], told)} of them correctly"
+
+
+def _guarantee_text(arm: str, promise: Mapping[str, Any], predictions: int) -> str:
     """Return what conformal sets and deferral of an arm did, in a sentence."""
     sets, deferral, level = promise["sets"], promise["deferral"], promise["level"]
-    wrong = "" if deferral["wrong"] is None else f", {deferral['wrong']:.0%} of them wrongly"
+    told = round(deferral["told"] * predictions)
+    wrong = ""
+    if deferral["wrong"] is not None:
+        wrong = f", {share_text(deferral['wrong'], told)} of them wrongly"
     return (
-        f"{arm}: conformal sets of {level:.0%} hold the class of {sets['coverage']:.0%} of the "
-        f"patients with {sets['size']:.2f} classes each, {sets['single']:.0%} are a single class. "
-        f"Deferral that allows {1 - level:.0%} wrong among the answered: {deferral['told']:.0%} "
-        f"answered{wrong}."
+        f"{arm}: conformal sets of {level:.0%} hold the class of "
+        f"{share_text(sets['coverage'], predictions)} of the "
+        f"patients with {sets['size']:.2f} classes each, "
+        f"{share_text(sets['single'], predictions)} are a single class. "
+        f"Deferral that allows {1 - level:.0%} wrong among the answered: "
+        f"{share_text(deferral['told'], predictions)} answered{wrong}."
     )
 
 
@@ -271,7 +382,7 @@ def label_section(run: "Run", arms: Sequence[str]) -> Section:
             )
         if estimates:
             section.add(
-                partial(forest_png, estimates, xlabel="AUROC, 95 % interval over patients"),
+                partial(forest_svg, estimates, xlabel="AUROC, 95 % interval over patients"),
                 f"AUROC per label of {arm}",
                 f"{arm}: AUROC of each label over all test predictions, with its interval over "
                 "patients; the dashed line is chance.",
@@ -315,15 +426,12 @@ def _label_scores(run: "Run", arm: str, name: str) -> CurveScores:
 def _label_calibration(run: "Run") -> Section:
     """Return the section on the calibration of all labels together."""
     section = Section(key="calibration", title="Calibration of probabilities")
-    curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_CURVES, section)}
-    section.add(
-        partial(
-            reliability_png,
-            curves,
-            xlabel="probability of a label",
-            ylabel="share that has the label",
-        ),
-        "Reliability curves",
+    curves = {arm: _all_labels(run, arm) for arm in first(run.arms, MOST_PANELS, section)}
+    _add_reliability(
+        section,
+        curves,
+        "probability of a label",
+        "share that has the label",
         "All labels of all test predictions together, in up to ten bins of about equally many; "
         "bars are 95 % over patients. On the diagonal probabilities are what they say.",
     )

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from downstream.measures.class_measures import UndefinedMetricError
+from downstream.report.plots.plots_incidence import incidence_png
 from downstream.report.plots.plots_outcomes import (
-    km_png,
-    scatter_png,
-    survival_calibration_png,
+    km_svg,
+    scatter_svg,
+    survival_calibration_svg,
     survival_groups,
 )
 from downstream.report.views.picture_sections import MOST_PANELS, Section, first
@@ -42,7 +43,7 @@ def number_section(run: "Run", arms: list[str]) -> Section:
         true_numbers, predicted_numbers = rows["value"].to_numpy(), rows["found"].to_numpy()
         section.add(
             partial(
-                scatter_png,
+                scatter_svg,
                 true_numbers,
                 predicted_numbers,
                 title=arm,
@@ -57,7 +58,37 @@ def number_section(run: "Run", arms: list[str]) -> Section:
 
 def survival_sections(run: "Run") -> list[Section]:
     """Return the sections of a survival run: risk groups, and calibration of the curves."""
-    return [km_section(run, run.arms), _calibration_section(run)]
+    return [groups_section(run, run.arms), _calibration_section(run)]
+
+
+def groups_section(run: "Run", arms: list[str]) -> Section:
+    """Return the section on risk groups: survival, or the incidence of competing events."""
+    causes = run.result["config"].get("causes", [])
+    return incidence_section(run, arms, causes) if causes else km_section(run, arms)
+
+
+def incidence_section(run: "Run", arms: list[str], causes: list[str]) -> Section:
+    """Return the section with the cumulative incidence of each cause in the risk groups."""
+    section = Section(key="groups", title="Cumulative incidence in the predicted risk groups")
+    if not has_scikit_survival():
+        section.notes.append(_WITHOUT)
+        return section
+    for arm in first(arms, MOST_PANELS, section):
+        rows = run.once(arm).drop_nulls("high")
+        if rows.is_empty():
+            section.notes.append(f"{arm}: no risk groups were kept.")
+            continue
+        time, cause, high = (rows[name].to_numpy() for name in ("time", "cause", "high"))
+        section.add(
+            partial(incidence_png, time, cause, high, causes, title=arm, xlabel=_time_name(run)),
+            f"Cumulative incidence of {' and '.join(causes)} by {arm}",
+            f"{arm}: Aalen-Johansen estimates, in which a patient with another event can no longer "
+            f"have {causes[0]}; bands are 95 %. High risk is above the median risk (of the "
+            f"cause-specific hazard of {causes[0]}) of the fold's TRAINING patients; {_ONE}, "
+            f"{rows.height:,} patients. The groups are drawn, not tested.",
+            width=640,
+        )
+    return section
 
 
 def km_section(run: "Run", arms: list[str]) -> Section:
@@ -73,7 +104,7 @@ def km_section(run: "Run", arms: list[str]) -> Section:
             continue
         time, event, high = (rows[name].to_numpy() for name in ("time", "event", "high"))
         section.add(
-            partial(km_png, time, event, high, title=arm, xlabel=_time_name(run)),
+            partial(km_svg, time, event, high, title=arm, xlabel=_time_name(run)),
             f"Kaplan-Meier curves of {arm}",
             f"{arm}: high risk is above the median risk of the fold's TRAINING patients; {_ONE}, "
             f"{rows.height:,} patients. Bands are 95 %, ticks are patients whose follow-up ends. "
@@ -125,7 +156,7 @@ def _calibration(
         section.notes.append(f"{arm}: not drawn, {error}.")
         return
     section.add(
-        partial(survival_calibration_png, groups, title=arm, at=name),
+        partial(survival_calibration_svg, groups, title=arm, at=name),
         f"Predicted against observed survival of {arm}",
         f"{arm}: survival at {name}, in {len(groups.predicted)} groups of about "
         f"{int(groups.patients.mean())} patients by predicted survival; observed is the "

@@ -24,7 +24,7 @@ def export_slide(box: Outbox, slide: SlideOut) -> int:
     if not is_done(box.path(rel), {"coords": xy.shape}, mark_of(slide), coords=xy):
         with box.file(rel) as path, h5py.File(path, "w") as file:
             coords = file.create_dataset("coords", data=xy)
-            for name, attribute in _attrs(slide.tiles, str(box.path(PATCHES))).items():
+            for name, attribute in _attrs(slide.tiles, box.shown_path(PATCHES)).items():
                 coords.attrs[name] = attribute
             file.attrs[MARK] = mark_of(slide)
         written += 1

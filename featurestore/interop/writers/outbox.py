@@ -24,16 +24,18 @@ class Outbox:
 
     Args:
         root: a local folder; it is created if it is missing.
+        shows_paths: whether files may name the folder that they lie in.
 
     Raises:
         InteropError: `root` is a URL, or another export is writing to it.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, shows_paths: bool = True) -> None:
         if "://" in os.fspath(root):
             msg = f"{os.fspath(root)} is a URL; exports are written to a local folder"
             raise InteropError(msg)
         self.root = Path(root).expanduser().absolute()
+        self._shows_paths = shows_paths
         self._staging = self.root / STAGING
 
     def __enter__(self) -> Self:
@@ -63,6 +65,10 @@ class Outbox:
         """Return the path of an exported file or folder, which may not be there yet."""
         return self.root / rel
 
+    def shown_path(self, rel: str) -> str:
+        """Return a path to be written into a file: whole, or relative to the exported folder."""
+        return str(self.path(rel)) if self._shows_paths else rel
+
     @contextlib.contextmanager
     def file(self, rel: str) -> Iterator[Path]:
         """Yield a temporary path that becomes the file `rel` if the block ends without an error."""
@@ -75,6 +81,14 @@ class Outbox:
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def write_text(self, rel: str, text: str) -> bool:
+        """Write a small file, unless it is there and the same; return whether it was written."""
+        if self.path(rel).is_file() and self.path(rel).read_text() == text:
+            return False
+        with self.file(rel) as path:
+            path.write_text(text)
+        return True
 
     @contextlib.contextmanager
     def folder(self, rel: str) -> Iterator[Path]:

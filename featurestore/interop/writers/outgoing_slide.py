@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.annotations.annotation_export import SlideAnnotations
 from featurestore.interop.foreign_files import dataset, opened_h5
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
+from featurestore.licences import Licence
 
 MARK = "slidelake"
 
@@ -25,6 +26,7 @@ class TeacherOut:
     dim: int
     crc32: int
     identity: Mapping[str, Any]
+    licence: Licence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

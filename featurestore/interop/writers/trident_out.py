@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -39,7 +40,7 @@ def _write_features(
         _write_coords(file, xy, attrs, mark)
         dataset = file.create_dataset("features", data=slide.features(teacher).astype(np.float32))
         dataset.attrs["name"] = slide.tiles.slide_id
-        dataset.attrs["savetodir"] = str(box.path(rel).parent)
+        dataset.attrs["savetodir"] = str(Path(box.shown_path(rel)).parent)
         dataset.attrs["encoder"] = teacher
     return 1
 

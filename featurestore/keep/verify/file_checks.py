@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from featurestore.keep.verify.damage import Damage
+from featurestore.codecs.codec_files import codec_paths
+from featurestore.keep.verify.damage import FILE, Damage
 from featurestore.keep.verify.index_checksums import add_index_checksums, unchecked_indexes
 from featurestore.keep.verify.lance_annotation_check import verify_annotations
 from featurestore.keep.verify.root_files import add_checksums, unchecked_files
@@ -16,6 +17,7 @@ from featurestore.keep.verify.sealings import (
 )
 from featurestore.lake import Lake
 from featurestore.storage.store import Store
+from featurestore.tables.schema import features_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,19 @@ STATS = _sealed_check("files of statistics", sealings_of_stats)
 STUDENTS = _sealed_check("files of students", sealings_of_students)
 RUNS = _sealed_check("files of runs", sealings_of_runs)
 
+
+def _lost_codecs(lake: Lake) -> Iterator[Damage]:
+    """Yield the codecs of columns that are gone; damaged ones are found among the statistics."""
+    for mpp in lake.config.mpps:
+        for column, paths in codec_paths(lake.table(features_table(mpp)).schema).items():
+            for path in paths:
+                if not lake.exists(path):
+                    text = f"the codec of '{column}' is gone, so its features can't be read"
+                    yield Damage(mpp=mpp, teacher=column, description=text, part=FILE, path=path)
+
+
+CODECS = FileCheck(name="codecs", damage=_lost_codecs, missing=lambda _: 0, add=lambda _: 0)
+
 #: They change all the time, so the checksums are in them: each is a zip archive.
 CHECKPOINTS = FileCheck(
     name="checkpoints",
@@ -97,6 +112,7 @@ FILE_CHECKS: tuple[FileCheck, ...] = (
     ANNOTATIONS,
     SHARD_INDEXES,
     STATS,
+    CODECS,
     STUDENTS,
     RUNS,
     CHECKPOINTS,

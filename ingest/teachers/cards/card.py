@@ -7,7 +7,10 @@ numbers are kept with each column in the lake.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # the cards alone are listed without the store, which takes a second to import
+    from featurestore import Forbidden, Licence
 
 Pooling = Literal["cls", "mean", "cls+mean", "own"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -40,6 +43,7 @@ class Card:
         mpps: microns per pixel that it was trained for, best first; empty if not on microscopy.
         precision: precision in which its authors, or most of its users, run it on GPUs.
         licence: licence of the weights, as far as it is known.
+        forbids: what the licence forbids, in the words of `featurestore.licences`.
         gated: whether its source requires a licence to be accepted first.
         source: where the weights come from, in words.
         hub: repository on the Hugging Face hub.
@@ -75,6 +79,7 @@ class Card:
     mpps: tuple[float, ...] = ()
     precision: Precision = "float32"
     licence: str = "unknown"
+    forbids: "tuple[Forbidden, ...]" = ()
     gated: bool = False
     source: str = ""
     hub: str | None = None
@@ -97,6 +102,19 @@ class Card:
         """
         side = self.input_px // self.patch_px if self.patch_px else 0
         return (side, side) if side else None
+
+    @property
+    def terms(self) -> "Licence":
+        """Return the licence with what it forbids.
+
+        Examples:
+            >>> from ingest import CARDS
+            >>> CARDS["uni2_h"].terms.forbids
+            ('commercial use', 'sharing derivatives', 'sharing students')
+        """
+        from featurestore import Licence
+
+        return Licence(text=self.licence, forbids=self.forbids)
 
     def pooled_dim(self, pooling: Pooling) -> int:
         """Return the length of an embedding of a pooling.
@@ -130,7 +148,7 @@ def card_json(card: Card) -> bytes:
 
 def card_from_json(record: Mapping[str, Any]) -> Card:
     """Return a card from its kept JSON; fields of a later version are ignored."""
-    lists = ("mean", "std", "poolings", "mpps", "files", "unverified")
+    lists = ("mean", "std", "poolings", "mpps", "files", "unverified", "forbids")
     fields: dict[str, Any] = {
         name: tuple(record[name]) if name in lists else record[name]
         for name in Card.__dataclass_fields__

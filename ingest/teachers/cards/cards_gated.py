@@ -1,7 +1,12 @@
 """Cards of pathology encoders whose weights require a licence to be accepted first."""
 
+from typing import TYPE_CHECKING
+
 from ingest.teachers.cards.card import Card
 from ingest.teachers.cards.cards_natural import IMAGENET
+
+if TYPE_CHECKING:
+    from featurestore import Forbidden
 
 TRIDENT = "mahmoodlab/TRIDENT@a91fa84, patch_encoder_models/load.py"
 TRIDENT_TABLE = "mahmoodlab/TRIDENT@a91fa84, table in README.md"
@@ -10,6 +15,10 @@ LAZYSLIDE = "rendeirolab/lazyslide-models@0127beb"
 SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 BOTH_FILES = ("model.safetensors", "pytorch_model.bin")
 NO_DERIVATIVES = "CC-BY-NC-ND-4.0"
+FURTHER_TERMS = f"{NO_DERIVATIVES} with further terms, on models made from it too"
+NOT_SHARED: "tuple[Forbidden, ...]" = ("commercial use", "sharing derivatives")
+# "... and its derivatives, which include models trained on outputs": students are under it, too
+NO_STUDENTS: "tuple[Forbidden, ...]" = (*NOT_SHARED, "sharing students")
 OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 
 UNI = Card(
@@ -26,7 +35,8 @@ UNI = Card(
     patch_px=16,
     mpps=(0.5,),
     precision="float16",
-    licence=f"{NO_DERIVATIVES} with further terms, on models made from it too",
+    licence=FURTHER_TERMS,
+    forbids=NO_STUDENTS,
     gated=True,
     source="Mahmood Lab",
     hub="MahmoodLab/UNI",
@@ -63,7 +73,8 @@ UNI2_H = Card(
     patch_px=14,
     mpps=(0.5,),
     precision="bfloat16",
-    licence=f"{NO_DERIVATIVES} with further terms, on models made from it too",
+    licence=FURTHER_TERMS,
+    forbids=NO_STUDENTS,
     gated=True,
     source="Mahmood Lab",
     hub="MahmoodLab/UNI2-h",
@@ -95,6 +106,7 @@ def _virchow(name: str, hub: str, registers: int, mpps: tuple[float, ...], licen
         mpps=mpps,
         precision="float16",
         licence=licence,
+        forbids=NOT_SHARED if licence == NO_DERIVATIVES else (),
         gated=True,
         source="Paige",
         hub=hub,
@@ -132,6 +144,7 @@ def _optimus(number: int, files: tuple[str, ...], licence: str, *unverified: str
         mpps=(0.5,),
         precision="float16",
         licence=licence,
+        forbids=NOT_SHARED if licence == NO_DERIVATIVES else (),
         gated=True,
         source="Bioptimus",
         hub=f"bioptimus/H-optimus-{number}",
@@ -170,6 +183,7 @@ H0_MINI = Card(
     mpps=(0.5,),
     precision="float16",
     licence=NO_DERIVATIVES,
+    forbids=NOT_SHARED,
     gated=True,
     source="Bioptimus",
     hub="bioptimus/H0-mini",
@@ -201,6 +215,7 @@ GIGAPATH = Card(
     mpps=(0.5,),
     precision="float16",
     licence="Prov-GigaPath licence, for research; its code Apache-2.0",
+    forbids=("commercial use",),
     gated=True,
     source="Providence and Microsoft",
     hub="prov-gigapath/prov-gigapath",

@@ -3,7 +3,10 @@
 from ingest.teachers.cards.card import Card
 from ingest.teachers.cards.cards_gated import (
     BOTH_FILES,
+    FURTHER_TERMS,
     NO_DERIVATIVES,
+    NO_STUDENTS,
+    NOT_SHARED,
     SLIDE2VEC,
     TRIDENT,
     TRIDENT_TABLE,
@@ -21,7 +24,8 @@ CONCH = Card(
     prefix_tokens=1,
     patch_px=16,
     mpps=(0.5,),
-    licence=NO_DERIVATIVES,
+    licence=FURTHER_TERMS,
+    forbids=NO_STUDENTS,
     gated=True,
     source="Mahmood Lab",
     hub="MahmoodLab/conch",
@@ -32,7 +36,7 @@ CONCH = Card(
         "pooling": f"mahmoodlab/CONCH README for probing and slides; {TRIDENT}",
         "mpp": TRIDENT_TABLE,
         "precision": TRIDENT,
-        "licence": "mahmoodlab/CONCH LICENSE",
+        "licence": "mahmoodlab/CONCH LICENSE and README, License and Terms of Use",
     },
     unverified=(
         "tile: 512 px at 0.5 in TRIDENT, 256 px in the paper",
@@ -54,6 +58,7 @@ CONCH15 = Card(
     mpps=(0.5,),
     precision="float16",
     licence=NO_DERIVATIVES,
+    forbids=NOT_SHARED,
     gated=True,
     source="Mahmood Lab",
     hub="MahmoodLab/conchv1_5",
@@ -82,7 +87,8 @@ MUSK = Card(
     patch_px=16,
     mpps=(0.5, 0.25, 1.0),
     precision="float16",
-    licence=NO_DERIVATIVES,
+    licence=FURTHER_TERMS,
+    forbids=NO_STUDENTS,
     gated=True,
     source="Stanford",
     hub="xiangjx/musk",
@@ -91,7 +97,7 @@ MUSK = Card(
     references={
         "network": "lilab-stanford/MUSK@714b666, musk/modeling.py and musk/torchscale",
         "pooling, precision": TRIDENT,
-        "input, interpolation, licence": "lilab-stanford/MUSK README.md",
+        "input, interpolation, licence": "lilab-stanford/MUSK README.md, License",
         "mpp": f"{SLIDE2VEC}; 0.5 first by {TRIDENT_TABLE}",
     },
     unverified=(

@@ -1,5 +1,6 @@
 """A whole evaluation on a real small lake, its comparators, and what it refuses."""
 
+import html
 import json
 import re
 import shutil
@@ -189,6 +190,9 @@ def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
     assert page.count("data:image/png") == 4
     for text in ("both-s0", "strong", "PCA 256 of 2 teachers", "balanced accuracy"):
         assert text in page
+    assert [v["teacher"] for v in kept["verdicts"]] == list(TEACHERS)
+    for verdict in kept["verdicts"]:
+        assert f"{html.escape(verdict['text'])}." in page
 
 
 def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_fused_column_teaches_a_student_of_pixels(tmp_path: Path) -> None:
     check(lake, recipe)
     (column,) = columns_of(lake, recipe)
     assert (column.teacher, column.dim, column.tokens) == ("fused", 16, None)
-    assert licence_of(lake.store, "fused") == "plain: not stated; packed: not stated"
+    assert licence_of(lake.store, "fused").text == "plain: not stated; packed: not stated"
     rows = {row["teacher"]: row for row in list_teachers(lake.store)}
     assert (rows["fused"]["dim"], rows["fused"]["available"]) == (16, True)
     assert rows["fused"]["source"] == f"features of {', '.join(TEACHERS)}"

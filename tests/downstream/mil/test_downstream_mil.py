@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from downstream.mil.aggregators.tile_canvas import families, stack_levels
+from downstream.mil.bag_sequence import tile_statistics
 from downstream.mil.losses import BagTask, class_weights
 from downstream.mil.model import MilModel
 from downstream.mil.objective import LabelObjective
 from downstream.mil.padded_bags import MilError
-from downstream.mil.predict import predict, tile_statistics
+from downstream.mil.predict import predict
 from downstream.mil.pseudo import PseudoTiles
 from downstream.mil.train import Examples, TrainedModel, train_mil
 from downstream.run.feature_bags import PatientBag
 from downstream.run.fit_settings import MilSettings, SettingsError
-from downstream.run.model_tables import AGGREGATORS, PROBES, models_of
+from downstream.run.model_tables import AGGREGATORS, CLINICAL, PROBES, models_of
 from tests.worlds.one_thread import one_thread
 
 TILES, KEYS, WIDTH = 40, 4, 32
@@ -115,7 +116,7 @@ def test_every_model_trains(name: str) -> None:
 
 
 def test_the_names_are_those_of_the_aggregators() -> None:
-    assert set(AGGREGATORS) == {name for name in models_of("mil") if name not in PROBES}
+    assert set(AGGREGATORS) == models_of("mil").keys() - {*PROBES, *CLINICAL}
 
 
 def levels(patients: int, seed: int) -> Examples:

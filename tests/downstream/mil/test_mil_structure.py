@@ -220,8 +220,8 @@ def test_fused_aggregators_are_aggregators() -> None:
     (features, *_), (coords, *_) = bags("transmil", (9,))
     pooled = net.train()(features, None, coords)
     assert pooled.embedding.shape == (1, 16)
-    assert pooled.extras["fusion_loss"].item() > 0
-    assert "fusion_loss" not in net.eval()(features, None, coords).extras
+    assert pooled.penalty.item() > 0
+    assert net.eval()(features, None, coords).penalty is None
     with pytest.raises(MilError, match="11 wide"):
         net(features[:, :11], None, coords)
     with pytest.raises(MilError, match="it is ShazamGate's"):

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmil import models
 
-from downstream.mil.aggregators.nystrom import NystromAttention, landmark_runs, pseudo_inverse
 from downstream.mil.aggregators.tile_canvas import stack_slides
 from downstream.mil.aggregators.tile_grid import grid_conv, neighbours, raster_order
 from downstream.mil.aggregators.transmil import Positions, TransMil
+from downstream.mil.layers.nystrom import NystromAttention, landmark_runs, pseudo_inverse
 from downstream.mil.padded_bags import MilError, pad_bags
 from tests.worlds.mil_examples import WIDTH, bags, doubles
 

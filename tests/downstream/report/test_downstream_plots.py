@@ -1,6 +1,8 @@
-"""Figures are PNGs, what they show is where it belongs, and their numbers are those of others."""
+"""Figures are SVGs whose text is text; what they show is in its place, by others' numbers."""
 
+import base64
 import io
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -22,25 +24,45 @@ from downstream.report.plots.plots_bands import (
     roc_points,
 )
 from downstream.report.plots.plots_classes import (
-    confusion_png,
-    precision_recall_png,
-    reliability_png,
-    risk_coverage_png,
-    roc_png,
+    confusion_svg,
+    precision_recall_svg,
+    reliability_svg,
+    risk_coverage_svg,
+    roc_svg,
 )
 from downstream.report.plots.plots_outcomes import (
-    km_png,
-    scatter_png,
-    survival_calibration_png,
+    km_svg,
+    scatter_svg,
+    survival_calibration_svg,
     survival_groups,
 )
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def size(png: bytes) -> tuple[int, int]:
     with Image.open(io.BytesIO(png)) as image:
-        image.load()
         assert image.format == "PNG"
         return image.size
+
+
+def svg_size(svg: bytes) -> tuple[float, float]:
+    """Width and height of an SVG in points; it loads nothing and runs nothing."""
+    root = ET.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    assert not list(root.iter(f"{SVG}script"))
+    for part in root.iter():
+        for name, value in part.attrib.items():
+            assert not name.startswith("on")
+            assert not name.endswith("href") or value.startswith(("#", "data:image/png;base64,"))
+    width, height = (float(root.attrib[name].removesuffix("pt")) for name in ("width", "height"))
+    return width, height
+
+
+def words(svg: bytes) -> list[str]:
+    """Text of an SVG."""
+    texts = ET.fromstring(svg).iter(f"{SVG}text")
+    return [" ".join("".join(text.itertext()).split()) for text in texts]
 
 
 def scores(rows: int, spread: float, *, seed: int = 0, digits: int = 1) -> CurveScores:
@@ -132,19 +154,61 @@ def test_reliability_is_that_of_scikit_learn() -> None:
 def test_figures_of_classes() -> None:
     curves = {"a": scores(24, 1.0), "b, a name that is much too long for a legend $": scores(24, 3)}
     estimates = {"a": (0.8, 0.7, 0.9)}
-    assert min(size(roc_png(curves, estimates=estimates, title="US$ or A$", n=20))) > 400
-    assert min(size(precision_recall_png(curves, estimates=estimates, n=20))) > 400
-    assert min(size(reliability_png(curves, xlabel="said", ylabel="found"))) > 400
+    roc = roc_svg(curves, estimates=estimates, title="US$ or A$", n=20)
+    assert min(svg_size(roc)) > 300
+    assert {"US$ or A$", "sensitivity", "a: 0.800 (0.700 to 0.900)"} <= set(words(roc))
+    assert roc == roc_svg(curves, estimates=estimates, title="US$ or A$", n=20)
+    assert min(svg_size(precision_recall_svg(curves, estimates=estimates, n=20))) > 300
+    assert min(svg_size(reliability_svg(curves, xlabel="said", ylabel="found"))) > 300
     risk = {name: risk_coverage(one.score, one.label == 1) for name, one in curves.items()}
-    assert min(size(risk_coverage_png(risk))) > 400
-    assert min(size(confusion_png(np.array([[3, 0], [0, 0]]), ["no", "yes"], title="a"))) > 200
+    assert min(svg_size(risk_coverage_svg(risk))) > 250
+    confusion = confusion_svg(np.array([[3, 0], [0, 0]]), ["no", "yes"], title="<b>&")
+    assert min(svg_size(confusion)) > 150
+    assert "<b>&" in words(confusion)
+
+
+def test_small_multiples_show_one_arm_and_the_others_behind_it() -> None:
+    curves = {f"arm{number}": scores(24, 1.0 + number) for number in range(4)}
+    others = {name: one for name, one in curves.items() if name != "arm0"}
+    one = {"arm0": curves["arm0"]}
+    estimates = {"arm0": (0.8, 0.7, 0.9)}
+    small = roc_svg(one, estimates=estimates, context=others, title="arm0", n=5)
+    assert max(svg_size(small)) < 250
+    assert small.count(b"stroke: #cccccc") == 3
+    assert {"arm0", "0.800 (0.700 to 0.900)"} <= set(words(small))
+    for figure in (
+        precision_recall_svg(one, context=others, title="arm0", n=5),
+        reliability_svg(one, xlabel="said", ylabel="found", context=others, title="arm0"),
+        risk_coverage_svg(
+            {name: risk_coverage(part.score, part.label == 1) for name, part in one.items()},
+            context={n: risk_coverage(p.score, p.label == 1) for n, p in others.items()},
+            title="arm0",
+        ),
+    ):
+        assert max(svg_size(figure)) < 300
+        assert figure.count(b"stroke: #cccccc") == 3
+        assert "arm0" in words(figure)
+
+
+def test_a_figure_of_many_points_stays_small() -> None:
+    rng = np.random.default_rng(0)
+    many = rng.normal(size=200_000)
+    label = (rng.random(len(many)) < 0.5).astype(np.int64)
+    curves = {"a": CurveScores(label=label, score=many + label)}
+    for figure in (roc_svg(curves, n=2), precision_recall_svg(curves, n=2)):
+        assert len(figure) < 200_000
+    assert len(scatter_svg(many, many + rng.normal(size=len(many)))) < 400_000
+    time, event = rng.exponential(9, len(many)), rng.random(len(many)) < 0.5
+    assert len(km_svg(time, event, label == 1)) < 700_000
 
 
 def test_a_confusion_matrix_has_true_classes_in_rows() -> None:
     """Dark is a share of the row: the upper right is filled where all 0 are called 1."""
-    picture = confusion_png(np.array([[0, 9], [5, 5]]), ["0", "1"])
-    with Image.open(io.BytesIO(picture)) as image:
-        pixels = np.asarray(image.convert("L")).astype(int)
+    root = ET.fromstring(confusion_svg(np.array([[0, 9], [5, 5]]), ["0", "1"]))
+    (link,) = (image.attrib["{http://www.w3.org/1999/xlink}href"] for image in
+               root.iter(f"{SVG}image"))  # fmt: skip
+    with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as image:
+        pixels = np.asarray(image.convert("L")).astype(int)[::-1]  # it is turned by the SVG
     dark = np.argwhere(pixels < 80)
     height, width = pixels.shape
     upper_right = (dark[:, 0] < height * 0.45) & (dark[:, 1] > width * 0.5)
@@ -154,12 +218,12 @@ def test_a_confusion_matrix_has_true_classes_in_rows() -> None:
 @pytest.mark.parametrize(
     ("high_share", "event_share"), [(0.5, 0.6), (0.0, 0.6), (0.5, 0.0), (0.5, 1.0)]
 )
-def test_km_png(high_share: float, event_share: float) -> None:
+def test_km_svg(high_share: float, event_share: float) -> None:
     rng = np.random.default_rng(1)
     time = rng.exponential(10, size=30).round()
     event = np.arange(30) < 30 * event_share
     high = rng.permutation(np.arange(30) < 30 * high_share)
-    assert min(size(km_png(time, event, high, title="risk", xlabel="months"))) > 400
+    assert min(svg_size(km_svg(time, event, high, title="risk", xlabel="months"))) > 300
 
 
 def test_predicted_survival_is_held_against_kaplan_meier() -> None:
@@ -173,7 +237,7 @@ def test_predicted_survival_is_held_against_kaplan_meier() -> None:
     assert groups.predicted[0] == pytest.approx(predicted[lowest].mean())
     assert groups.observed[0] == survival[last]
     assert (groups.low[0], groups.high[0]) == (limits[0][last], limits[1][last])
-    assert min(size(survival_calibration_png(groups, title="a", at="months = 5"))) > 300
+    assert min(svg_size(survival_calibration_svg(groups, title="a", at="months = 5"))) > 200
     # nobody is followed that long, no event before, too few patients
     assert np.isnan(survival_groups(time, event, predicted, at=1e3).observed).all()
     assert survival_groups(time, event, predicted, at=1e-6).observed.tolist() == [1.0] * 4
@@ -181,10 +245,10 @@ def test_predicted_survival_is_held_against_kaplan_meier() -> None:
         survival_groups(time[:20], event[:20], predicted[:20], at=5.0)
 
 
-def test_scatter_png() -> None:
+def test_scatter_svg() -> None:
     true_numbers = np.arange(5.0)
-    assert min(size(scatter_png(true_numbers, true_numbers[::-1], title="a", name="age"))) > 300
-    assert min(size(scatter_png(np.ones(3), np.ones(3)))) > 300
+    assert min(svg_size(scatter_svg(true_numbers, true_numbers[::-1], title="a", name="age"))) > 200
+    assert min(svg_size(scatter_svg(np.ones(3), np.ones(3)))) > 200
 
 
 def test_attention_is_painted_where_the_tiles_are() -> None:

@@ -168,7 +168,7 @@ def test_the_page_loads_nothing_and_runs_nothing(full: tuple[Lake, dict[str, Any
     html = full[0].read_bytes("report.html").decode()
     page = Page(html)
     assert all(link.startswith(("data:", "#")) for _, link in page.links)
-    assert all(re.match(r"data:image/(png|jpeg);base64,", link) for link in page.images)
+    assert all(re.match(r"data:image/(svg\+xml|png|jpeg);base64,", link) for link in page.images)
     assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
     assert page.tags.count("link") == 1
     assert "url(" not in html

@@ -51,3 +51,32 @@ def test_nothing_is_wider_than_the_page(
     assert shown.count("Brier score") >= 1
     assert NINE[-1] in shown
     page.close()
+
+
+def test_listings_are_sorted_by_a_click_and_figures_are_drawn(
+    page_file: Path, browser: Browser
+) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: problems.append(request.url))
+    page.goto(page_file.as_uri())
+    table = page.locator("table.sortable").first
+    button = table.get_by_role("button", name=NINE[0])
+    keys = []
+    for _ in range(2):
+        button.click()
+        at = table.locator("thead button").all_inner_texts().index(NINE[0])
+        cells = table.locator(f"tbody tr > :nth-child({at + 1})").all()
+        keys.append([float(str(cell.get_attribute("data-key"))) for cell in cells])
+    assert len(keys[0]) == 32
+    assert keys[0] == sorted(keys[0])
+    assert keys[1] == keys[0][::-1]
+    assert page.locator("table.sortable").count() == 2  # at most five arms in a table
+    sizes = page.evaluate("() => [...document.images].map((one) => one.naturalWidth)")
+    assert min(sizes) > 50
+    # a figure for every arm of each kind, by its words
+    for name in NINE:
+        assert page.locator(f"img[alt*='{name}'][src^='data:image/svg']").count() == 5
+    assert [one for one in problems if not one.startswith(("file:", "data:"))] == []
+    page.close()

@@ -1,6 +1,8 @@
 """Bags of slides and patients: the numbers, the checks, and torch's loaders."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from featurestore import DamageError, Lake, LakeError, open_lake
+from featurestore.read import select_slides
+from featurestore.read.select_slides import BagPlaces
 from featurestore.read.selection import Selection
 from tests.worlds.training_lake import (
     DIMS,
@@ -81,10 +85,58 @@ def test_bag_checks_keys_not_positions(lake: Lake, monkeypatch: pytest.MonkeyPat
     for change in ({"row_start": 0}, {"row_start": 12}, {"slide": 4}):
         wrong = row.with_columns(**{k: pl.lit(v, row.schema[k]) for k, v in change.items()})
         with monkeypatch.context() as patch:
-            place = Selection(wrong, 0.5, {"plain": [0]})
-            patch.setattr(Lake, "_bag_place", lambda *_, place=place: place)
+            place = Selection(wrong, 0.5, {"plain": np.zeros(1, np.int64)})
+            patch.setattr(BagPlaces, "find", lambda *_, place=place: (place, 0))
             with pytest.raises(DamageError, match=r"slide b at mpp 0\.5: rows are not|missing"):
                 lake.bag("b", "plain", mpp=0.5)
+
+
+def count_scans(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that grows by whether all slides were asked for, at each scan for places."""
+    scans: list[bool] = []
+    places_of = Lake.places_of
+
+    def counted(self: Lake, teachers: Sequence[str], **settings: Any) -> pl.DataFrame:  # noqa: ANN401
+        scans.append(settings.get("slide_ids") is None)
+        return places_of(self, teachers, **settings)
+
+    monkeypatch.setattr(Lake, "places_of", counted)
+    return scans
+
+
+def test_places_are_looked_up_once_for_all_bags(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, fresh = count_scans(lake, monkeypatch), open_lake(lake.uri)
+    for _ in range(3):
+        for slide_id in SIZES:
+            bag = fresh.bag(slide_id, list(DIMS), mpp=0.5)
+            expected = feature_rows(bag.tile_id, DIMS["plain"])
+            np.testing.assert_array_equal(bag.by_teacher["plain"], expected)
+    assert scans == [True]
+
+
+def test_another_teachers_places_cost_one_more_scan(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = open_lake(lake.uri)
+    scans = count_scans(lake, monkeypatch)
+    for teacher in ("packed", "packed", "plain", "packed", "plain"):
+        for slide_id in SIZES:
+            bag = fresh.bag(slide_id, teacher, mpp=0.5)
+            expected = feature_rows(bag.tile_id, DIMS[teacher])
+            np.testing.assert_array_equal(bag.features, expected)
+    assert scans == [True, True]
+
+
+def test_large_catalogs_are_scanned_only_for_many_bags(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select_slides, "ROWS_A_LOOKUP", lake.catalog_rows() / 4)
+    scans, fresh = count_scans(lake, monkeypatch), open_lake(lake.uri)
+    for _ in range(5):
+        fresh.bag("a", "plain", mpp=0.5)
+    assert scans == [False, False, False, True]
 
 
 def test_bags_of_slides(lake: Lake) -> None:

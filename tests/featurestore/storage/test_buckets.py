@@ -359,6 +359,7 @@ def test_listings_that_break_off_are_repeated_or_are_the_buckets_error(faulty: B
         with pytest.raises(BucketError, match="can't be reached") as caught:
             read()
         assert ".rs" not in str(caught.value)
+        assert "%20" not in str(caught.value)
     faulty.faults.set(rates={}, only="", seed=0)
 
 

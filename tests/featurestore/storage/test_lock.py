@@ -45,10 +45,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def another_process(store: Store, lease_s: float = 2.0) -> Iterator["subprocess.Popen[str]"]:
+def another_process(store: Store) -> Iterator["subprocess.Popen[str]"]:
     """Yield a process that holds the commit lock and a writer's lease until its stdin is closed."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, store.uri, str(lease_s)],
+        [sys.executable, "-c", HOLD, store.uri, str(lock.LEASE_S)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -177,11 +177,11 @@ def test_killed_holder_is_followed(any_store: Store) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed = time.monotonic()
-        with lock.commit_lock(any_store, wait_s=10.0) as held:
+        with lock.commit_lock(any_store, wait_s=5 * lock.LEASE_S) as held:
             waited_s = time.monotonic() - killed
             held.check()
-    # At once where the kernel knows; in a bucket once the lease of 2 s and a whole second passed.
-    assert waited_s < (0.5 if any_store.is_local else 4.5)
+    # At once where the kernel knows; in a bucket once the lease and a whole second have passed.
+    assert waited_s < (0.5 if any_store.is_local else lock.LEASE_S + 2.5)
     assert lock.live_writers(any_store) == []
     assert not [file.path for file in any_store.walk() if "writer-" in file.path]
     with lock.no_writers(any_store):
@@ -194,7 +194,7 @@ def test_suspended_holder_is_overtaken_and_knows(bucket: Bucket) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         process.send_signal(signal.SIGSTOP)
-        with lock.commit_lock(store, wait_s=10.0), lock.no_writers(store):
+        with lock.commit_lock(store, wait_s=5 * lock.LEASE_S), lock.no_writers(store):
             pass
         process.send_signal(signal.SIGCONT)
         print("ask", file=process.stdin, flush=True)
@@ -217,7 +217,7 @@ def test_of_many_takers_of_an_expired_lease_one_wins(bucket: Bucket) -> None:
     ready = threading.Barrier(6)
 
     def take(_: int) -> Lease | None:
-        taker = Taker(Store(bucket.uri), "commit", "commit", 2.0)
+        taker = Taker(Store(bucket.uri), "commit", "commit", lock.LEASE_S)
         ready.wait()
         return taker.take()
 

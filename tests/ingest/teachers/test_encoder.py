@@ -123,6 +123,41 @@ def test_numbers_depend_on_the_tile_alone(tiles: np.typing.NDArray[np.uint8], na
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+class OtherSums(nn.Module):
+    """A network of which parts of fewer than `least` tiles get other numbers, as by other kernels.
+
+    Args:
+        least: size of a part from which on the numbers are the same.
+    """
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.sizes = least, list[int]()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.sizes.append(len(x_BCHW))
+        error = 1e-6 if len(x_BCHW) < self.least else 0.0
+        return x_BCHW.mean(dim=(2, 3)) + error
+
+
+@pytest.mark.parametrize(("least", "run"), [(1, [1, 4, 4]), (8, [8, 8, 8]), (40, [49, 49, 49])])
+def test_short_part_is_filled_up_only_as_far_as_its_numbers_need(
+    tiles: np.typing.NDArray[np.uint8], least: int, run: list[int]
+) -> None:
+    card = Card(name="m", architecture="m", dim=3, input_px=64, mean=(0, 0, 0), std=(1, 1, 1))
+    network = OtherSums(least)
+    encoder = Encoder(card, Plain(network, 0))
+    assert encoder.part_tiles == 49
+    whole = encode(encoder, tiles[:49], "m")["m"]
+    assert network.sizes == [49]  # a full part needs no trial
+    encode(encoder, tiles[:1], "m")
+    assert sorted(network.sizes[1:-1]) == [1, 2, 4, 8, 16, 32, 49]  # each size is tried once
+    network.sizes.clear()
+    for count in (1, 3, 4):
+        np.testing.assert_array_equal(encode(encoder, tiles[:count], "m")["m"], whole[:count])
+    assert network.sizes == run
+
+
 def test_precision_is_that_of_the_arithmetic(tiles: np.typing.NDArray[np.uint8]) -> None:
     full = encode(Encoder(VIT, vit()), tiles[:4], "vit:cls")["vit:cls"]
     half = encode(Encoder(VIT, vit(), precision="bfloat16"), tiles[:4], "vit:cls")["vit:cls"]

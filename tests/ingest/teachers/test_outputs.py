@@ -115,3 +115,9 @@ def test_all_places_are_as_likely() -> None:
     assert abs(share - 0.3) < 0.035
     assert in_share(keys, 1.0).all()
     assert (in_share(keys, 0.6) | ~in_share(keys, 0.3)).all()
+
+
+def test_a_quantised_column_has_its_sources_card_and_no_teacher_makes_it() -> None:
+    assert card_name("vit:cls+mean~int8") == card_name("vit:cls+mean") == "vit"
+    with pytest.raises(TeacherError, match="quantise LAKE --features vit --codec int8"):
+        outputs_of("vit~int8", VIT)

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster import WorkerSettings
+from cluster import NodeShape, Placement, WorkerSettings
 from featurestore import open_lake, verify
 from ingest.teachers.ray_extract import extract
+from ingest.teachers.ray_workers import waiting_line
 from ingest.teachers.work.unit_queue import SIZES, UnitSizes
 from tests.worlds.painted_lake import painted_lake
 
@@ -30,6 +31,18 @@ class Deadly(torch.nn.Module):
 def build():
     return Deadly()
 """
+
+
+def test_why_no_worker_starts() -> None:
+    two = Placement(device="cpu", workers=2, cpus_per_worker=8.0, gpus_per_worker=0.0)
+    small = [NodeShape(cpus=4, gpus=0, count=3)]
+    line = waiting_line(two, small)
+    assert line.endswith(
+        "no node that is up holds one of 2 workers with 8 CPUs each, on cpu (nodes up: 3 x 4 CPUs)"
+    )
+    assert waiting_line(two, []).endswith("(nodes up: none with CPUs)")
+    busy = waiting_line(two, [*small, NodeShape(cpus=8, gpus=0, count=1)])
+    assert busy.endswith("other jobs hold the nodes")
 
 
 @pytest.mark.slow

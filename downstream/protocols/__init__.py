@@ -1,0 +1,1 @@
+"""Protocols of other tools: their tasks, settings and measures."""

@@ -1,0 +1,1 @@
+"""Smaller columns: features as codes of one byte, decoded to float16 where they are read."""

@@ -1,0 +1,1 @@
+"""Pixels of stored tiles: decoded to the size of a network, and kept on a local disk."""
