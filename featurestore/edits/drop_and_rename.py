@@ -1,7 +1,7 @@
 """Slides, teachers and annotations dropped or renamed; each edit is one commit.
 
 Earlier versions of the lake stay as they are. Products of dropped or renamed parts (runs,
-statistics, students) is named and left as it is.
+statistics, students) are named and left as they are.
 """
 
 import itertools

@@ -3,8 +3,7 @@
 Lance numbers a version by the newest present manifest. Where the newest manifests are lost or
 damaged, their numbers must not come again with other contents, since catalogs name tables by
 number: each number is filled by a stand-in first, which `roots.json` lists as lost. Damaged
-    manifests are
-moved to `damaged/`, where no reader looks.
+manifests are moved to `damaged/`, where no reader looks.
 """
 
 import contextlib

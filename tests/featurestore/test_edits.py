@@ -21,6 +21,7 @@ from featurestore.edits.drop_and_rename import drop, rename
 from featurestore.keep.lance_copy import copy_lake
 from featurestore.keep.lance_restore import restore
 from featurestore.keep.verify import lance_annotation_check
+from featurestore.storage.lock import writer_lease
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 from tests.worlds.command_lines import Slidelake
@@ -157,6 +158,19 @@ def test_annotations_are_renamed_and_dropped(lake: Lake) -> None:
     restore(lake.uri, after.version)
     assert whole(lake.refreshed()) == before
     assert verify(lake.refreshed()).ok
+
+
+def test_nothing_is_dropped_or_renamed_under_a_job_that_writes(lake: Lake) -> None:
+    before = lake.version
+    with writer_lease(lake.store, "extract of t"):
+        for edit in (
+            lambda: drop(lake, "slide", ["a"]),
+            lambda: drop(lake, "teacher", ["t"]),
+            lambda: rename(lake, "a", "A"),
+        ):
+            with pytest.raises(LakeError, match="in use by extract of t"):
+                edit()
+    assert lake.refreshed().version == before
 
 
 def test_what_names_a_dropped_teacher_is_said(lake: Lake) -> None:

@@ -117,6 +117,11 @@ def test_ci_runs_both_suites_once(tmp_path: Path) -> None:
     assert run_ci(tmp_path, {}) == Ended(code=0, calls=["make test", "make test-slow"])
 
 
+def test_ci_lets_no_test_be_skipped(tmp_path: Path) -> None:
+    ended = run_ci(tmp_path, {"make-test": f'echo "CI is $CI" >> {tmp_path}/calls'})
+    assert ended.calls[:2] == ["make test", "CI is true"]
+
+
 @pytest.mark.parametrize(("pytest_code", "code"), [(0, 0), (1, 1)])
 def test_ci_runs_what_failed_once_more_and_that_counts(
     tmp_path: Path, pytest_code: int, code: int

@@ -79,6 +79,51 @@ def test_types_of_the_api_are_those_of_the_module() -> None:
         assert getattr(importlib.import_module(module), name) is getattr(slidelake, name)
 
 
+def importing_slidelake(folder: Path, *places: Path) -> str:
+    """Return the last line of what Python says when a script in a folder imports slidelake."""
+    (folder / "use.py").write_text("import slidelake\n")
+    done = subprocess.run(
+        [sys.executable, "use.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["ingest.py", "ingest/__init__.py"])
+def test_a_users_own_file_in_the_way_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    text = importing_slidelake(tmp_path, ROOT)
+    place = tmp_path / name.removesuffix("/__init__.py")
+    assert f"{place} has the name of slidelake's package 'ingest' and is found before it" in text
+    assert "rename it, or run from another folder" in text
+
+
+def test_another_distribution_in_the_way_is_named(tmp_path: Path) -> None:
+    site, here = tmp_path / "site", tmp_path / "here"
+    for folder in (site / "ingest", site / "other-1.0.dist-info", here):
+        folder.mkdir(parents=True)
+    (site / "ingest" / "__init__.py").write_text("")
+    info = site / "other-1.0.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "RECORD").write_text("ingest/__init__.py,,\n")
+    text = importing_slidelake(here, site, ROOT)
+    assert f"package 'ingest' comes from {site}/ingest/__init__.py, which is of other" in text
+    assert "pip uninstall other" in text
+    # or it was unpacked over ours, whose mark is gone then
+    for package in set(PACKAGES) - {"ingest"}:
+        (site / package).mkdir()
+        (site / package / "__init__.py").write_text("")
+        (site / package / "py.typed").write_text("")
+    shutil.copy(ROOT / "slidelake.py", site)
+    text = importing_slidelake(here, site)
+    assert f"package 'ingest' in {site}/ingest is not slidelake's: other was installed over" in text
+
+
 # ---------------------------------------------------------------------- in another environment
 
 
@@ -264,10 +309,6 @@ for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
     importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 from typer.testing import CliRunner
 import slidelake
-from downstream import Plan
-from downstream.splits.folds import nested_folds
-from examples.cohort_patients import draw_patients
-from examples.demo import QUICK
 for command in ("mil", "survival", "probe", "report", "demo"):
     assert CliRunner().invoke(slidelake.app, [command, "--help"]).exit_code == 0, command
 assert not [name for name, module in sys.modules.items() if name.startswith("sksurv") and module]
@@ -280,10 +321,6 @@ def test_survival_without_its_extra_is_one_clear_line() -> None:
     code = """
 sys.argv = "slidelake survival lake --labels l.csv --time t --event e --features x".split()
 import slidelake
-from downstream import Plan
-from downstream.splits.folds import nested_folds
-from examples.cohort_patients import draw_patients
-from examples.demo import QUICK
 slidelake.main()
 """
     done = blocked(code)

@@ -1,5 +1,6 @@
 """Upkeep of a lake: when it is due, and what an automatic vacuum leaves."""
 
+import datetime as dt
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import lance
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -22,7 +24,8 @@ from featurestore import (
     vacuum,
     verify,
 )
-from featurestore.keep import lance_upkeep
+from featurestore.keep import lance_upkeep, lance_vacuum
+from featurestore.keep.lance_vacuum import Vacuumed
 from featurestore.keep.verify.last_verified import VERIFIED, last_verified, record_verified
 from featurestore.storage.lock import writer_lease
 from featurestore.tables.lance_tables import open_table
@@ -74,6 +77,20 @@ def test_automatic_vacuum_leaves_what_is_young_or_new_or_named(many: Lake) -> No
     assert free_old_versions(many, keep=10, days=0) is None
 
 
+@pytest.mark.parametrize(("age_days", "frees"), [(6.9, False), (7.1, True)])
+def test_automatic_vacuum_leaves_the_newest_hundred_and_a_week(
+    many: Lake, monkeypatch: pytest.MonkeyPatch, age_days: float, *, frees: bool
+) -> None:
+    def times(table: lance.LanceDataset) -> dict[int, dt.datetime]:
+        then = dt.datetime.now() - dt.timedelta(days=age_days)
+        return dict.fromkeys((entry["version"] for entry in table.versions()), then)
+
+    monkeypatch.setattr(lance_vacuum, "version_times", times)
+    monkeypatch.setattr(lance_vacuum, "AUTO_LEAST", 1)
+    assert free_old_versions(many) is None  # there are less than a hundred
+    assert (free_old_versions(many, keep=10) is not None) == frees
+
+
 def test_version_that_was_vacuumed_is_answered_with_those_that_are_there(many: Lake) -> None:
     newest = many.version
     open_lake(many.uri, version=newest - 20).snapshot("paper")
@@ -86,6 +103,11 @@ def test_version_that_was_vacuumed_is_answered_with_those_that_are_there(many: L
 
 
 def test_record_of_verify_is_kept_and_read_whatever_it_holds(many: Lake) -> None:
+    shard = next(Path(many.uri).rglob("*.tar"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    assert not verify(many).ok
+    shard.write_bytes(content)
     assert last_verified(many.store) is None
     assert verify(open_lake(many.uri, version=many.version - 12)).ok
     assert last_verified(many.store) == many.version - 12
@@ -105,6 +127,9 @@ def test_info_says_when_it_would_pay(many: Lake, monkeypatch: pytest.MonkeyPatch
         return CliRunner().invoke(slidelake.app, ["info", many.uri]).stdout.splitlines()
 
     assert "vacuum" not in str(lines())
+    monkeypatch.setattr(lance_upkeep, "MANY_BYTES", 1000)  # few versions may have long lists
+    assert lines()[-1].startswith(f"{many.version} versions with 0.")
+    monkeypatch.undo()
     monkeypatch.setattr(lance_upkeep, "MANY_VERSIONS", 20)
     monkeypatch.setattr(lance_upkeep, "MANY_FRAGMENTS", 10)
     compact, vacuumed = lines()[-2:]
@@ -117,14 +142,25 @@ def test_info_says_when_it_would_pay(many: Lake, monkeypatch: pytest.MonkeyPatch
     assert json.loads(printed)["upkeep"]["mergeable"] == 0
 
 
-def test_jobs_take_the_option(lake_copy: Path) -> None:
+def test_jobs_take_the_option(lake_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+
+    def free(lake: Lake) -> Vacuumed | None:
+        freed.append(lake.uri)
+        return free_old_versions(lake) or Vacuumed(kept=[lake.version], versions=7)
+
+    for module in ("ingest.ray_ingest", "ingest.teachers.ray_extract"):
+        monkeypatch.setattr(f"{module}.free_old_versions", free)
     for line in (
         ["ingest", str(lake_copy), str(REAL_SLIDE)],
         ["extract", str(lake_copy), "--teacher", TEACHERS[0]],
     ):
-        done = CliRunner().invoke(slidelake.app, [*line, "--auto-vacuum", "--json"])
-        assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout.splitlines()[-1])["freed"] is None
+        for more, versions in (([], None), (["--auto-vacuum"], 7)):
+            done = CliRunner().invoke(slidelake.app, [*line, *more, "--json"])
+            assert done.exit_code == 0, done.output
+            answer = json.loads(done.stdout.splitlines()[-1])["freed"]
+            assert (answer and answer["versions"]) == versions
+    assert freed == [str(lake_copy)] * 2
 
 
 @pytest.mark.parametrize("command", ["ingest", "extract", "build"])

@@ -19,16 +19,18 @@ from featurestore import (
     Lake,
     LakeError,
     ShardReader,
+    create_lake,
     fit_stats,
     open_lake,
 )
 from featurestore.interop.lake_tiles import tile_places
+from featurestore.read.selection import Selection
 from featurestore.read.torch_bags import Bags, TorchBag
 from featurestore.tables.lance_flat import FlatColumn
 from featurestore.tables.schema import features_table
 from ingest.teachers.work.tile_feed import tile_feed
 from ingest.teachers.work.units import Unit
-from tests.worlds.training_lake import DIMS, make
+from tests.worlds.training_lake import CONFIG, DIMS, add_features, cut, make, register
 
 PLAIN, PACKED = DIMS  # read in place, and by Lance's file reader
 SLIDE, OTHER = "e", "c"  # both in the second fragment
@@ -49,11 +51,11 @@ def copied(whole: Lake, tmp_path: Path) -> Lake:
     return open_lake(tmp_path / "lake")
 
 
-def flip_in(lake: Lake, stored_bytes: bytes, column: str) -> None:
-    """Flip a bit of stored bytes in the data file of a column in the second fragment."""
+def flip_in(lake: Lake, stored_bytes: bytes, column: str, fragment: int = 1) -> None:
+    """Flip a bit of stored bytes in the data file of a column in a fragment."""
     table = lake.table(features_table(MPP))
     field = {f.name(): f.id() for f in table.lance_schema.fields()}[column]
-    (path,) = (f.path for f in table.get_fragment(1).metadata.files if field in f.fields)
+    (path,) = (f.path for f in table.get_fragment(fragment).metadata.files if field in f.fields)
     file = Path(lake.store.path(f"{features_table(MPP)}/data/{path}"))
     file_bytes = bytearray(file.read_bytes())
     file_bytes[file_bytes.index(stored_bytes) + len(stored_bytes) // 2] ^= 4
@@ -119,6 +121,30 @@ def test_every_reader_refuses_damaged_features(copied: Lake, teacher: str) -> No
     streamed(lake, teacher, slide_ids=["a", "b", "c"])
     other = PACKED if teacher == PLAIN else PLAIN
     assert lake.bag(SLIDE, other, mpp=MPP).features.shape[0] == 90
+
+
+def test_each_mpp_is_compared_by_itself_and_fine_tiles_too(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "lake", CONFIG)
+    cells = {MPP: np.argwhere(np.ones((8, 8))), 1.0: np.argwhere(np.ones((4, 4)))}
+    lake.committer.commit_slides([cut(lake, register(lake, ["a"])["a"], "a", cells)])
+    for mpp in CONFIG.mpps:
+        add_features(lake, {PLAIN: DIMS[PLAIN]}, mpp=mpp)
+    lake = lake.refreshed()
+    stored = open_lake(lake.uri).bag("a", PLAIN, mpp=MPP).features[9].tobytes()
+    flip_in(lake, stored, PLAIN, fragment=0)
+    assert lake.bag("a", PLAIN, mpp=1.0).features.shape[0] == 16
+    text = f"slide a at mpp 0.5: features of '{PLAIN}' are not what was written"
+    with pytest.raises(DamageError, match=text):
+        lake.bag("a", PLAIN, mpp=MPP)
+    with pytest.raises(DamageError, match=text):
+        list(open_lake(lake.uri).stream([], mpp=1.0, under={MPP: PLAIN}))
+
+
+def test_rows_of_another_slide_are_refused(whole: Lake) -> None:
+    rows = whole.tiles_of(mpp=MPP, slide_ids=[SLIDE])
+    other = Selection(rows.with_columns(slide_id=pl.lit("q")), MPP)
+    with pytest.raises(DamageError, match=f"slide q at mpp 0.5: .*rows are of .'{SLIDE}'."):
+        open_lake(whole.uri).first_reads.compare(whole.row_reader(mpp=MPP), other, [0], [])
 
 
 def test_every_reader_refuses_damaged_tiles(copied: Lake) -> None:

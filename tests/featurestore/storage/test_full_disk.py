@@ -1,6 +1,7 @@
 """A full disk: each writer fails with one line, nothing is lost, and a vacuum frees room."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -8,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import slidelake
 from featurestore import Lake, LakeConfig, LakeError, Store, create_lake, open_lake, vacuum, verify
-from featurestore.storage.full_disk import DiskFullError
+from featurestore.storage.full_disk import DiskFullError, naming_full_disk
 from featurestore.storage.lock import FileLock, commit_lock, no_writers, writer_lease
 from featurestore.tables.lance_tables import open_table
 from featurestore.tables.schema import features_table
 from ingest.cut import cut_or_reason
+from ingest.ray_ingest import ingest
+from ingest.select.named_slides import Row
 from tests.conftest import REAL_SLIDE
 from tests.featurestore.test_groups import KilledError, killed_at, scanned_again
 from tests.worlds.small_lake import add_slides, add_teacher, contents, cut
@@ -63,6 +67,30 @@ WRITERS: dict[str, Callable[[Lake], object]] = {
     "new lake": lambda lake: create_lake(f"{lake.uri}2", LakeConfig()),
     "shard": lambda lake: cut(lake, 9, "z", 400),
 }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "x"),
+        OSError(errno.EDQUOT, "x"),
+        ValueError("LanceError(IO): No space left on device, a/rust/b.rs:1:2"),
+        RuntimeError("write failed (os error 28)"),
+        RuntimeError("Disk quota exceeded"),
+        ValueError("write failed (os error 122)"),
+    ],
+    ids=str,
+)
+def test_disk_or_quota_that_is_full_is_told_whoever_says_so(error: Exception) -> None:
+    text = "no space left on the disk, or in the quota, of here"
+    with pytest.raises(DiskFullError, match=text), naming_full_disk("here"):
+        raise error
+    outer = KeyError("a worker failed")
+    outer.__cause__ = error
+    with pytest.raises(DiskFullError, match=text), naming_full_disk("here"):
+        raise outer
+    with pytest.raises(OSError, match="Permission denied"), naming_full_disk("here"):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_every_writer_says_that_the_disk_is_full(small_disk: Lake, disk: Path) -> None:
@@ -123,6 +151,21 @@ def test_slide_that_finds_no_room_has_not_failed(small_disk: Lake, disk: Path) -
     assert isinstance(outcome, dict)
     assert outcome["disk_full"]
     assert outcome["reason"].startswith("no space left on the disk")
+
+
+def test_ingest_on_a_full_disk_ends_and_its_slides_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Store, __: LakeConfig, todo: list[Row], *___: object, **____: object) -> Any:  # noqa: ANN401
+        for row in todo:
+            yield {**row, "reason": "no space left on the disk", "disk_full": True}
+
+    monkeypatch.setattr("ingest.ray_ingest.local_workers", lambda *_, **__: 1)
+    monkeypatch.setattr("ingest.ray_ingest.cut_here", full)
+    with pytest.raises(DiskFullError, match="no space left on the disk"):
+        ingest(str(tmp_path / "lake"), [str(REAL_SLIDE)], LakeConfig(tile_px=256, mpps=(0.5,)))
+    slides = open_lake(tmp_path / "lake").slides().collect()
+    assert slides["state"].to_list() == ["pending"]
 
 
 # ---------------------------------------------------------------------- descriptors of locks

@@ -25,6 +25,7 @@ from featurestore.tables.annotation import AnnotationError
 from featurestore.tables.lance_columns import FragmentKeys
 from ingest.teachers.extract_plan import choose_tiles
 from tests.conftest import ROOT
+from tests.worlds.command_lines import Slidelake
 from tests.worlds.small_lake import add_slides, add_teacher
 
 REGIONS = pl.DataFrame(
@@ -109,7 +110,9 @@ def test_tiles_are_met_by_place_and_by_key(lake: Lake, copy: Lake) -> None:
     assert same.select("tile_id", "mark").equals(table.select("tile_id", "mark"))
 
 
-def test_sql_sees_annotations_and_tables_of_users(made: Path, lake: Lake, tmp_path: Path) -> None:
+def test_sql_sees_annotations_and_tables_of_users(
+    made: Path, lake: Lake, tmp_path: Path, slidelake: Slidelake
+) -> None:
     marks = query(lake, "SELECT region_mark, count(*) AS n FROM tiles_mpp0_5 GROUP BY 1 ORDER BY 1")
     assert sorted(marks.rows(), key=str) == [("S", 1), ("T", 2), (None, 5)]
     joined = "SELECT s.slide_id, c.grade, p.sex FROM slides AS s JOIN clinical AS c "
@@ -126,6 +129,11 @@ def test_sql_sees_annotations_and_tables_of_users(made: Path, lake: Lake, tmp_pa
     assert json.loads(out)["rows"] == [[0, "01"], [1, "02"]]
     with pytest.raises(LakeError, match="can't be called 'slides'"):
         query(lake, "SELECT 1", own={"slides": frame})
+    (tmp_path / "ages.csv").write_text("Patient ID,age\n7,61\n8,70\n")
+    ages = query_frame(tmp_path / "ages.csv")  # an id is text though all of them are numbers
+    assert (ages.schema["Patient ID"], ages.schema["age"]) == (pl.String, pl.Int64)
+    twice = ("--table", f"own={tmp_path / 'own.csv'}") * 2
+    assert "is given twice" in slidelake("query", made, sql, *twice, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -173,6 +181,9 @@ def test_an_annotation_is_replaced_only_if_asked(copy: Lake) -> None:
     assert last.annotations()["region"].level == "slide"
     assert "region" not in last.tiles(mpp=2.0).collect_schema()
     assert add_slides(last, {"c": 3}).annotation("region").collect().height == 1
+    annotate(last, new, "region", mpp=2.0, replace_old=True)
+    assert last.refreshed().annotations()["region"].level == "tile"
+    assert last.refreshed().annotation("region").collect()["label"].to_list() == ["T"]
 
 
 def test_labels_are_read_from_the_lake(lake: Lake) -> None:
@@ -243,6 +254,19 @@ def test_exports_carry_annotations(lake: Lake, tmp_path: Path) -> None:
     assert names == ["clinical.csv", "people.csv", "region.csv"]
     back = read_annotation(folder / "annotations" / "region.csv").frame
     assert back.drop("tile_id", "slide_id", "x", "y", "mpp").rows()[0] == ("T", 0.5)
+
+
+def test_an_export_is_written_again_where_annotations_changed(copy: Lake, tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata", reason="the extra [anndata] is not installed")
+    pytest.importorskip("zarr", reason="the extra [anndata] is not installed")
+    for files, mark in ((2, "first"), (2, "second"), (0, "second")):
+        if files:
+            table = REGIONS.select("slide_id", "x", "y", mark=pl.lit(mark))
+            annotate(copy.refreshed(), table, "note", mpp=0.5, replace_old=True)
+        export = export_folder(copy.uri, tmp_path / "z", format="anndata", mpp=0.5)
+        assert export.written == files
+        tiles = anndata.read_zarr(tmp_path / "z" / "a.zarr" / "tables" / "t_tiles")
+        assert tiles.obs["note"].tolist()[0] == mark
 
 
 def test_patients_are_set_once_and_contradictions_named(copy: Lake) -> None:

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 import slidelake
 from distill.errors import DistillError
 from distill.evaluate.tile_labels import read_labels
+from downstream import CohortError
+from downstream.probes.probe_labels import read_tile_labels
 from featurestore import Lake, LakeConfig, create_lake
 from featurestore.annotations import set_patients
 from tests.worlds.small_lake import add_slides
@@ -64,6 +66,15 @@ def test_labels_of_evaluate_refuse_near_ids(lake_of: Lake, tmp_path: Path) -> No
         with pytest.raises(DistillError, match=NEAR):
             read_labels(str(path), lake_of)
         assert read_labels(str(path), lake_of, distinct_ids=True)[0].height == 2
+
+
+def test_labels_of_tiles_refuse_slides_near_those_of_the_lake(
+    lake_of: Lake, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("slide_id,patient_id,x,y,class\nA,1,0,0,s\nb,2,0,0,t\n")
+    with pytest.raises(CohortError, match=f"slides: 'A' and 'a' of the lake {NEAR}"):
+        read_tile_labels(lake_of, path, "class", mpp=0.5)
 
 
 @pytest.mark.parametrize(

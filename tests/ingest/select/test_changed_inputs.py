@@ -1,7 +1,9 @@
 """A second ingest that gives other facts or settings than the slides were cut with; one file as two
 slides; links, macOS's files and masks that are of no slide."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -398,6 +400,27 @@ def test_linked_folders_are_followed_once_and_files_of_macos_left_out(tmp_path: 
     assert len(resolve([str(tmp_path / "link")])) == 2
     with pytest.raises(SlideError, match="is no slide but what macOS keeps beside one"):
         fingerprint(str(tmp_path / "study" / "._a.svs"))
+
+
+def test_folder_that_can_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("study/a.svs", "study/shut/b.svs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:  # noqa: ANN401 - root may read every folder
+        if str(path).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    notes: list[str] = []
+    sources = resolve([str(tmp_path / "study")], note=notes.append)
+    assert [source.slide_id for source in sources] == ["a"]
+    (note,) = notes
+    assert note.startswith(f"folder {tmp_path}/study/shut can't be read: Permission denied")
 
 
 def test_masks_that_match_no_slide_are_told(slide: Path, tmp_path: Path) -> None:

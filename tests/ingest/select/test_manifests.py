@@ -115,8 +115,9 @@ def test_wrong_cells_are_named(study: Path, text: str, message: str) -> None:
 
 
 def test_a_comment_may_be_written_as_one_likes(study: Path) -> None:
-    rows = read_manifest(manifest(study, "uri,note\nd.svs,ok\ne.svs,OK\n"))
-    assert [row.extra for row in rows] == [{"note": "ok"}, {"note": "OK"}]
+    rows = read_manifest(manifest(study, "uri,note,batch\nd.svs,ok,12.10\ne.svs,OK,3\n"))
+    extra = [row.extra for row in rows]
+    assert extra == [{"note": "ok", "batch": "12.10"}, {"note": "OK", "batch": "3"}]
 
 
 def test_names_that_are_near_those_of_the_lake_are_refused(study: Path, tmp_path: Path) -> None:

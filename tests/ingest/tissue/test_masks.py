@@ -307,7 +307,7 @@ def test_mask_of_a_slide_is_found_by_name_in_any_folder(tmp_path: Path) -> None:
 
 
 def test_masks_of_no_slide_are_named_and_masks_of_none_refused(tmp_path: Path) -> None:
-    for name in ("slide-1.geojson", "slide_2.geojson", "x.png", "notes.txt"):
+    for name in ("slide-1.geojson", "slide_2.geojson", "x.png", "notes.txt", "._x.png"):
         (tmp_path / name).write_text("{}")
     masks = open_masks(str(tmp_path))
     assert masks.notes({"slide-1", "slide-2"}) == [
