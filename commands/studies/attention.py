@@ -48,8 +48,8 @@ def attention_command(options: AttentionOptions) -> None:
     or: slidelake attention my-lake mil-0123456789ab --all --out maps
     """
     if (options.slide is None) != options.every:
-        given = "both" if options.every else "neither"
-        msg = f"{given} given of SLIDE and --all; name a slide, or write all of them by --all"
+        which = "both" if options.every else "neither"
+        msg = f"{which} given of SLIDE and --all; name a slide, or write all of them by --all"
         raise typer.BadParameter(msg)
     if options.every:
         _write_all(options)

@@ -81,8 +81,8 @@ def heatmaps_answer(written: "HeatmapFolder") -> dict[str, Any]:
 def heatmap_lines(written: "HeatmapFolder") -> list[str]:
     """Return lines on a folder of heatmaps: how many, and where their page is."""
     kept = len(written.records) - written.new
-    there = f", {kept} were there" if kept else ""
+    kept_text = f", {kept} were there" if kept else ""
     return [
-        f"{counted(written.new, 'heatmap')} written{there}",
+        f"{counted(written.new, 'heatmap')} written{kept_text}",
         str(written.folder / "index.html"),
     ]

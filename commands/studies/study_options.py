@@ -197,8 +197,8 @@ def study_spec(
             `--like` is a study of another kind.
     """
     base = template if options.like is None else _spec_of_run(options, template.kind)
-    given = {**settings, **dict(parse_assignment(base, text) for text in options.assignments)}
-    changes = {**_changes_of_task(options, template.kind), **given}
+    assigned = {**settings, **dict(parse_assignment(base, text) for text in options.assignments)}
+    changes = {**_changes_of_task(options, template.kind), **assigned}
     protocol = changes.get("protocol", "none")
     if protocol != "none":
         changes = {**protocol_settings(str(protocol), template.kind), **changes}

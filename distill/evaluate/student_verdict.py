@@ -132,7 +132,8 @@ def _teacher_rate(report: Report, teacher: str) -> float | None:
 
 def _kept(report: Report) -> Sequence[str]:
     """Return the teachers whose times are those of their extract."""
-    return (report.get("amortisation") or {}).get("kept_at_extract", [])
+    kept: Sequence[str] = (report.get("amortisation") or {}).get("kept_at_extract", [])
+    return kept
 
 
 def _parameters(embedding: Report) -> float | None:

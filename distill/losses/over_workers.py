@@ -65,7 +65,7 @@ def gathered(x_BD: Tensor, sizes: Sequence[int]) -> Tensor:
         x_BD: samples of this worker.
         sizes: number of samples of each worker.
     """
-    all_ND: Tensor = _Gathered.apply(x_BD, tuple(sizes))  # type: ignore[no-untyped-call]
+    all_ND: Tensor = _Gathered.apply(x_BD, tuple(sizes))
     return all_ND
 
 
@@ -73,7 +73,7 @@ def sum_over_workers(x_D: Tensor) -> Tensor:
     """Return the sum of a tensor over all workers; gradients flow to all."""
     if worker_count() == 1:
         return x_D
-    total_D: Tensor = _Summed.apply(x_D)  # type: ignore[no-untyped-call]
+    total_D: Tensor = _Summed.apply(x_D)
     return total_D
 
 

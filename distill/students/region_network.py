@@ -205,7 +205,9 @@ class RegionNetwork(nn.Module):
 
     def _places(self, side: int, level: int) -> Tensor:
         """Return the vectors that encode each token's place and level [side^2, D]."""
-        return self.levels[level] + _constant_sines(side, self.width).to(self.levels.device)
+        sines: Tensor = _constant_sines(side, self.width).to(self.levels.device)
+        places: Tensor = self.levels[level] + sines
+        return places
 
     def fine_stream(self, tokens: Tokens) -> StreamOutputs:
         """Run the fine stream on the whole grid or a crop."""
@@ -252,7 +254,7 @@ def place_sines(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=2).flatten(0, 1).float()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_sines(side: int, width: int) -> Tensor:
     """Return `place_sines`, which a compiled graph takes as a constant and does not trace."""
     return place_sines(side, width)

@@ -95,5 +95,5 @@ def average_running_statistics(module: nn.Module) -> None:
         return
     means = mean_over_workers(torch.cat([buffer.flatten() for buffer in statistics]))
     sizes = [buffer.numel() for buffer in statistics]
-    for buffer, mean in zip(statistics, means.split(sizes), strict=True):
+    for buffer, mean in zip(statistics, torch.split(means, sizes), strict=True):
         buffer.copy_(mean.view(buffer.shape))

@@ -6,7 +6,7 @@ Shape letters: P patients, C outputs, N tiles.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ def train_mil_on_split(
     test, attention = predict(fit.model, parts["test"].bags, parts["test"].covariates)
     none = np.empty((0, test.shape[1]))
 
-    def logits_of(part: str) -> Floats:
+    def logits_of(part: Literal["train", "validation", "test"]) -> Floats:
         return predict(fit.model, parts[part].bags, parts[part].covariates)[0]
 
     return TrainedMilModel(

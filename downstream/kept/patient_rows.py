@@ -62,13 +62,13 @@ def patient_rows(
                 bar.advance(1)
                 continue
             predicted = [model.apply(reader, [patient]) for model in fresh]
-            seen = bool(names & in_run)
+            is_seen = bool(names & in_run)
             rows.append(
                 {
                     "patient_id": patient,
                     "slide_ids": list(slides),
-                    "seen": seen,
-                    "fold": _fold_text(fresh) if seen else None,
+                    "seen": is_seen,
+                    "fold": _fold_text(fresh) if is_seen else None,
                     **_student_columns(patient, trained_on),
                     **_prediction_columns(run, fresh, predicted),
                 }
@@ -92,10 +92,10 @@ def _student_columns(
     """Return whether a student was trained on the patient; no column without a student."""
     if not trained_on:
         return {}
-    known = [patients for patients in trained_on.values() if patients is not None]
-    if any(patient in patients for patients in known):
+    patient_sets = [patients for patients in trained_on.values() if patients is not None]
+    if any(patient in patients for patients in patient_sets):
         return {"student_trained": True}
-    return {"student_trained": False if len(known) == len(trained_on) else None}
+    return {"student_trained": False if len(patient_sets) == len(trained_on) else None}
 
 
 def slide_heatmaps(

@@ -148,13 +148,13 @@ def _score_survival(study: "Study", part: "pl.DataFrame") -> list[ScoredMeasure]
 
 
 def _survival_parts(
-    part: "pl.DataFrame", asked: "Mapping[str, Any]"
+    part: "pl.DataFrame", questions: "Mapping[str, Any]"
 ) -> dict[str, NDArray[np.float64]]:
     """Return each survival measure on each test part, where it is one of all rows."""
     numbers = _model_numbers(part) - 1
     return {
         name: part_values(question.measure, question.truth, question.prediction, numbers)
-        for name, question in asked.items()
+        for name, question in questions.items()
         if not isinstance(question, str) and len(question.prediction) == part.height
     }
 

@@ -142,7 +142,7 @@ def sent_ahead(items: Iterable[Tensors], device: torch.device) -> Generator[Tens
     if device.type != "cuda":
         yield from items
         return
-    own = torch.cuda.Stream(device)
+    own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def made() -> Generator[tuple[Tensors, torch.cuda.Event]]:
         with torch.cuda.device(device), torch.cuda.stream(own):

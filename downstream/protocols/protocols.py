@@ -143,9 +143,9 @@ def protocol_settings(name: str, kind: str) -> Mapping[str, Any]:
     Raises:
         StudyError: There is no such protocol, or it has none for this kind of study.
     """
-    known = [one for one, entry in PROTOCOLS.items() if kind in entry.settings]
-    if name not in known:
-        msg = f"protocol {name!r}; of `slidelake {kind}` there are {', '.join(known)}"
+    names = [one for one, entry in PROTOCOLS.items() if kind in entry.settings]
+    if name not in names:
+        msg = f"protocol {name!r}; of `slidelake {kind}` there are {', '.join(names)}"
         raise StudyError(msg)
     return PROTOCOLS[name].settings[kind]
 
@@ -160,7 +160,7 @@ def protocol_facts(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - a StudySpec, 
         StudyError: The protocol needs folds that no file gives.
     """
     protocol = PROTOCOLS[spec.protocol]
-    wanted = protocol_settings(spec.protocol, spec.kind)
+    settings = protocol_settings(spec.protocol, spec.kind)
     if protocol.needs_folds and spec.folds.file is None and spec.labels.test_table is None:
         msg = (
             f"protocol {spec.protocol!r} takes the folds that come with a task; name its folder "
@@ -169,9 +169,9 @@ def protocol_facts(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - a StudySpec, 
         raise StudyError(msg)
     replaced = _FOLDS if spec.folds.file is not None else ()
     changed = [
-        f"{path} is {_value(spec, path)}, {protocol.title.partition(':')[0]}'s is {value}"
-        for path, value in wanted.items()
-        if path not in replaced and _value(spec, path) != value
+        f"{path} is {_value(spec, path)}, {protocol.title.partition(':')[0]}'s is {setting}"
+        for path, setting in settings.items()
+        if path not in replaced and _value(spec, path) != setting
     ]
     return {
         "name": spec.protocol,

@@ -129,7 +129,7 @@ def read_target(
 def value_names(names: Sequence[str]) -> dict[str, str]:
     """Return the name of each value from entries VALUE=NAME; an entry without a name has none."""
     pairs = [entry.partition("=") for entry in names]
-    return {value.strip(): name.strip() for value, _, name in pairs}
+    return {label.strip(): name.strip() for label, _, name in pairs}
 
 
 def named_classes(classes: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -44,10 +44,10 @@ def outcome_counts(study: "Study") -> dict[str, Any]:
         least, median, most = np.quantile(values_PK[:, 0], [0, 0.5, 1]).tolist()
         return {**tested, "least": least, "median": median, "most": most}
     if study.task == "multilabel":
-        counts = values_PK.sum(axis=0)
+        of_class = values_PK.sum(axis=0)
     else:
-        counts = np.bincount(values_PK[:, 0].astype(np.int64), minlength=len(study.classes))
-    return {**tested, "patients": dict(zip(study.classes, map(int, counts), strict=True))}
+        of_class = np.bincount(values_PK[:, 0].astype(np.int64), minlength=len(study.classes))
+    return {**tested, "patients": dict(zip(study.classes, map(int, of_class), strict=True))}
 
 
 def _competing(study: "Study") -> dict[str, int]:

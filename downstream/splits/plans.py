@@ -78,8 +78,8 @@ def _external(plan: "Plan", cohort: "Cohort", label_of: dict[str, Any], seed: in
         SplitError: The plan has splits of its own.
     """
     if plan.file is not None or plan.split != "patient":
-        given = f"a split file ({plan.file})" if plan.file else f"split {plan.split!r}"
-        msg = f"a table of test patients splits by itself: all of it is tested; leave {given} out"
+        choice = f"a split file ({plan.file})" if plan.file else f"split {plan.split!r}"
+        msg = f"a table of test patients splits by itself: all of it is tested; leave {choice} out"
         raise SplitError(msg)
     return external_splits(
         label_of, cohort.external, inner=plan.inner, validation=plan.validation, seed=seed

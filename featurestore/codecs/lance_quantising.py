@@ -238,7 +238,7 @@ def _write_fragment(
     selection = Selection(
         lake.tiles_of(mpp=mpp, slide_ids=rows["slide_id"].to_list()).sort("row_start"),
         mpp,
-        {source: rows["crc32"].to_list()},
+        {source: rows["crc32"].to_numpy().astype(np.int64)},
     )
     physical = lake.table(features_table(mpp)).get_fragment(fragment).physical_rows
     step = max(1, PART_BYTES // (2 * codec.dim))

@@ -51,7 +51,8 @@ class Selection:
     ) -> None:
         self.slides, self.mpp = slides, mpp
         tiles_crc32 = slides["crc32"].to_numpy().astype(np.int64)
-        self._crc32: dict[str | None, Int64Array] = {None: tiles_crc32, **(crc32 or {})}
+        self._crc32: dict[str | None, Int64Array] = {None: tiles_crc32}
+        self._crc32.update(crc32 or {})
         self.slide_ids: list[str] = slides["slide_id"].to_list()
         columns = ("slide", "fragment", "row_start", "tiles")
         self._number, self._fragment, self._start, self._count = (

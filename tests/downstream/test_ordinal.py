@@ -76,12 +76,12 @@ def test_the_link_is_the_difference_of_two_sigmoids() -> None:
 
 def test_a_model_has_one_score_and_its_classes_are_in_order() -> None:
     net = MilModel(make_aggregator("abmil", 6, ORDERED, hidden=8), ORDERED)
-    assert net.head.out_features == 1  # type: ignore[union-attr]
+    assert net.head.out_features == 1
     logits = net(torch.randn(5, 6)).logits
     assert logits.shape == (1, 4)
     loss = net.loss(net(torch.randn(5, 6)), torch.tensor([3]))
     loss.sum().backward()  # type: ignore[no-untyped-call]
-    assert net.link.first.grad is not None  # type: ignore[union-attr]
+    assert net.link.first.grad is not None
     with pytest.raises(MilError, match="4 branches for classes in an order"):
         MilModel(make_aggregator("clam_mb", 6, ORDERED, hidden=8), ORDERED)
     with pytest.raises(MilError, match="an order is of classes"):

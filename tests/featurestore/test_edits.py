@@ -163,11 +163,12 @@ def test_annotations_are_renamed_and_dropped(lake: Lake) -> None:
 def test_nothing_is_dropped_or_renamed_under_a_job_that_writes(lake: Lake) -> None:
     before = lake.version
     with writer_lease(lake.store, "extract of t"):
-        for edit in (
+        edits: tuple[Callable[[], object], ...] = (
             lambda: drop(lake, "slide", ["a"]),
             lambda: drop(lake, "teacher", ["t"]),
             lambda: rename(lake, "a", "A"),
-        ):
+        )
+        for edit in edits:
             with pytest.raises(LakeError, match="in use by extract of t"):
                 edit()
     assert lake.refreshed().version == before

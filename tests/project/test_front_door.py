@@ -33,7 +33,14 @@ PLUMBING = {
 INTERNAL_ERRORS = {
     *("AbstentionError", "AttentionError", "DiedError", "HttpStatusError", "NoSlidesError"),
     "PartDamageError",
-    *("MilError", "NewerFormatError", "NotFiniteError", "NotNativeError", "NotPushedError"),
+    *(
+        "MilError",
+        "NewerFormatError",
+        "NotATileError",
+        "NotFiniteError",
+        "NotNativeError",
+        "NotPushedError",
+    ),
     *("RunError", "ShortReadError", "SpecError", "TableError", "UndefinedMetricError"),
     "UnreadableError",
 }

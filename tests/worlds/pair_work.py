@@ -1,6 +1,7 @@
 """What a pair of workers computes for tests of trainings by several workers."""
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ UNEQUAL = (slice(0, 9), slice(9, SAMPLES))
 #: Settings without random views or dropout, so that workers see what one worker sees.
 QUIET = {"dihedral": False, "stain": 0.0, "weighting": "static", "accumulate": 1}
 #: Cases without a batch norm in the network, and without random crops or masks.
-ALIKE = {
+ALIKE: dict[str, dict[str, Any]] = {
     "agglomerate-vit": {"arguments": {"patch_size": 8}},
     "g2l": {"architecture": "test_vit", "arguments": {"patch_size": 8}},
     "shazam": {},
@@ -173,7 +174,7 @@ def case_losses(name: str, rank: int, world: int) -> tuple[dict[str, float], Num
     task = case.task(case.made(**changes)).train()
     model = _wrapped(task, world)
     losses = model(rows(case.batch(0), rank, world), torch.Generator().manual_seed(0))
-    torch.stack(list(losses.values())).sum(dim=0).mean().backward()
+    torch.stack(list(losses.values())).sum(dim=0).mean().backward()  # type: ignore[no-untyped-call]
     means = {key: float(mean_over_workers(loss.detach().mean())) for key, loss in losses.items()}
     return means, {k: p.grad for k, p in task.named_parameters() if p.grad is not None}
 

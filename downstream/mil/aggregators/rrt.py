@@ -108,7 +108,7 @@ class Rrt(Aggregator):
             checkpoint(self.within, *part, use_reentrant=False)
             if torch.is_grad_enabled()
             else self.within(*part)
-            for part in zip(x_RSE.split(size), mask_RS.split(size), strict=True)
+            for part in zip(torch.split(x_RSE, size), torch.split(mask_RS, size), strict=True)
         ]
         return torch.cat(blocks).view_as(x_BWSE)
 
@@ -133,7 +133,10 @@ class Rrt(Aggregator):
         most = torch.where(has_BW[..., None, None], most, 0)
         height_BWPS = (score_BWPS - least) / (most - least + 1e-8)
         handed_BWPS = height_BWPS * torch.softmax(score_BWPS, dim=2)
-        return handed_BWPS.transpose(2, 3).to(met_BPWE.dtype) @ met_BPWE.transpose(1, 2)
+        told_BWSE: Tensor = handed_BWPS.transpose(2, 3).to(met_BPWE.dtype) @ met_BPWE.transpose(
+            1, 2
+        )
+        return told_BWSE
 
 
 class RegionAttention(nn.Module):

@@ -122,6 +122,6 @@ def nearest_tails(head_BNE: Tensor, tail_BNE: Tensor, mask_BN: Tensor, most: int
             .masked_fill_(~mask_BN[:, None], -torch.inf)
             .topk(min(most, head_BNE.shape[1]), dim=-1)
             .indices
-            for part in head_BNE.split(_BLOCK, dim=1)
+            for part in torch.split(head_BNE, _BLOCK, dim=1)
         ]
     return torch.cat(near, dim=1)

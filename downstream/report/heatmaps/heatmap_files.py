@@ -100,9 +100,9 @@ def write_heatmap(lake: "Lake", heatmap: SlideHeatmap, folder: Path) -> HeatmapR
     """
     stem = file_stem(heatmap.slide_id, heatmap.arm)
     record_path = folder / f"{stem}.json"
-    known = _whole_record(record_path, heatmap)
-    if known is not None:
-        return known
+    whole_record = _whole_record(record_path, heatmap)
+    if whole_record is not None:
+        return whole_record
     files: dict[str, list[int]] = {}
     notes: list[str] = []
     levels = sorted(heatmap.tiles["mpp"].unique().to_list())

@@ -94,8 +94,12 @@ def _cells(
 ) -> list[Entry]:
     """Return the cells of a patient's row."""
     patient = row["patient_id"]
-    seen = f"tested in fold {row['fold']}" if row["seen"] else "new"
-    cells = [text_entry(patient), number_entry(len(row["slide_ids"]), digits=0), text_entry(seen)]
+    tested_text = f"tested in fold {row['fold']}" if row["seen"] else "new"
+    cells = [
+        text_entry(patient),
+        number_entry(len(row["slide_ids"]), digits=0),
+        text_entry(tested_text),
+    ]
     if "student_trained" in row:
         cells.append(text_entry(_yes_no(row["student_trained"])))
     label = truth.get(patient)

@@ -345,17 +345,17 @@ def _coverage_text(arm: str, one: Mapping[str, Any], predictions: int) -> str:
     answered = share_text(one["coverage"], predictions)
     if one["accuracy"] is None:
         return f"{arm}: {answered} answered"
-    told = round(one["coverage"] * predictions)
-    return f"{arm}: {answered} answered, {share_text(one['accuracy'], told)} of them correctly"
+    answers = round(one["coverage"] * predictions)
+    return f"{arm}: {answered} answered, {share_text(one['accuracy'], answers)} of them correctly"
 
 
 def _guarantee_text(arm: str, promise: Mapping[str, Any], predictions: int) -> str:
     """Return what conformal sets and deferral of an arm did, in a sentence."""
     sets, deferral, level = promise["sets"], promise["deferral"], promise["level"]
-    told = round(deferral["told"] * predictions)
+    answers = round(deferral["told"] * predictions)
     wrong = ""
     if deferral["wrong"] is not None:
-        wrong = f", {share_text(deferral['wrong'], told)} of them wrongly"
+        wrong = f", {share_text(deferral['wrong'], answers)} of them wrongly"
     return (
         f"{arm}: conformal sets of {level:.0%} hold the class of "
         f"{share_text(sets['coverage'], predictions)} of the "

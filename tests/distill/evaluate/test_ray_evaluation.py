@@ -82,8 +82,14 @@ def test_what_no_worker_has_is_refused(tasks: Tasks, tmp_path: Path) -> None:
 
 
 def test_the_options_of_resources_are_those_of_other_jobs(tasks: Tasks) -> None:
-    shared = {"cpus_per_worker": 3.0, "gpus_per_worker": 0.25}
-    evaluate_there("lake", ["s"], EvaluationSpec(), address="head:6379", **shared)
+    evaluate_there(
+        "lake",
+        ["s"],
+        EvaluationSpec(),
+        address="head:6379",
+        cpus_per_worker=3.0,
+        gpus_per_worker=0.25,
+    )
     evaluate_there(
         "lake", ["s"], EvaluationSpec(device="cpu"), address="head:6379", cpus_per_worker=12
     )

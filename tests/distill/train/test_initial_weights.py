@@ -116,7 +116,8 @@ def test_pretrained_weights_are_those_of_timm(lake: Lake, monkeypatch: pytest.Mo
 
     def create_model(name: str, *, pretrained: bool, **settings: Any) -> torch.nn.Module:  # noqa: ANN401
         asked.append(pretrained)
-        return made(name, pretrained=False, **settings)
+        network: torch.nn.Module = made(name, pretrained=False, **settings)
+        return network
 
     made = timm.create_model
     monkeypatch.setattr("ingest.teachers.networks.has_pretrained", lambda hub: "test_vit" in hub)

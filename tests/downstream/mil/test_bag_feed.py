@@ -40,7 +40,7 @@ def bag(tiles: int, seed: int) -> PatientBag:
 
 
 BAGS = [bag(5 + number % 7, number) for number in range(14)]
-LABELS = np.arange(14) % 2 * 1.0
+LABELS = (np.arange(14) % 2).astype(np.float64)
 
 
 def test_items_come_in_their_order_from_another_thread() -> None:
@@ -130,10 +130,19 @@ OBJECTIVE = LabelObjective.fit(BagTask(kind="multiclass", outputs=2), LABELS[:10
 
 def trained(settings: MilSettings, device: str = "cpu") -> TrainedModel:
     """Train on ten of the bags, and validate on the others."""
-    parts = [
+    training, validation = (
         Examples(bags=BAGS[rows], target=LABELS[rows]) for rows in (slice(10), slice(10, None))
-    ]
-    return train_mil("abmil", *parts, OBJECTIVE, settings, widths=(WIDTH,), seed=3, device=device)
+    )
+    return train_mil(
+        "abmil",
+        training,
+        validation,
+        OBJECTIVE,
+        settings,
+        widths=(WIDTH,),
+        seed=3,
+        device=device,
+    )
 
 
 @pytest.mark.parametrize(

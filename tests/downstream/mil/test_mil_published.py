@@ -216,7 +216,7 @@ def test_ilra_by_hand() -> None:
     net = Ilra(WIDTH, hidden=16, rank=3, heads=4).eval()
     tiles = features.numpy()
     for block in net.blocks:
-        latent = latent_by_hand(block.forth, block.latent[0].detach().numpy(), tiles)[0]  # type: ignore[arg-type, union-attr, index, operator]
+        latent = latent_by_hand(block.forth, block.latent[0].detach().numpy(), tiles)[0]  # type: ignore[arg-type, index]
         tiles = latent_by_hand(block.back, tiles, latent)[0]  # type: ignore[arg-type]
     expected, share = latent_by_hand(net.pooling, net.query.detach().numpy(), tiles)
     pooled = net(features)
@@ -269,7 +269,8 @@ def rrt_by_hand(net: Rrt, x: Tensor, side: int) -> Tensor:
         low, high = score.min(0).values, score.max(0).values
         handed = (score - low) / (high - low + 1e-8) * torch.softmax(score, 1)
         changed[rows] = handed @ met[region]
-    return net.norms[2](h + changed)
+    exchanged: Tensor = net.norms[2](h + changed)
+    return exchanged
 
 
 @pytest.mark.parametrize("block", [1, 2**18])

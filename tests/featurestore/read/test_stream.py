@@ -266,7 +266,7 @@ def test_reading_ahead_is_bounded(lake: Lake, monkeypatch: pytest.MonkeyPatch) -
     alive: set[int] = set()
 
     class Counted(Buffer):
-        def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
+        def take(self, start: int, stop: int) -> Rows:
             alive.add(id(self))
             return super().take(start, stop)
 

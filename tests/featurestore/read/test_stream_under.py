@@ -316,7 +316,7 @@ def test_one_thread_reads_few_tiles_at_a_time(three: Lake, monkeypatch: pytest.M
     held: list[int] = []
 
     class Counted(Buffer):
-        def take(self, start: int, stop: int) -> tuple[Rows, list[memoryview]]:
+        def take(self, start: int, stop: int) -> Rows:
             for part in self._parts:
                 tiles_under = part.result().under[0.5]
                 assert len(tiles_under.rows) <= self._starts.step

@@ -131,7 +131,7 @@ def test_sql_sees_annotations_and_tables_of_users(
         query(lake, "SELECT 1", own={"slides": frame})
     (tmp_path / "ages.csv").write_text("Patient ID,age\n7,61\n8,70\n")
     ages = query_frame(tmp_path / "ages.csv")  # an id is text though all of them are numbers
-    assert (ages.schema["Patient ID"], ages.schema["age"]) == (pl.String, pl.Int64)
+    assert ages.schema == {"Patient ID": pl.String, "age": pl.Int64}
     twice = ("--table", f"own={tmp_path / 'own.csv'}") * 2
     assert "is given twice" in slidelake("query", made, sql, *twice, code=2).stderr
 
