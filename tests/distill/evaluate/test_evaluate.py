@@ -1,6 +1,5 @@
 """A whole evaluation on a real small lake, its comparators, and what it refuses."""
 
-import html
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ import polars as pl
 import pytest
 import timm
 import torch
+from markupsafe import escape
 
 from distill.errors import DistillError
 from distill.evaluate.compared_students import best_single, evaluation_splits, find_student
@@ -192,7 +192,7 @@ def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
         assert text in page
     assert [v["teacher"] for v in kept["verdicts"]] == list(TEACHERS)
     for verdict in kept["verdicts"]:
-        assert f"{html.escape(verdict['text'])}." in page
+        assert f"{escape(verdict['text'])}." in page
 
 
 def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -> None:
