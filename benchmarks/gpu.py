@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,13 @@ def decoders(device: torch.device) -> dict[str, Decode]:
     def by_torchvision(jpegs: list[bytes]) -> Tensor:
         coded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
         rgb = torchvision.io.ImageReadMode.RGB
-        if device.type == "cpu":
-            return torch.stack([torchvision.io.decode_jpeg(one, mode=rgb) for one in coded])
-        return torch.stack(torchvision.io.decode_jpeg(coded, mode=rgb, device=device))
+        with (
+            warnings.catch_warnings()
+        ):  # of 0.29 on torchvision says that TorchCodec comes after it
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if device.type == "cpu":
+                return torch.stack([torchvision.io.decode_jpeg(one, mode=rgb) for one in coded])
+            return torch.stack(torchvision.io.decode_jpeg(coded, mode=rgb, device=device))
 
     found: dict[str, Decode] = {"torchvision": by_torchvision}
     if device.type == "cuda":

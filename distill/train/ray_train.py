@@ -4,6 +4,7 @@ The loop itself is `distill.train.loop`, the worker around it `distill.train.ray
 name is a hash of all inputs that determine it, so the same command continues a killed run.
 """
 
+import os
 import pickle
 import tempfile
 import threading
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 60.0
 RETRIES = 3
+#: Variables of the driver that hold for the workers on all nodes.
+PASSED_ON = ("SLIDELAKE_PIXEL_CACHE",)
 
 
 # Long for its documentation: the public function of a whole stage.
@@ -282,6 +285,7 @@ def _fit(
             train_loop_config={
                 "extensions": loaded_extensions(),
                 "settings": pickle.dumps(settings),
+                "environ": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
             },
             torch_config=NodeTorchConfig(),
             scaling_config=ScalingConfig(
@@ -308,6 +312,7 @@ def _work(config: dict[str, Any]) -> None:
     """Train as one worker of Ray."""
     from distill.train.ray_worker import work
 
+    os.environ.update(config["environ"])
     load_extensions(config["extensions"])
     work(**pickle.loads(config["settings"]))
 

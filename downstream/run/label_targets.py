@@ -249,8 +249,8 @@ def event_strata(event_P: NDArray[np.bool_], *, folds: int, inner: int = 1) -> l
 
     >>> event_strata(np.array([True, True, False]), folds=2)
     [0, 0, 0]
-    >>> event_strata(np.array([True, True, True, False, False, False]), folds=2)
-    [1, 1, 1, 0, 0, 0]
+    >>> event_strata(np.array([True, True, False, False, False, False]), folds=2)
+    [1, 1, 0, 0, 0, 0]
     """
     censored = int((~event_P).sum())
     beside_test = censored - -(-censored // folds)

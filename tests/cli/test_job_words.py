@@ -205,6 +205,7 @@ def test_kinds_are_read_from_groups_and_from_fields_of_settings() -> None:
     assert field_path_kinds(mil.options_type) == {
         "labels.table": PathKind.FILES,
         "labels.slide_table": PathKind.FILES,
+        "labels.test_table": PathKind.FILES,
         "folds.file": PathKind.FILES,
     }
     assert path_kinds(build.options_type)["masks"] is PathKind.FILES

@@ -424,7 +424,9 @@ def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -
     lake = open_lake(str(places["bags"]))
     for path in files:
         written = path.read_bytes()
-        at = next(at for at in range(len(written) // 2, len(written)) if chr(written[at]).isalpha())
+        middle = len(written) // 2
+        letters = (at for at in range(middle, len(written)) if chr(written[at]).isalpha())
+        at = next(letters, middle)
         path.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
         named = {part.path for part in verify(lake).damage}
         path.write_bytes(written)

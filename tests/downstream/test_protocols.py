@@ -122,7 +122,7 @@ def spec_of(folder: Path | str, kind: str = "mil", /, **given: object) -> StudyS
     return study_options.study_spec(template, settings, options, ())
 
 
-def tested(lake: Lake, run: str) -> pl.DataFrame:
+def predictions_on_test_parts(lake: Lake, run: str) -> pl.DataFrame:
     rows = pl.read_parquet(io.BytesIO(lake.read_bytes(f"runs/{run}/predictions.parquet")))
     return rows.filter(pl.col("part") == "test").sort("fold", "patient_id")
 
@@ -135,7 +135,7 @@ def test_a_task_folder_gives_patho_benchs_probabilities(
     result = run_here(spec)
     assert result["config"]["classes"] == ["wild type", "mutant"]
     assert result["config"]["models"] == ["logistic"]
-    rows = tested(lake, result["run"])
+    rows = predictions_on_test_parts(lake, result["run"])
     table = pl.read_csv(task / "k=all.tsv", separator="\t").unique("case_id").sort("case_id")
     label, values = table["tumour"].to_numpy(), []
     for fold in range(FOLDS):
@@ -214,7 +214,7 @@ def test_trained_on_one_source_and_tested_on_another(
     write_task(tmp_path / "b" / "tumour", range(8, PATIENTS))
     spec = spec_of(tmp_path / "a==b--tumour", protocol="patho-bench")
     result = run_here(spec)
-    rows = tested(lake, result["run"])
+    rows = predictions_on_test_parts(lake, result["run"])
     assert rows["patient_id"].to_list() == [f"p{p:02d}" for p in range(8, PATIENTS)]
     label = np.arange(PATIENTS) % 2
     probe = LogisticRegression(C=0.5, class_weight="balanced", max_iter=10_000, random_state=0)
@@ -245,7 +245,7 @@ def test_survival_of_a_task_folder_is_scikit_survivals(
 ) -> None:
     task = write_task(tmp_path / "OS", survival=True)
     result = run_here(spec_of(task, "survival", protocol="patho-bench"))
-    rows, values = tested(lake, result["run"]), []
+    rows, values = predictions_on_test_parts(lake, result["run"]), []
     time = np.array([20 - 10 * (p % 2) + p / 10 for p in range(PATIENTS)])
     event = np.arange(PATIENTS) % 3 > 0
     for fold in range(FOLDS):

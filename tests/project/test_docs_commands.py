@@ -406,6 +406,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).write_csv(made / "regions.csv")
     clinical = pl.DataFrame({"slide_id": names, "grade": [len(name) % 3 for name in names]})
     clinical.write_csv(made / "clinical.csv")
+    clinical.write_csv(made / "labels.csv")
     book = openpyxl.Workbook()
     for row in (clinical.columns, *clinical.iter_rows()):
         book.active.append(list(row))

@@ -306,8 +306,9 @@ def test_a_damaged_index_stops_look_ups_and_is_made_again(lake: Lake, rel: str) 
     file = next((Path(lake.uri) / rel / "_indices").rglob("page_data.lance"))
     file.write_bytes(bytes(file.stat().st_size))
     roots._check.cache_clear()  # as in another process: each file is looked at once
-    with pytest.raises(DamageError, match="page_data"):
-        open_lake(lake.uri).bag("a", "t", mpp=0.5)
+    if rel == CATALOG:  # bags find a slide by its number there
+        with pytest.raises(DamageError, match="page_data"):
+            open_lake(lake.uri).bag("a", "t", mpp=0.5)
     with pytest.raises(DamageError, match="page_data"):
         lake.committer.register([{"slide_id": "a", "uri": "a.svs"}])
     verdict = check_lake(lake.uri)

@@ -133,6 +133,7 @@ def test_completion_shows_what_a_user_uses(lake: Lake) -> None:
     names = {name for name in dir(lake) if not name.startswith("_")}
     assert names == {
         *("annotation", "annotations", "bag", "bags", "catalog", "config", "features", "identity"),
+        "licence",
         *("info", "nearest", "pairs", "pictures", "refreshed", "slide_means", "slides", "snapshot"),
         *("snapshots", "stream", "teachers", "thumbnail", "tiles", "to_anndata", "uri", "version"),
         "webdataset",

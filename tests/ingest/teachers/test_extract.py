@@ -16,9 +16,6 @@ import timm
 import torch
 from PIL import Image
 
-from distill.errors import DistillError
-from distill.recipes.recipe_table import make_recipe
-from distill.train.ray_train import distill
 from featurestore import IdentityError, Lake, LakeError, copy_lake, open_lake, verify
 from featurestore.annotations.annotating import annotate
 from ingest import (
@@ -344,9 +341,6 @@ def test_tiles_that_were_not_asked_for(lake_copy: Path) -> None:
     assert verify(lake).ok
     listed = [f for f in lake.info()["features"] if f["teacher"] == "colour-moments"]
     assert [(f.get("where"), f.get("share")) for f in listed] == [(choice.where, 0.7)]
-    recipe = make_recipe("agglomerate", ("colour-moments",))
-    with pytest.raises(DistillError, match=r"run on some of them \(--share, --where\)"):
-        distill(lake.uri, replace(recipe, mpps=(0.5,)))
     with pytest.raises(IdentityError, match="differs in: share, where"):
         fill(lake, [str(OWN)], mpp=0.5)
     assert not plan(lake, find_teachers(lake.store, [str(OWN)]), [0.5], choice=choice)
