@@ -217,7 +217,7 @@ def _fragments_to_do(
 ) -> Iterator[tuple[int, pl.DataFrame]]:
     """Yield fragments in which a slide has features and no codes, with all slides of the source."""
     done = lake.features_of(name, mpp=mpp)
-    rows = lake.features_of(source, mpp=mpp).filter(pl.col("fragment") >= 0)
+    rows = lake.features_of(source, mpp=mpp).filter(pl.col("tiles") > 0)
     for (fragment,), slides in rows.group_by("fragment", maintain_order=True):
         if not set(slides["slide"]) <= set(done["slide"]):
             yield int(fragment), slides.sort("row_start")

@@ -139,9 +139,6 @@ class _Reader:
 
     def take(self, rows: Int64Array) -> Any:  # noqa: ANN401 - an Arrow table, untyped
         """Return the rows, which must be in ascending order; a row may come several times."""
-        if not len(rows):  # of a slide without tiles
-            with self._lock:
-                return self._file.read_range(0, 1, batch_size=1).to_table().slice(0, 0)
         if (np.diff(rows) == 0).any():  # which Lance refuses
             once, places = np.unique(rows, return_inverse=True)
             return self.take(once).take(places)
