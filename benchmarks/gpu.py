@@ -406,8 +406,8 @@ def agreement(folder: Path, device: str, *, patients: int) -> list[dict[str, Any
 
 
 def _table_cosine(a: pl.DataFrame, b: pl.DataFrame) -> float:
-    """Return the cosine of all probabilities of two tables with the same rows."""
-    names = [name for name, kind in a.schema.items() if name.startswith("p_") and kind.is_float()]
+    """Return the cosine of all numbers of two tables of predictions with the same rows."""
+    names = [name for name, kind in a.schema.items() if kind.is_float()]
     keys = [name for name in ("arm", "repeat", "fold", "part", "patient_id") if name in a.columns]
     x, y = (one.sort(keys).select(names).to_numpy().ravel()[None] for one in (a, b))
     return cosine(np.nan_to_num(x), np.nan_to_num(y))

@@ -37,7 +37,7 @@ def test_rates_of_each_feed_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_steps_agree_with_the_cpu_on_a_cpu(tmp_path: Path) -> None:
-    gpu.main(device="cpu", **SMALL, rounds=1, tiles=16, patients=4, out=tmp_path)
+    gpu.main(device="cpu", **SMALL, rounds=1, tiles=16, patients=8, out=tmp_path)
     checks = lines_of(tmp_path)[-4:]
     assert [line["step"] for line in checks] == ["extract", "distill", "mil", "predict"]
     assert all(line["cosine"] == pytest.approx(1, abs=1e-6) for line in checks)
@@ -46,7 +46,7 @@ def test_all_steps_agree_with_the_cpu_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_device_agrees_with_the_cpu(tmp_path: Path) -> None:
-    gpu.main(device="cuda", **SMALL, rounds=1, tiles=64, patients=4, out=tmp_path)
+    gpu.main(device="cuda", **SMALL, rounds=1, tiles=64, patients=8, out=tmp_path)
     assert all(line["agrees"] for line in lines_of(tmp_path)[-4:])
 
 
