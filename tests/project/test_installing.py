@@ -336,7 +336,7 @@ def test_pages_without_the_extra_say_so() -> None:
     code = """
 from types import SimpleNamespace
 from downstream.report.views.views_outcomes import survival_sections
-for section in survival_sections(SimpleNamespace(arms=[], result={})):
+for section in survival_sections(SimpleNamespace(arms=[], result={"config": {}})):
     assert "slidelake[survival]" in section.notes[0], section
     assert not section.pictures
 """

@@ -63,7 +63,7 @@ def survival_sections(run: "Run") -> list[Section]:
 
 def groups_section(run: "Run", arms: list[str]) -> Section:
     """Return the section on risk groups: survival, or the incidence of competing events."""
-    causes = run.result.get("config", {}).get("causes", [])
+    causes = run.result["config"].get("causes", [])
     return incidence_section(run, arms, causes) if causes else km_section(run, arms)
 
 
