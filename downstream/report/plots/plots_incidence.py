@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_png
+from downstream.report.plots.plots_base import COLOURS, new_figure, plain, shortened, to_svg
 from downstream.survival.group_incidence import GROUPS
 from downstream.survival.incidence import cumulative_incidence
 
 _LINES = ("-", "--", ":", "-.")
 
 
-def incidence_png(
+def incidence_svg(
     time_P: NDArray[np.float64],
     cause_P: NDArray[np.int64],
     high_P: NDArray[np.bool_],
@@ -37,7 +37,7 @@ def incidence_png(
         xlabel: label of the time axis, with the unit.
 
     Returns:
-        A PNG.
+        An SVG.
     """
     figure, axes = new_figure(6.4, 4.4)
     for colour, name, group_P in zip(COLOURS, GROUPS, (~high_P, high_P), strict=False):
@@ -60,4 +60,4 @@ def incidence_png(
     axes.set(xlabel=plain(xlabel), ylabel="cumulative incidence", ylim=(0, 1.03))
     axes.set_title(plain(shortened(title)), fontsize=10)
     axes.legend(loc="upper left", frameon=False, fontsize=8)
-    return to_png(figure)
+    return to_svg(figure)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from downstream.measures.class_measures import UndefinedMetricError
-from downstream.report.plots.plots_incidence import incidence_png
+from downstream.report.plots.plots_incidence import incidence_svg
 from downstream.report.plots.plots_outcomes import (
     km_svg,
     scatter_svg,
@@ -80,7 +80,7 @@ def incidence_section(run: "Run", arms: list[str], causes: list[str]) -> Section
             continue
         time, cause, high = (rows[name].to_numpy() for name in ("time", "cause", "high"))
         section.add(
-            partial(incidence_png, time, cause, high, causes, title=arm, xlabel=_time_name(run)),
+            partial(incidence_svg, time, cause, high, causes, title=arm, xlabel=_time_name(run)),
             f"Cumulative incidence of {' and '.join(causes)} by {arm}",
             f"{arm}: Aalen-Johansen estimates, in which a patient with another event can no longer "
             f"have {causes[0]}; bands are 95 %. High risk is above the median risk (of the "

@@ -17,7 +17,7 @@ from downstream.cohorts.competing import competing_labels
 from downstream.kept.measured import measured_predictions
 from downstream.kept.predict_patients import predict_patients
 from downstream.report.finished_run import read_run
-from downstream.report.plots.plots_incidence import incidence_png
+from downstream.report.plots.plots_incidence import incidence_svg
 from downstream.report.views.run_views import sections
 from downstream.run.fit_settings import MilSettings
 from downstream.run.outcome_text import outcome_text
@@ -180,8 +180,8 @@ def test_a_run_tells_the_incidence_of_each_cause(lake: Lake, tmp_path: Path) -> 
 def test_groups_without_an_event_are_drawn() -> None:
     time, cause = cohort(40)
     high = cause == 1
-    assert incidence_png(time, cause, high, ["a", "b", "c"]).startswith(b"\x89PNG")
-    assert incidence_png(time, cause * 0, high | True, ["a", "b", "c"]).startswith(b"\x89PNG")
+    assert incidence_svg(time, cause, high, ["a", "b", "c"]).startswith(b"<?xml")
+    assert incidence_svg(time, cause * 0, high | True, ["a", "b", "c"]).startswith(b"<?xml")
     rows = pl.DataFrame({"patient_id": ["p"], "event": [False], "time": [1.0], "high": [True],
                          "cause": [0]})  # fmt: skip
     assert incidence_of_groups(rows, CAUSES) == {}
