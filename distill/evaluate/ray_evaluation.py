@@ -10,6 +10,7 @@ from typing import Literal
 from cluster import WorkerSettings, joins_cluster, node_shapes, place, ray_map, ray_session
 from distill.evaluate.evaluation import Report, evaluate
 from distill.evaluate.evaluation_spec import EvaluationSpec
+from featurestore import Store
 
 
 def evaluate_there(
@@ -54,7 +55,8 @@ def evaluate_there(
         placed = replace(
             spec, device=worker.device, threads=min(spec.threads or worker.threads, worker.threads)
         )
-        work = partial(_evaluate, lake_uri, tuple(students), version, table)
+        # a worker has another working directory: a relative path would be another lake's
+        work = partial(_evaluate, Store(lake_uri).uri, tuple(students), version, table)
         ((_, report),) = ray_map(
             work, [placed], num_cpus=worker.cpus_per_worker, num_gpus=worker.gpus_per_worker
         )

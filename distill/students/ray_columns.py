@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from cluster import WorkerSettings, node_shapes, place, ray_map, ray_session
+from featurestore import Store
 from ingest.teachers import MadeColumn
 
 
@@ -30,7 +31,8 @@ def make_there(
     with ray_session(address=address, ray_data=False):
         cpus = WorkerSettings(device="cpu", workers=1, cpus_per_worker=workers.cpus_per_worker)
         worker = place(cpus, node_shapes(), most=1)
-        work = partial(_make, lake_uri, mpps)
+        # a worker has another working directory: a relative path would be another lake's
+        work = partial(_make, Store(lake_uri).uri, mpps)
         ((_, made),) = ray_map(work, [name], num_cpus=worker.cpus_per_worker)
     return made
 

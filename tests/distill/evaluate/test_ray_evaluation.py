@@ -72,6 +72,7 @@ def test_a_worker_reserves_what_it_uses(
     placed = task["spec"]
     assert (placed.device, placed.threads, placed.labels) == (device, cpus, spec.labels)
     assert (report["students"], report["spec"]) == (["s", "t"], placed)
+    assert report["lake"] == str(Path("lake").absolute())  # a worker has another folder
 
 
 def test_what_no_worker_has_is_refused(tasks: Tasks, tmp_path: Path) -> None:
