@@ -59,6 +59,7 @@ from featurestore.tables.schema import (
     is_teacher,
     kind_of,
 )
+from featurestore.tables.slide_encoding import SlideEncoding, is_slide_encoding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
     from featurestore.read.stream_tiles import Pixels
     from featurestore.read.torch_bags import Bags, By
     from featurestore.read.webdataset_tiles import TilePipeline, TilePixels
-    from featurestore.tables.slide_encoding import SlideEncoding
 
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
@@ -347,7 +347,7 @@ class Lake:
         keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
         return tiles.filter(some).select(*keys, *names)
 
-    def slide_encodings(self) -> "list[SlideEncoding]":
+    def slide_encodings(self) -> list[SlideEncoding]:
         """Return the vectors of slides and patients that the lake has, by slide encoder.
 
         >>> lake.slide_encodings()
@@ -445,6 +445,13 @@ class Lake:
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""
         teachers = self.teachers(mpp=mpp)
+        if teacher not in teachers and is_slide_encoding(teacher):
+            msg = (
+                f"'{teacher}' names vectors of slides (they have a dot in their name), and this "
+                f"takes features of tiles; there are: {', '.join(teachers) or 'none'}. Vectors of "
+                "slides are read by mil, survival, predict, search and query"
+            )
+            raise LakeError(msg)
         if teacher not in teachers:
             msg = (
                 f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}"
@@ -575,7 +582,7 @@ class Lake:
         }
         return {**info, "mpps": list(annotation.mpps), "source": annotation.source}
 
-    def _encoding_info(self, encoding: "SlideEncoding") -> dict[str, Any]:
+    def _encoding_info(self, encoding: SlideEncoding) -> dict[str, Any]:
         """Return an encoding as `info` shows it."""
         names = ("name", "unit", "mpp", "dim", "rows")
         facts = {name: getattr(encoding, name) for name in names}

@@ -13,8 +13,8 @@ from featurestore.messages import did_you_mean, listing
 from featurestore.read.held_out_patients import patient_of
 from featurestore.read.lake_view import LakeView
 from featurestore.storage.read_errors import reading
-from featurestore.tables import lance_slide_encodings as registry
 from featurestore.tables.checksums import row_crc32
+from featurestore.tables.lance_annotations import crc32_of
 from featurestore.tables.slide_encoding import PATIENT, SlideEncoding
 
 Float32Array = npt.NDArray[np.float32]
@@ -72,7 +72,7 @@ def checked_rows(lake: LakeView, encoding: SlideEncoding) -> pl.DataFrame:
         table = lake.table(encoding.path).to_table()
     rows = table.to_pylist()
     wrong = [str(row[encoding.keys[0]]) for row in rows if row_crc32(row) != row["row_crc32"]]
-    crc = registry.crc32_of([row["row_crc32"] for row in rows])
+    crc = crc32_of([row["row_crc32"] for row in rows])
     if wrong or crc != encoding.crc32:
         which = listing(wrong, SHOWN) or f"{len(rows)} rows, {encoding.rows} were written"
         msg = (

@@ -66,7 +66,7 @@ class SlideEncoding(Shown):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Return the columns that name a row: `slide_id`, `patient_id`, or `slide_id` and `section`.
+        """Return the columns that name a row: `slide_id`, `patient_id`, or slide and `section`.
 
         Examples:
             >>> encoded = sl.encode("my-lake", "mean", features=["student"], mpp=0.5)

@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import importlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +21,8 @@ from ingest.teachers.weights.file_hash import sha256_of
 from ingest.teachers.weights.weights_files import find_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from ingest.slide_encoders.slide_network import NetworkInputs

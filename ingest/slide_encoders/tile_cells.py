@@ -60,7 +60,8 @@ def cells_from_first(places: TilePlaces) -> Int64Array:
     [[0, 0], [2, 3]]
     """
     xy_N2 = places.xy_N2
-    return (xy_N2 - xy_N2.min(axis=0)) // places.tile_px_level0
+    cells_N2: Int64Array = (xy_N2 - xy_N2.min(axis=0)) // places.tile_px_level0
+    return cells_N2
 
 
 def level0_pixels(places: TilePlaces) -> Int64Array:

@@ -131,7 +131,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_LD: Tensor) -> Tensor:
         """Return tokens [L, D], in parts: the hidden layer is four times as wide."""
-        hidden = (nn.functional.gelu(self.fc1(part)) for part in x_LD.split(PART_TOKENS))
+        hidden = (nn.functional.gelu(self.fc1(part)) for part in torch.split(x_LD, PART_TOKENS))
         return torch.cat([self.fc2(self.ffn_layernorm(part)) for part in hidden])
 
 

@@ -84,7 +84,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_LD: Tensor) -> Tensor:
         """Return tokens [L, D], in parts: the hidden layer is four times as wide."""
-        parts = [self.fc2(nn.functional.gelu(self.fc1(part))) for part in x_LD.split(8192)]
+        parts = [self.fc2(nn.functional.gelu(self.fc1(part))) for part in torch.split(x_LD, 8192)]
         return torch.cat(parts)
 
 
@@ -103,6 +103,14 @@ class Block(nn.Module):
         x_LD = x_LD + self.attn(self.norm1(x_LD), cells_N2)
         x_LD = x_LD + self.mlp(self.norm2(x_LD))
         return x_LD
+
+
+class Blocks(nn.Module):
+    """The blocks under the name that the file of weights has for them."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        super().__init__()
+        self.modules_list = nn.ModuleList(blocks)
 
 
 class QueryPooling(nn.Module):
@@ -145,8 +153,7 @@ class Titan(SlideNetwork):
         super().__init__()
         self.patch_embed = nn.Sequential(nn.Linear(dim, dim), nn.GELU())
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        blocks = [Block(dim, heads, mlp_ratio) for _ in range(depth)]
-        self.blocks = nn.ModuleDict({"modules_list": nn.ModuleList(blocks)})
+        self.blocks = Blocks([Block(dim, heads, mlp_ratio) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn_pool_contrastive = QueryPooling(dim, pool_heads)
 
@@ -155,7 +162,7 @@ class Titan(SlideNetwork):
         tissue_N = x_ND.any(dim=1)
         x_ND, places_N2 = x_ND[tissue_N], places_N2[tissue_N]
         x_LD = torch.cat([self.cls_token[0], self.patch_embed(x_ND)])
-        for block in self.blocks["modules_list"]:  # type: ignore[union-attr]
+        for block in self.blocks.modules_list:
             x_LD = block(x_LD, places_N2)
         vector_D: Tensor = self.attn_pool_contrastive(self.norm(x_LD))
         return vector_D
