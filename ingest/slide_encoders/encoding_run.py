@@ -20,6 +20,7 @@ from featurestore.stats import kept_stats, moments_of
 from featurestore.storage import writer_lease
 from ingest.errors import SlideEncoderError
 from ingest.slide_encoders.find_slide_encoder import SlideEncoder, find_slide_encoder, with_weights
+from ingest.slide_encoders.slide_card_table import BASELINE
 from ingest.slide_encoders.slide_tiles import SlideTiles, check_inputs, read_tiles
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def joint_licence(lake: "Lake", encoder: SlideEncoder, columns: Sequence[str]) -
     from ingest.teachers.find_teacher import column_licences
 
     licences = column_licences(lake, columns)
-    if encoder.card.has_weights or encoder.source is not None:
+    if encoder.card.source != BASELINE:
         licences = {encoder.card.name: encoder.card.terms, **licences}
     text = "; ".join(f"{name}: {licence.text}" for name, licence in licences.items())
     return Licence(text=text, forbids=forbidden_by_any(list(licences.values())))

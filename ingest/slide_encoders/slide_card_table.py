@@ -101,5 +101,144 @@ PUBLISHED = (
     ),
 )
 
+_CHIEF_REFERENCES = {
+    "network": "hms-dbmi/CHIEF models/CHIEF.py: WSI_feature",
+    "tiles": "256 px at 10x, by TRIDENT and the authors",
+}
+_CHIEF_UNUSED = r"(classifiers|instance_classifiers|att_head|text_to_vision|organ_embedding).*"
+_GATED = f"{NETWORKS}.gated_attention"
+
+
+def _feather(name: str, column: str, width: int, tile_px: int, hub: str) -> SlideCard:
+    """Return a card of FEATHER for one encoder of tiles."""
+    return SlideCard(
+        name=name,
+        loader=f"{_GATED}:build_feather",
+        arguments={"input_dim": width, "dim": 512, "hidden": 384},
+        inputs=(column,),
+        input_dim=width,
+        dim=512,
+        tile_px=tile_px,
+        mpp=0.5,
+        units=("slide", "patient", "section"),
+        has_weights=True,
+        keys=((r"^model\.", ""),),
+        unused=r"(model\.)?classifier.*",
+        files=("model.safetensors",),
+        hub=hub,
+        licence="unread",
+        gated=True,
+        source=f"Hugging Face hub, {hub}",
+        references={
+            "network": "mahmoodlab/MIL-Lab src/models/abmil.py: forward_features",
+            "tiles": "TRIDENT",
+        },
+        unverified=("its licence", "that the published file has the base configuration"),
+    )
+
+
+GATED_ATTENTION = (
+    SlideCard(
+        name="chief",
+        loader=f"{_GATED}:build_chief",
+        arguments={"input_dim": 768, "dim": 512, "hidden": 256},
+        inputs=("chief_ctranspath",),
+        input_dim=768,
+        dim=768,
+        tile_px=256,
+        mpp=1.0,
+        units=("slide", "patient", "section"),
+        has_weights=True,
+        # dropout stands between the layers of the authors' file, whose numbers it takes
+        unused=_CHIEF_UNUSED,
+        files=("CHIEF_pretraining.safetensors", "CHIEF_pretraining.pth"),
+        licence="AGPL-3.0",
+        source="the authors' drive, CHIEF_pretraining.pth (hms-dbmi/CHIEF)",
+        references=_CHIEF_REFERENCES,
+        unverified=("10x is 1.0 mpp",),
+    ),
+    SlideCard(
+        name="eagle",
+        loader=f"{_GATED}:build_eagle",
+        arguments={"dim": 512, "hidden": 256},
+        inputs=("chief_ctranspath", "virchow2"),
+        dim=2560,
+        units=("slide", "patient", "section"),
+        has_weights=True,
+        unused=_CHIEF_UNUSED,
+        files=("CHIEF_pretraining.safetensors", "CHIEF_pretraining.pth"),
+        licence="AGPL-3.0 (CHIEF's)",
+        source="CHIEF's weights, as eagle.safetensors",
+        references={"network": "KatherLab/STAMP eagle.py: the 25 highest scores of CHIEF"},
+        unverified=("the tiles that its authors recommend",),
+    ),
+    SlideCard(
+        name="madeleine",
+        loader=f"{_GATED}:build_madeleine",
+        arguments={"input_dim": 512, "dim": 512, "heads": 4},
+        inputs=("conch",),
+        input_dim=512,
+        dim=512,
+        tile_px=256,
+        mpp=1.0,
+        units=("slide", "patient", "section"),
+        has_weights=True,
+        keys=((r"^module\.", ""),),
+        unused=r"(module\.)?(token_projector|embedding)\..*",
+        files=("model.safetensors", "model.pt"),
+        hub="MahmoodLab/madeleine",
+        licence="CC-BY-NC-ND-4.0",
+        forbids=("commercial use", "sharing derivatives"),
+        gated=True,
+        source="Hugging Face hub, MahmoodLab/madeleine",
+        references={
+            "network": "mahmoodlab/MADELEINE models/Model.py: encode_he",
+            "tiles": "256 px at 10x, by TRIDENT",
+        },
+        unverified=("four heads of width 512, softmax: model_config.json is gated",),
+    ),
+    _feather("feather", "conch15", 768, 512, "MahmoodLab/abmil.base.conch_v15.pc108-24k"),
+    _feather("feather_uni2", "uni2_h", 1536, 256, "MahmoodLab/abmil.base.uni_v2.pc108-24k"),
+)
+
+#: The licences of these keep their code: the user's copy of it is run.
+AUTHORS_CODE = (
+    SlideCard(
+        name="prism",
+        loader=f"{NETWORKS}.authors_model:build_prism",
+        inputs=("virchow",),
+        input_dim=2560,
+        dim=1280,
+        tile_px=224,
+        mpp=0.5,
+        units=("slide", "patient", "section"),
+        hub="paige-ai/Prism",
+        licence="CC-BY-NC-ND-4.0",
+        forbids=("commercial use", "sharing derivatives"),
+        gated=True,
+        source="your copy of the hub's paige-ai/Prism, by --code",
+        references={"network": "TRIDENT, STAMP: slide_representations, image_embedding"},
+        unverified=("run here with a stand-in alone",),
+    ),
+    SlideCard(
+        name="care",
+        loader=f"{NETWORKS}.authors_model:build_care",
+        inputs=("conch15",),
+        input_dim=768,
+        dim=512,
+        tile_px=512,
+        mpp=0.5,
+        places="cells",
+        hub="Zipper-1/CARE",
+        licence="unread",
+        gated=True,
+        source="your copy of the hub's Zipper-1/CARE, by --code",
+        references={"network": "TRIDENT: wsi_embedding", "places": "TRIDENT: coords // patch_size"},
+        unverified=("its licence", "run here with a stand-in alone"),
+    ),
+)
+
 #: Name of a card -> the card; a user's file adds its own by `--extend`.
-SLIDE_ENCODERS: dict[str, SlideCard] = {card.name: card for card in (*BASELINES, *PUBLISHED)}
+SLIDE_ENCODERS: dict[str, SlideCard] = {
+    card.name: card for card in (*BASELINES, *PUBLISHED, *GATED_ATTENTION, *AUTHORS_CODE)
+}

@@ -55,7 +55,7 @@ def make_lake(folder: Path, tile_px: int, column: str, dim: int) -> Lake:
                 lake,
                 numbers[name],
                 name,
-                {0.5: row_of_cells(tiles) + [0, 3]},
+                {0.5: row_of_cells(tiles) + np.array([0, 3])},
                 patient=patients[name],
                 pixels=False,
                 side_px=2 * tile_px,

@@ -7,6 +7,8 @@ tokens, no blocks. Weights are random, and have the names of the authors' files.
 import math
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,13 @@ import torch
 from torch import Tensor
 
 from ingest.errors import SlideEncoderError
+from ingest.slide_encoders.networks.authors_model import build_care, build_prism
+from ingest.slide_encoders.networks.gated_attention import Chief, Eagle, Feather, Madeleine
 from ingest.slide_encoders.networks.gigapath import GigaPathSlide, segment_lengths
 from ingest.slide_encoders.networks.query_blocks import attend
 from ingest.slide_encoders.networks.titan import Titan, head_slopes
-from ingest.slide_encoders.slide_network import SlideNetwork
+from ingest.slide_encoders.slide_card_table import SLIDE_ENCODERS
+from ingest.slide_encoders.slide_network import NetworkInputs, SlideNetwork
 from ingest.slide_encoders.tile_cells import TilePlaces, cells_from_first
 from ingest.slide_encoders.tile_cells import cells as cells_of
 from tests.conftest import ROOT
@@ -283,3 +288,93 @@ def test_sixty_thousand_tiles_fit_in_four_gigabytes(network: dict[str, Any]) -> 
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 4 << 30
+
+
+# ---------------------------------------------------------------------- gated attention
+
+
+def gated_weights(x: Tensor, w: Weights, name: str) -> Tensor:
+    hidden = linear(x, w, f"{name}.attention_a.0").tanh()
+    hidden = hidden * linear(x, w, f"{name}.attention_b.0").sigmoid()
+    return linear(hidden, w, f"{name}.attention_c").softmax(0)
+
+
+def test_feather_is_its_formula() -> None:
+    network = Feather(input_dim=9, dim=8, hidden=5)
+    w, x = random_weights(network), torch.randn(20, 9, dtype=torch.float64)
+    embedded = linear(x, w, "patch_embed.0").relu()
+    wanted = (gated_weights(embedded, w, "global_attn") * embedded).sum(0)
+    assert torch.allclose(network(x, torch.zeros(20, 2)), wanted)
+
+
+def test_chief_and_eagle_are_their_formulas() -> None:
+    network = Chief(input_dim=9, dim=8, hidden=5)
+    w, x = random_weights(network), torch.randn(40, 9, dtype=torch.float64)
+    weights = gated_weights(linear(x, w, "attention_net.0").relu(), w, "attention_net.3")
+    assert torch.allclose(network(x, torch.zeros(40, 2)), (weights * x).sum(0))
+    eagle = Eagle(widths=(9, 4), dim=8, hidden=5).double()
+    eagle.load_state_dict(w)
+    other = torch.randn(40, 4, dtype=torch.float64)
+    chosen = np.argsort(-weights[:, 0].detach().numpy())[:25].copy()
+    vector = eagle(torch.cat([x, other], dim=1), torch.zeros(40, 2))
+    assert torch.allclose(vector, other[chosen].mean(0))
+    few = eagle(torch.cat([x, other], dim=1)[:3], torch.zeros(3, 2))
+    assert torch.allclose(few, other[:3].mean(0))
+
+
+def test_madeleine_is_its_formula() -> None:
+    heads, width = 3, 8
+    network = Madeleine(input_dim=9, dim=width, heads=heads)
+    w, x = random_weights(network), torch.randn(20, 9, dtype=torch.float64)
+    hidden = x
+    for number in (0, 4, 8):
+        name = "wsi_embedders.pre_attn"
+        hidden = linear(hidden, w, f"{name}.{number}")
+        hidden = gelu(norm(hidden, w, f"{name}.{number + 1}", 1e-5))
+    pooled_heads = torch.zeros(width, heads, dtype=torch.float64)
+    for head in range(heads):
+        embedded = hidden[:, head::heads]
+        shares = gated_weights(embedded, w, f"wsi_embedders.attn.{head}")
+        pooled_heads[:, head] = (shares * embedded).sum(0)
+    wanted = linear(pooled_heads.reshape(-1), w, "projector")
+    assert torch.allclose(network(x, torch.zeros(20, 2)), wanted)
+
+
+class TheirModel(torch.nn.Module):
+    """Stands for the authors' models: what it is called with is what TRIDENT calls it with."""
+
+    text_decoder: object = "dear"
+
+    def slide_representations(self, x: Tensor) -> dict[str, Tensor]:
+        assert x.ndim == 3
+        return {"image_embedding": x.sum(1), "image_latents": x}
+
+    def forward(self, x: Tensor, tiles: Tensor, cells: Tensor) -> SimpleNamespace:
+        assert tiles.tolist() == [x.shape[1]]
+        assert cells.shape == (1, x.shape[1], 2)
+        return SimpleNamespace(wsi_embedding=x.mean(1) + cells.sum(1).sum(1))
+
+
+def test_authors_models_are_called_as_they_ask_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[dict[str, object]] = []
+
+    def from_pretrained(folder: str, **settings: object) -> TheirModel:
+        calls.append({"folder": folder, **settings})
+        return TheirModel()
+
+    theirs = SimpleNamespace(AutoModel=SimpleNamespace(from_pretrained=from_pretrained))
+    theirs.__spec__ = SimpleNamespace()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", theirs)  # type: ignore[arg-type]
+    inputs, x = NetworkInputs(dims=(4,), code=tmp_path), torch.randn(5, 4)
+    prism = build_prism(SLIDE_ENCODERS["prism"], inputs)
+    assert torch.equal(prism(x, torch.zeros(5, 2)), x.sum(0))
+    care = build_care(SLIDE_ENCODERS["care"], inputs)
+    assert torch.allclose(care(x, torch.ones(5, 2)), x.mean(0) + 10)
+    for call in calls:
+        assert call["folder"] == str(tmp_path)
+        assert call["local_files_only"] is True
+        assert call["use_safetensors"] is True
+    with pytest.raises(SlideEncoderError, match="give the folder of your copy of paige-ai/Prism"):
+        build_prism(SLIDE_ENCODERS["prism"], NetworkInputs(dims=(4,)))
