@@ -381,7 +381,13 @@ def _encoded(
         name = source[encoding.keys[0]]
         try:
             tiles = read_tiles(card, lake, source["slides"], encoding.columns, mpp=encoding.mpp)
-            rows = [_row(source, encoding, tiles, encode_tiles(tiles))]
+            parts = [tiles]
+            if encoding.unit == "section":
+                parts = tiles.by_section(tile_um=lake.config.tile_px * encoding.mpp)
+            rows = [
+                _row(source, encoding, number, part, encode_tiles(part))
+                for number, part in enumerate(parts)
+            ]
         except (DamageError, SlideEncoderError) as error:
             counts.failed.append({"name": name, "reason": str(error)})
             rows = []
@@ -389,8 +395,10 @@ def _encoded(
         yield rows
 
 
-def _row(source: Row, encoding: SlideEncoding, tiles: SlideTiles, vector: Float32Array) -> Row:
-    """Return a row of the encoding's table.
+def _row(
+    source: Row, encoding: SlideEncoding, number: int, tiles: SlideTiles, vector: Float32Array
+) -> Row:
+    """Return a row of the encoding's table; `number` is that of the section.
 
     Raises:
         SlideEncoderError: the vector holds numbers that are not finite.
@@ -398,9 +406,10 @@ def _row(source: Row, encoding: SlideEncoding, tiles: SlideTiles, vector: Float3
     if not np.isfinite(vector).all():
         msg = "its vector is not finite; look at its tiles' features, or the encoder's weights"
         raise SlideEncoderError(msg)
-    checksums = {name: source[name] for name in ("tiles_crc32", "features_crc32")}
-    key = encoding.keys[0]
-    return {key: source[key], "tiles": len(tiles.x), **checksums, "vector": vector}
+    key, names = encoding.keys[0], ("tiles_crc32", "features_crc32")
+    row = {key: source[key], "section": number, "tiles": len(tiles.x), "vector": vector}
+    row |= {name: source[name] for name in names}
+    return row if "section" in encoding.keys else {n: row[n] for n in row if n != "section"}
 
 
 def _commit(
@@ -410,7 +419,9 @@ def _commit(
     dim = encoding.dim or len(new[0]["vector"])
     vectors = np.stack([row["vector"] for row in new])
     plain = [{name: value for name, value in row.items() if name != "vector"} for row in new]
-    schema = {"tiles": pl.Int32, "tiles_crc32": pl.UInt32, "features_crc32": pl.UInt32}
+    kinds = {"section": pl.Int32, "tiles": pl.Int32}
+    kinds |= dict.fromkeys(("tiles_crc32", "features_crc32"), pl.UInt32)
+    schema = {name: kind for name, kind in kinds.items() if name in plain[0]}
     frame = pl.DataFrame(plain, schema_overrides=schema).with_columns(
         pl.Series("vector", vectors, pl.Array(pl.Float32, dim))
     )

@@ -4,13 +4,14 @@ Shape letters: N tiles, D width of the features of all columns.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ingest.errors import SlideEncoderError
+from ingest.slide_encoders.sections import sections_of
 from ingest.slide_encoders.slide_card import SlideCard
 from ingest.slide_encoders.tile_cells import PLACE_RULES, TilePlaces
 
@@ -38,6 +39,27 @@ class SlideTiles:
     x: npt.NDArray[np.int32]
     y: npt.NDArray[np.int32]
     tile_px_level0: int
+
+    def by_section(self, *, tile_um: float) -> "list[SlideTiles]":
+        """Return the tiles of each section of tissue, from left to right.
+
+        Args:
+            tile_um: side of a tile in microns.
+        """
+        section_N = sections_of(
+            np.stack([self.x, self.y], axis=1).astype(np.int64) // self.tile_px_level0,
+            tile_um=tile_um,
+        )
+        return [
+            replace(
+                self,
+                features=self.features[section_N == number],
+                places=self.places[section_N == number],
+                x=self.x[section_N == number],
+                y=self.y[section_N == number],
+            )
+            for number in range(int(section_N.max()) + 1)
+        ]
 
 
 def unfit_inputs(

@@ -1,9 +1,9 @@
 """Slide encoders that weigh tiles by gated attention: FEATHER, MADELEINE, CHIEF and EAGLE.
 
 A tile's score is a linear function of tanh(A h) * sigmoid(B h) (Ilse et al., arXiv 1802.04712); the
-scores' softmax weighs the tiles. The encoders differ in what is scored and what is averaged. Written
-from the formulas; names of weights are those of the authors' files, and the layers that only their
-training uses (dropout) keep their numbers.
+softmax of scores weighs the tiles. The encoders differ in what is scored and what is averaged. They
+are written from the formulas; names of weights are those of the authors' files, in which layers of
+their training (dropout) keep their numbers.
 
 Shape letters: N tiles, D width of a tile's features, E width of an embedding, K heads.
 """

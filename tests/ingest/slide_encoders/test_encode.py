@@ -172,6 +172,29 @@ def test_a_patient_is_encoded_from_all_slides(lake: Lake) -> None:
         encode(lake.uri, "titan", features=["conch15"], by="patient")
 
 
+def test_sections_of_a_slide_have_vectors_of_their_own(tmp_path: Path) -> None:
+    lake = create_lake(tmp_path / "sections", LakeConfig(tile_px=256, mpps=(0.5,)))
+    [number] = register(lake, ["s"]).values()
+    left = [[row, column] for row in range(6) for column in (3, 4)]
+    right = [[row, column + 9] for row in range(3) for column in (3, 4, 5)]
+    crumb = [[9, 20]]  # too small for a section
+    cells = np.array(sorted([*left, *right, *crumb]))
+    lake.committer.commit_slides([cut(lake, number, "s", {0.5: cells}, pixels=False, side_px=512)])
+    lake = add_teacher(lake.refreshed(), "conch15", 24)
+    encoded = encode(lake.uri, "mean", features=["conch15"], by="section")
+    assert (encoded.name, encoded.encoded) == ("mean.conch15.section", 2)
+    frame = lake.refreshed().slide_features("mean.conch15.section").collect()
+    assert frame.select("slide_id", "section", "tiles").rows() == [("s", 0, 12), ("s", 1, 10)]
+    bag = lake.bag("s", "conch15")
+    in_left = bag.x // 512 < 8
+    for vector, where in zip(frame["vector"].to_numpy(), (in_left, ~in_left), strict=True):
+        wanted = bag.features[where].astype(np.float64).mean(axis=0)
+        assert np.allclose(vector, wanted, atol=1e-6)
+    vectors, slide = lake.refreshed().encoded("mean.conch15.section", mpp=0.5).rows_of(["s"])
+    assert (vectors.shape, slide.tolist()) == ((2, 24), [0, 0])  # a bag of two rows
+    assert encode(lake.uri, "mean", features=["conch15"], by="section").encoded == 0
+
+
 class Interrupted(Mean):
     """A network that is stopped at its second slide."""
 
