@@ -127,7 +127,7 @@ class EncodedRows:
         Raises:
             LakeError: a slide has no vector, or not one of its present tiles; it is named.
         """
-        at, number, seen = [], [], set()
+        at, number, done = [], [], set()
         for index, slide in enumerate(slide_ids):
             key = self._patient.get(slide, slide)
             if key not in self._rows:
@@ -136,10 +136,10 @@ class EncodedRows:
                     "present tiles; run slidelake encode"
                 )
                 raise LakeError(msg)
-            if key not in seen:
+            if key not in done:
                 at += self._rows[key]
                 number += [index] * len(self._rows[key])
-                seen.add(key)
+                done.add(key)
         return self.vectors[at], np.array(number, np.int32)
 
 

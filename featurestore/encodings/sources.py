@@ -45,11 +45,11 @@ def sources_of(lake: LakeView, columns: Sequence[str], *, mpp: float, unit: Unit
         ).iter_rows()
     ]
     groups = _groups(lake, [slide for slide, *_ in by_slide], unit)
-    found = {slide: facts for slide, *facts in by_slide}
+    facts_of = {slide: facts for slide, *facts in by_slide}
     key = KEYS[SLIDE if unit == SECTION else unit][0]
     return pl.DataFrame(
         [
-            {key: name, "slides": members, **_source([found[slide] for slide in members])}
+            {key: name, "slides": members, **_source([facts_of[slide] for slide in members])}
             for name, members in sorted(groups.items())
         ],
         schema={

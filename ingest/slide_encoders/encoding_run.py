@@ -21,7 +21,7 @@ from featurestore.storage import writer_lease
 from ingest.errors import SlideEncoderError
 from ingest.slide_encoders.find_slide_encoder import SlideEncoder, find_slide_encoder, with_weights
 from ingest.slide_encoders.slide_card_table import BASELINE
-from ingest.slide_encoders.slide_tiles import SlideTiles, check_inputs, read_tiles
+from ingest.slide_encoders.slide_tiles import EncoderTiles, check_inputs, read_tiles
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,7 +148,7 @@ def encode(
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingPlan:
-    """What is to be encoded, and as what.
+    """The slides to encode, the encoder, and the vectors that it makes of them.
 
     Attributes:
         encoder: the slide encoder.
@@ -215,7 +215,7 @@ class EncodingPlan:
             stats=stats,
         )
 
-    def network(self, lake: "Lake", device: str | None) -> "Callable[[SlideTiles], Float32Array]":
+    def network(self, lake: "Lake", device: str | None) -> "Callable[[EncoderTiles], Float32Array]":
         """Return the function that encodes the tiles of a slide.
 
         Raises:
@@ -305,7 +305,7 @@ def _stats(
 
 def _runner(
     network: "nn.Module", name: str, device: str | None
-) -> Callable[[SlideTiles], Float32Array]:
+) -> Callable[[EncoderTiles], Float32Array]:
     """Return the function that runs a network on the tiles of a slide."""
     import torch
 
@@ -315,7 +315,7 @@ def _runner(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     moved = network.to(place)
 
-    def encode_tiles(tiles: SlideTiles) -> Float32Array:
+    def encode_tiles(tiles: EncoderTiles) -> Float32Array:
         with torch.inference_mode():
             vector = moved(
                 torch.from_numpy(tiles.features).to(place),
@@ -333,7 +333,7 @@ def _runner(
 
 @dataclass(kw_only=True)
 class _Counts:
-    """What a run has done so far."""
+    """The numbers of vectors that a run has made so far."""
 
     dim: int = 0
     encoded: int = 0
@@ -342,7 +342,7 @@ class _Counts:
 
 
 def _run(
-    lake: "Lake", plan: EncodingPlan, encode_tiles: Callable[[SlideTiles], Float32Array]
+    lake: "Lake", plan: EncodingPlan, encode_tiles: Callable[[EncoderTiles], Float32Array]
 ) -> _Counts:
     """Encode what lacks a vector, and commit the vectors on the way."""
     key, counts = plan.encoding.keys[0], _Counts()
@@ -372,7 +372,7 @@ def _encoded(
     lake: "Lake",
     plan: EncodingPlan,
     todo: pl.DataFrame,
-    encode_tiles: Callable[[SlideTiles], Float32Array],
+    encode_tiles: Callable[[EncoderTiles], Float32Array],
     counts: _Counts,
 ) -> Iterator[list[Row]]:
     """Yield the rows of each slide or patient; none for one that failed."""
@@ -396,7 +396,7 @@ def _encoded(
 
 
 def _row(
-    source: Row, encoding: SlideEncoding, number: int, tiles: SlideTiles, vector: Float32Array
+    source: Row, encoding: SlideEncoding, number: int, tiles: EncoderTiles, vector: Float32Array
 ) -> Row:
     """Return a row of the encoding's table; `number` is that of the section.
 
@@ -418,7 +418,7 @@ def _commit(
     """Put new rows into the lake beside those that are there; return all rows and the encoding."""
     dim = encoding.dim or len(new[0]["vector"])
     vectors = np.stack([row["vector"] for row in new])
-    plain = [{name: value for name, value in row.items() if name != "vector"} for row in new]
+    plain = [{name: row[name] for name in row if name != "vector"} for row in new]
     kinds = {"section": pl.Int32, "tiles": pl.Int32}
     kinds |= dict.fromkeys(("tiles_crc32", "features_crc32"), pl.UInt32)
     schema = {name: kind for name, kind in kinds.items() if name in plain[0]}

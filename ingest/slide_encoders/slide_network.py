@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkInputs:
-    """What the builder of a network gets beside its card.
+    """The inputs of a network's builder beside its card.
 
     Attributes:
         dims: width of each column of tile features, in their order.

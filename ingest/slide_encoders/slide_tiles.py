@@ -23,7 +23,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideTiles:
+class EncoderTiles:
     """The tiles of a slide, or of all slides of a patient, as a network gets them.
 
     Attributes:
@@ -40,7 +40,7 @@ class SlideTiles:
     y: npt.NDArray[np.int32]
     tile_px_level0: int
 
-    def by_section(self, *, tile_um: float) -> "list[SlideTiles]":
+    def by_section(self, *, tile_um: float) -> "list[EncoderTiles]":
         """Return the tiles of each section of tissue, from left to right.
 
         Args:
@@ -122,7 +122,7 @@ def check_inputs(
 
 def read_tiles(
     card: SlideCard, lake: "Lake", slide_ids: Sequence[str], columns: Sequence[str], *, mpp: float
-) -> SlideTiles:
+) -> EncoderTiles:
     """Return the tiles of some slides with features of all columns.
 
     Raises:
@@ -146,7 +146,7 @@ def read_tiles(
             )
     parts = list(rows.by_teacher.values())
     features = np.concatenate(parts, axis=1, dtype=np.float32)
-    return SlideTiles(
+    return EncoderTiles(
         features=features,
         places=places,
         x=rows.x,

@@ -36,7 +36,7 @@ def head_slopes(heads: int) -> list[float]:
     return slopes + finer[: heads - power]
 
 
-class DistanceAttention(nn.Module):
+class TitanAttention(nn.Module):
     """Self-attention with a bias by the distance of tiles, in blocks of queries.
 
     Args:
@@ -75,7 +75,7 @@ class DistanceAttention(nn.Module):
         return mixed_LD
 
 
-class Mlp(nn.Module):
+class TitanMlp(nn.Module):
     """Two layers with GELU between them."""
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -88,15 +88,15 @@ class Mlp(nn.Module):
         return torch.cat(parts)
 
 
-class Block(nn.Module):
+class TitanBlock(nn.Module):
     """A block of the transformer: attention and an MLP, each after a norm."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = DistanceAttention(dim, heads)
+        self.attn = TitanAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = TitanMlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x_LD: Tensor, cells_N2: Tensor) -> Tensor:
         """Return the tokens [L, D]."""
@@ -105,10 +105,10 @@ class Block(nn.Module):
         return x_LD
 
 
-class Blocks(nn.Module):
+class TitanBlocks(nn.Module):
     """The blocks under the name that the file of weights has for them."""
 
-    def __init__(self, blocks: list[Block]) -> None:
+    def __init__(self, blocks: list[TitanBlock]) -> None:
         super().__init__()
         self.modules_list = nn.ModuleList(blocks)
 
@@ -153,7 +153,7 @@ class Titan(SlideNetwork):
         super().__init__()
         self.patch_embed = nn.Sequential(nn.Linear(dim, dim), nn.GELU())
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.blocks = Blocks([Block(dim, heads, mlp_ratio) for _ in range(depth)])
+        self.blocks = TitanBlocks([TitanBlock(dim, heads, mlp_ratio) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn_pool_contrastive = QueryPooling(dim, pool_heads)
 
