@@ -179,7 +179,7 @@ def slide_vectors(
         raise RetrievalError(msg)
     vectors_SD, _ = encoded.rows_of(slide_ids)
     usable = np.flatnonzero(np.any(vectors_SD, axis=1))
-    return [slide_ids[at] for at in usable], vectors_SD[usable].astype(np.float64)
+    return [slide_ids[at] for at in usable.tolist()], vectors_SD[usable].astype(np.float64)
 
 
 def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:

@@ -419,8 +419,8 @@ def _commit(
     dim = encoding.dim or len(new[0]["vector"])
     vectors = np.stack([row["vector"] for row in new])
     plain = [{name: row[name] for name in row if name != "vector"} for row in new]
-    kinds = {"section": pl.Int32, "tiles": pl.Int32}
-    kinds |= dict.fromkeys(("tiles_crc32", "features_crc32"), pl.UInt32)
+    kinds: dict[str, type[pl.DataType]] = {"section": pl.Int32, "tiles": pl.Int32}
+    kinds |= {"tiles_crc32": pl.UInt32, "features_crc32": pl.UInt32}
     schema = {name: kind for name, kind in kinds.items() if name in plain[0]}
     frame = pl.DataFrame(plain, schema_overrides=schema).with_columns(
         pl.Series("vector", vectors, pl.Array(pl.Float32, dim))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from downstream import (
     BagError,
@@ -58,8 +59,11 @@ def lake(folder: Path) -> Lake:
     return open_lake(folder / "lake")
 
 
-def mean_of(slide: str, teacher: str = "good") -> np.ndarray:
-    return planted()[teacher][slide].astype(np.float64).mean(axis=0)
+def mean_of(slide: str, teacher: str = "good") -> NDArray[np.float64]:
+    """Return the mean of a slide's tiles [D]."""
+    tiles: NDArray[np.float64] = planted()[teacher][slide].astype(np.float64)
+    mean: NDArray[np.float64] = tiles.mean(axis=0)
+    return mean
 
 
 def test_a_bag_has_one_row_a_slide(lake: Lake) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -40,8 +41,15 @@ DROP_LINE = command_line("drop {lake} --encoding own.mine")
 
 SIZES = {"a": 30, "b": 12, "c": 1}
 SIDE = 1024  # of 512 px at 0.5 mpp on a slide at 0.25
-TITAN = {"dim": 24, "depth": 2, "heads": 6, "mlp_ratio": 4.0, "pool_heads": 6}
-GIGAPATH = {"input_dim": 10, "dim": 64, "depth": 2, "heads": 16, "grid": 1000, "layer": 2}
+TITAN: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 6, "mlp_ratio": 4.0, "pool_heads": 6}
+GIGAPATH: dict[str, Any] = {
+    "input_dim": 10,
+    "dim": 64,
+    "depth": 2,
+    "heads": 16,
+    "grid": 1000,
+    "layer": 2,
+}
 
 
 def make_lake(folder: Path, tile_px: int, column: str, dim: int) -> Lake:

@@ -213,7 +213,7 @@ def test_gigapath_is_its_formula(layer: int, tiles: int) -> None:
     weights = random_weights(network)
     lengths = [20, 33, 64, 100, 400]  # short ones, so that all branches have several segments
     for one in network.encoder.layers:
-        one.self_attn.lengths = lengths
+        one.self_attn.lengths = lengths  # type: ignore[union-attr]
     side = 512
     cells = rng.permutation(40 * 40)[:tiles]
     xy = np.stack([cells % 40, cells // 40], axis=1) * side + 11
@@ -364,8 +364,8 @@ def test_authors_models_are_called_as_they_ask_for(
         return TheirModel()
 
     theirs = SimpleNamespace(AutoModel=SimpleNamespace(from_pretrained=from_pretrained))
-    theirs.__spec__ = SimpleNamespace()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "transformers", theirs)  # type: ignore[arg-type]
+    theirs.__spec__ = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "transformers", theirs)
     inputs, x = NetworkInputs(dims=(4,), code=tmp_path), torch.randn(5, 4)
     prism = build_prism(SLIDE_ENCODERS["prism"], inputs)
     assert torch.equal(prism(x, torch.zeros(5, 2)), x.sum(0))
