@@ -79,14 +79,14 @@ def unfit_inputs(
 def field_of(lake: "Lake", column: str, mpp: float) -> tuple[int, float]:
     """Return what an encoder of tiles saw for a column: the side in pixels, and the mpp of them.
 
-    A column that saw a region of a finer grid says so in its identity.
+    A column that did not see the row's tile as it is says so in its identity, as `fov`.
     """
     identity: Mapping[str, Any] = {}
     if column in lake.teachers(mpp=mpp):
         identity = lake.identity(column, mpp=mpp)
-    field = identity.get("field")
-    if isinstance(field, Mapping) and {"px", "mpp"} <= set(field):
-        return int(field["px"]), float(field["mpp"])
+    fov = identity.get("fov")
+    if isinstance(fov, Mapping) and {"px", "mpp"} <= set(fov):
+        return int(fov["px"]), float(fov["mpp"])
     return lake.config.tile_px, lake.known_mpp(mpp)
 
 

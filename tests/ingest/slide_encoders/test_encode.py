@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 
 from distill.targets.missing_stats import stats
-from featurestore import IdentityError, Lake, LakeConfig, create_lake, drop, open_lake
+from featurestore import ColumnWriter, IdentityError, Lake, LakeConfig, create_lake, drop, open_lake
 from ingest.errors import SlideEncoderError
 from ingest.slide_encoders import SLIDE_ENCODERS, encode, encoding_run
 from ingest.slide_encoders.networks.gigapath import GigaPathSlide
@@ -249,6 +249,25 @@ def test_other_tiles_are_refused_with_what_would_be_fed(tmp_path: Path, weights:
     assert encoded.differences == ["features uni2_h, not conch15", "256 px at 0.5 mpp"]
     [encoding] = lake.refreshed().slide_encodings()
     assert encoding.identity["differences"] == encoded.differences
+
+
+def test_a_column_says_what_its_encoder_saw(tmp_path: Path, weights: Path) -> None:
+    """A row of 256 px at 1.0 mpp whose features are of 512 px at 0.5 mpp is a tile of TITAN."""
+    lake = create_lake(tmp_path / "regions", LakeConfig(tile_px=256, mpps=(1.0,)))
+    [number] = register(lake, ["s"]).values()
+    cells = {1.0: row_of_cells(7)}
+    lake.committer.commit_slides([cut(lake, number, "s", cells, pixels=False, side_px=512)])
+    identity = {"weights": "1", "fov": {"px": 512, "mpp": 0.5}}
+    field = lake.committer.add_teacher(1.0, "conch15", 24, identity)
+    writer = ColumnWriter(lake.store, 1.0, field, 0)
+    keys = lake.refreshed().tiles(mpp=1.0).collect()["tile_id"].to_numpy()
+    writer.add(number, keys, np.random.default_rng(0).normal(size=(7, 24)).astype(np.float32))
+    lake.committer.commit_columns(1.0, [writer.finish()])
+    encoded = encode(lake.uri, "titan", features=["conch15"], weights=str(weights))
+    assert (encoded.encoded, encoded.differences) == (1, [])
+    x, xy = rows_of(lake.refreshed(), "s", "conch15")
+    wanted = titan_formula(x, xy, SIDE, doubles(titan_weights()), heads=6)
+    assert np.allclose(vectors_of(lake, "titan.conch15")["s"], wanted, atol=1e-4)
 
 
 REFUSED = {
