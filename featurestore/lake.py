@@ -449,7 +449,8 @@ class Lake:
             msg = (
                 f"'{teacher}' names vectors of slides (they have a dot in their name), and this "
                 f"takes features of tiles; there are: {', '.join(teachers) or 'none'}. Vectors of "
-                "slides are read by mil, survival, predict, search and query"
+                "slides are read by mil (--model linear is a probe of them), survival, predict, "
+                "search, robustness and query"
             )
             raise LakeError(msg)
         if teacher not in teachers:

@@ -1,5 +1,6 @@
 """Vectors of slides as features: studies, predictions and searches read them by their names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from downstream import (
     BagError,
     LabelledSearchOptions,
     MilSettings,
+    RobustnessError,
     SearchOptions,
     evaluate_search,
     search_lake,
 )
 from downstream.kept.predict_patients import predict_patients
 from downstream.retrieval.search_query import RetrievalError
+from downstream.robustness.robustness_samples import Samples, features_of_samples
 from downstream.run.feature_bags import (
     feature_identity,
     is_of_slides,
@@ -160,6 +163,22 @@ def test_search_compares_vectors(folder: Path) -> None:
     mean, tiles = measured["columns"]["mean.good"], measured["columns"]["good"]
     assert mean["measures"] == tiles["measures"]
     assert mean["tile_bytes_per_slide"] == tiles["tile_bytes_per_slide"]
+
+
+def test_robustness_takes_slides_vectors_as_samples(lake: Lake) -> None:
+    slides = sorted(planted()["good"])
+    rows = pl.DataFrame(
+        {"slide_id": slides, "patient_id": slides, "label": 0, "site": "n", "tile_id": None}
+    )
+    samples = Samples(
+        rows=rows, classes=(), unit="slide", missing=[], surplus=[], notes=(), sha256=""
+    )
+    of_tiles, of_slides = (
+        features_of_samples(lake, samples, name, mpp=MPP) for name in ("good", "mean.good")
+    )
+    assert np.allclose(of_tiles, of_slides, atol=1e-3)
+    with pytest.raises(RobustnessError, match="has vectors of slides, and the samples are tiles"):
+        features_of_samples(lake, replace(samples, unit="tile"), "mean.good", mpp=MPP)
 
 
 def test_search_refuses_what_vectors_have_not(folder: Path) -> None:
