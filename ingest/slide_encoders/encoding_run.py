@@ -4,6 +4,7 @@ Slides are read and encoded one after the other. What is encoded appears in the 
 most `COMMIT_S` apart, so a run that was stopped goes on with the slides that lack a vector.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -201,7 +202,7 @@ class EncodingPlan:
             columns=tuple(columns),
             mpp=mpp,
             dim=0,
-            identity=identity,
+            identity=json.loads(json.dumps(identity)),  # as it is when it is read again
             licence=joint_licence(lake, encoder, columns),
         )
         sources = sources_of(lake, columns, mpp=mpp, unit=by)

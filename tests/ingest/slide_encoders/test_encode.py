@@ -74,9 +74,17 @@ def make_lake(folder: Path, tile_px: int, column: str, dim: int) -> Lake:
     return add_teacher(lake.refreshed(), column, dim)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of which each test gets a copy."""
+    folder = tmp_path_factory.mktemp("encode") / "lake"
+    make_lake(folder, 512, "conch15", 24)
+    return folder
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return make_lake(tmp_path / "lake", 512, "conch15", 24)
+def lake(template: Path, tmp_path: Path) -> Lake:
+    return open_lake(shutil.copytree(template, tmp_path / "lake"))
 
 
 @pytest.fixture(autouse=True)
