@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,6 +207,7 @@ def test_a_slide_is_compared_once(whole: Lake, monkeypatch: pytest.MonkeyPatch) 
 
         def count(*arguments: object) -> int:
             sums.append(name)
+            time.sleep(0.01)  # long enough that the other threads meet it
             return int(work(*arguments))
 
         return count
