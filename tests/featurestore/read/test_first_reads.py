@@ -86,6 +86,10 @@ def of_patient(lake: Lake, teacher: str) -> PatientBag:
     return PatientBags(lake, [[OTHER, SLIDE]], teacher, mpps=[MPP])[0]
 
 
+def placed(lake: Lake, _: str) -> None:
+    lake.to_anndata(SLIDE, [], mpp=MPP)
+
+
 def exported(lake: Lake, _: str) -> None:
     tile_places(lake, lake.tiles_of(mpp=MPP, slide_ids=[SLIDE]).row(0, named=True))
 
@@ -151,7 +155,7 @@ def test_rows_of_another_slide_are_refused(whole: Lake) -> None:
 def test_every_reader_refuses_damaged_tiles(copied: Lake) -> None:
     flip_tiles(copied)
     text = f"slide {SLIDE} at mpp 0.5: its tiles' rows are not what was written (checksum)"
-    for name, read in {**READERS, "export": exported}.items():
+    for name, read in {**READERS, "export": exported, "places alone": placed}.items():
         with pytest.raises(DamageError) as error:
             read(open_lake(copied.uri), PLAIN)
         assert str(error.value) == f"{text}; {COMMAND}", name
