@@ -9,7 +9,7 @@ import polars as pl
 from featurestore.encodings.sources import has_changed, sources_of
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
-from featurestore.messages import did_you_mean, listing
+from featurestore.messages import counted, did_you_mean, listing
 from featurestore.read.held_out_patients import patient_of
 from featurestore.read.lake_view import LakeView
 from featurestore.storage.read_errors import reading
@@ -74,7 +74,8 @@ def checked_rows(lake: LakeView, encoding: SlideEncoding) -> pl.DataFrame:
     wrong = [str(row[encoding.keys[0]]) for row in rows if row_crc32(row) != row["row_crc32"]]
     crc = crc32_of([row["row_crc32"] for row in rows])
     if wrong or crc != encoding.crc32:
-        which = listing(wrong, SHOWN) or f"{len(rows)} rows, {encoding.rows} were written"
+        count = f"{counted(len(rows), 'row')} of {encoding.rows:,}"
+        which = listing(wrong, SHOWN) or count
         msg = (
             f"vectors of '{encoding.name}' in {lake.uri} are not as written (checksum): {which}; "
             f"slidelake drop --encoding {encoding.name}, and encode again"
