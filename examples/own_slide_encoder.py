@@ -1,4 +1,4 @@
-"""A slide encoder of one's own: `slidelake encode LAKE --slide-encoder own_slide_encoder.py`.
+"""A slide encoder of one's own: `slidelake encode LAKE --slide-encoder FILE --features NAME`.
 
 Such a file has two names: `CARD`, which says what tiles the encoder knows and what it encodes, and
 `build()`, which returns a torch network of one slide's tiles. This one has no weights: it is the

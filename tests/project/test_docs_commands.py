@@ -352,6 +352,7 @@ PARSED_LINES = {
     r"(^| )(LAKE|DIR|RUN|FILE\S*)( |$)": "a placeholder stands for the user's own",
     r"--at 41\b": "version 41 of a lake that has many; tests/cli/test_options_edits.py restores",
     r"--tcga-patients": "slides with TCGA barcodes; tests/cli/test_options_edits.py runs it",
+    r"--slide-encoder (titan|my_encoder)": "weights or a file of one's own; tests/ingest runs it",
     r"--like (slide7|SLIDE)": "a slide with a name of the user's own",
 }
 
