@@ -7,7 +7,7 @@ from featurestore.keep.verify.damage import ANNOTATION, ENCODING, Damage
 from featurestore.keep.verify.lance_checked_rows import batches
 from featurestore.lake import Lake
 from featurestore.messages import listing
-from featurestore.tables.annotation import TILE
+from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.checksums import row_crc32
 from featurestore.tables.lance_annotations import crc32_of
 from featurestore.tables.lance_tables import open_table
@@ -23,13 +23,16 @@ def verify_annotations(lake: Lake) -> Iterator[Damage]:
         BucketError: the bucket could not be read. That is no damage.
     """
     for annotation in lake.annotations().values():
-        if annotation.level == TILE:
-            continue
-        path = str(annotation.path)
-        text = f"annotation '{annotation.name}' of {annotation.level}s ({path})"
-        for fault in _faults(lake, path, annotation.key, annotation.rows, annotation.crc32):
-            description = f"{text}: {fault}; annotate it again (--replace)"
-            yield Damage(description=description, part=ANNOTATION, path=path)
+        if annotation.level != TILE:
+            yield from _check(lake, annotation)
+
+
+def _check(lake: Lake, annotation: Annotation) -> Iterator[Damage]:
+    path = str(annotation.path)
+    text = f"annotation '{annotation.name}' of {annotation.level}s ({path})"
+    for fault in _faults(lake, path, annotation.key, annotation.rows, annotation.crc32):
+        description = f"{text}: {fault}; annotate it again (--replace)"
+        yield Damage(description=description, part=ANNOTATION, path=path)
 
 
 def verify_encodings(lake: Lake) -> Iterator[Damage]:
