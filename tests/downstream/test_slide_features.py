@@ -18,6 +18,7 @@ from downstream import (
     search_lake,
 )
 from downstream.kept.predict_patients import predict_patients
+from downstream.mil.bag_sequence import floats
 from downstream.retrieval.search_query import RetrievalError
 from downstream.robustness.robustness_samples import Samples, features_of_samples
 from downstream.run.feature_bags import (
@@ -190,3 +191,12 @@ def test_search_refuses_what_vectors_have_not(folder: Path) -> None:
     ):
         with pytest.raises(RetrievalError, match=message):
             search_lake(lake, options)
+
+
+def test_what_a_model_does_to_its_inputs_does_not_reach_the_lakes_vectors(lake: Lake) -> None:
+    bag = read_patient(lake, ["s03a"], "mean.good", [MPP])
+    before = bag.features.copy()
+    tensor = floats(bag.features)
+    tensor.add_(1)
+    assert np.array_equal(bag.features, before)
+    assert np.array_equal(lake.encoded("mean.good", mpp=MPP).rows_of(["s03a"])[0], before)
