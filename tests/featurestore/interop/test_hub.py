@@ -1,6 +1,8 @@
 """Cohorts passed on as Parquet and cards, to and from folders, buckets, web servers and a hub."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -56,9 +58,16 @@ def fill(folder: Path) -> Lake:
     return lake.refreshed()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(fill(tmp_path_factory.mktemp("hub") / "source").uri)
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> Lake:
-    return fill(tmp_path / "source")
+def source(made: Path, tmp_path: Path) -> Lake:
+    """A copy of the lake, which a test may change."""
+    shutil.copytree(made, tmp_path / "source")
+    return open_lake(tmp_path / "source")
 
 
 def bits(lake: Lake) -> dict[str, Any]:
@@ -220,7 +229,8 @@ def rewrite_card(folder: Path, change: Callable[[dict[str, Any]], None]) -> None
 def test_what_is_not_as_it_was_written_is_refused(
     source: Lake, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    push(source, tmp_path / "out")
+    push_one = partial(export_folder, source.uri, tmp_path / "out", format="hub", mpp=0.5)
+    push_one()
     damage(tmp_path / "out")
     try:
         done = import_folder(tmp_path / "copy", tmp_path / "out", format="hub")
@@ -229,9 +239,10 @@ def test_what_is_not_as_it_was_written_is_refused(
     else:
         assert {one["slide_id"] for one in done.failed} == {"a"}
         reasons = [one["reason"] for one in done.failed]
-    assert any(pl.Series([reason]).str.contains(message)[0] for reason in reasons), reasons
-    push(source, tmp_path / "out")
-    assert bits(pull(tmp_path / "copy", tmp_path / "out"))["tiles 0.5"] == bits(source)["tiles 0.5"]
+    assert any(re.search(message, reason) for reason in reasons), reasons
+    push_one()
+    copy = pull(tmp_path / "copy", tmp_path / "out")
+    assert bits(copy)["tiles 0.5"] == bits(source)["tiles 0.5"]
 
 
 def test_codes_stay_in_the_lake(source: Lake, tmp_path: Path) -> None:
