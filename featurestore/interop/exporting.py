@@ -267,8 +267,10 @@ class _ExportTask:
 
     def _slide_columns(self) -> list[str]:
         columns = dict.fromkeys((*SLIDE_COLUMNS, *(FACTS if self.keeps_columns else ())))
-        there = set(self.lake.table(SLIDES).schema.names)  # an early lake may lack the newest
-        return [column for column in columns if column in there]
+        table_columns = set(
+            self.lake.table(SLIDES).schema.names
+        )  # an early lake may lack the newest
+        return [column for column in columns if column in table_columns]
 
     def _catalog(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[tuple[str, str], int]]:
         """Return the catalog rows of the slides' tiles, and the checksums of their features."""

@@ -108,7 +108,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class GridFacts:
-    """What files of a lake's own say of a slide's tiles beyond their places.
+    """Facts of a slide's tiles beyond their places, which files of a lake's own format hold.
 
     Attributes:
         step_px: level-0 pixels between neighbouring cells of the grid.

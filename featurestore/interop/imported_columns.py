@@ -184,8 +184,8 @@ class TeacherImport:
             keys, xy = tile_places(self.lake, row)
             order = order_of(tiles.xy, xy, source.shown(path))
             features = features if order is None else features[order]
-            there = rows_with_features(features) if self.keeps_columns else slice(None)
-            to_float16(features[there], keys[there], self.teacher)
+            with_features = rows_with_features(features) if self.keeps_columns else slice(None)
+            to_float16(features[with_features], keys[with_features], self.teacher)
             features = features.astype(np.float16)
             identity = reader_of(self.format).identity(source, self.teacher)
             if not self.keeps_columns:

@@ -345,7 +345,7 @@ def _later(name: str) -> Callable[[int, Mapping[str, Any]], nn.Module]:
     """Return a builder that imports its class of `headed_networks` when it is used."""
 
     def build_network(input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
-        module = importlib.import_module("ingest.teachers.headed_networks")
+        module = importlib.import_module("ingest.teachers.heads.headed_networks")
         network: nn.Module = getattr(module, name)(input_px, arguments)
         return network
 

@@ -47,7 +47,7 @@ def dataset_card(index: Mapping[str, Any], *, earlier: str | None) -> str:
 def _columns(index: Mapping[str, Any]) -> list[tuple[str, float, Mapping[str, Any]]]:
     return [
         (name, float(mpp), column)
-        for mpp, columns in sorted(index["columns"].items(), key=lambda item: float(item[0]))
+        for mpp, columns in sorted(index["columns"].items(), key=lambda entry: float(entry[0]))
         for name, column in sorted(columns.items())
     ]
 

@@ -82,7 +82,7 @@ def parsed(content: bytes, subject: str) -> dict[str, Any]:
         InteropError: it is no JSON object, or of a later layout.
     """
     try:
-        record = json.loads(content)
+        record: dict[str, Any] = json.loads(content)
         layout = record["layout"]
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{subject} is no file of the format hub: {error}"
@@ -90,5 +90,4 @@ def parsed(content: bytes, subject: str) -> dict[str, Any]:
     if layout != LAYOUT:
         msg = f"{subject} has layout {layout}; this slidelake reads {LAYOUT}: update slidelake"
         raise InteropError(msg)
-    result: dict[str, Any] = record
-    return result
+    return record

@@ -28,7 +28,7 @@ class PlaceError(InteropError):
     """Raised where a place can't be used at all, so that an export or import ends."""
 
 
-class Place(Protocol):
+class ExportPlace(Protocol):
     """A folder of files by relative paths.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place(Protocol):
         """Write local files to relative paths, where each appears whole."""
 
 
-def open_place(url: str | os.PathLike[str]) -> Place:
+def open_place(url: str | os.PathLike[str]) -> ExportPlace:
     """Return a folder by its path or URL.
 
     Raises:

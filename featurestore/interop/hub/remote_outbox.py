@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from featurestore.interop.hub.places import Place
+from featurestore.interop.hub.places import ExportPlace
 
 BYTES_AT_ONCE = 1 << 30
 
@@ -25,7 +25,7 @@ class RemoteOutbox:
         place: the folder at a URL.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ExportPlace) -> None:
         self._place = place
         self._queue: dict[str, Path] = {}
         self._hashes: dict[str, str] = {}

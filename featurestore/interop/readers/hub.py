@@ -28,7 +28,7 @@ from featurestore.interop.foreign_slide import (
     SlideTiles,
 )
 from featurestore.interop.hub import hub_layout as layout
-from featurestore.interop.hub.places import Place, open_place
+from featurestore.interop.hub.places import ExportPlace, open_place
 from featurestore.licences import Licence, licence_from_json
 from featurestore.messages import listing
 from featurestore.tables.checksums import features_crc32
@@ -53,7 +53,7 @@ class HubSlide(SlideFiles):
         mpp: microns per pixel of the tiles, as the export names it.
     """
 
-    place: Place
+    place: ExportPlace
     index: Mapping[str, Any] = field(repr=False)
     card: Mapping[str, Any] = field(repr=False)
     card_sha256: str
@@ -111,7 +111,7 @@ def _check_teachers(facts: ImportFacts, index: Mapping[str, Any], url: str) -> N
         raise InteropError(msg)
 
 
-def _card(place: Place, slide_id: str, expected: str) -> dict[str, Any]:
+def _card(place: ExportPlace, slide_id: str, expected: str) -> dict[str, Any]:
     rel = layout.card_path(slide_id)
     content = _checked(place, rel, {"sha256": expected})
     card = layout.parsed(content, f"{place.url}/{rel}")
@@ -121,7 +121,7 @@ def _card(place: Place, slide_id: str, expected: str) -> dict[str, Any]:
     return card
 
 
-def _checked(place: Place, rel: str, entry: Mapping[str, Any]) -> bytes:
+def _checked(place: ExportPlace, rel: str, entry: Mapping[str, Any]) -> bytes:
     """Return a file if its bytes are those that were written.
 
     Raises:
@@ -142,17 +142,17 @@ def _checked(place: Place, rel: str, entry: Mapping[str, Any]) -> bytes:
 
 
 def _sources(
-    place: Place,
+    place: ExportPlace,
     index: Mapping[str, Any],
     slide_id: str,
     card: Mapping[str, Any],
     card_hash: str,
     facts: ImportFacts,
 ) -> list[SlideFiles]:
-    wanted = None if facts.mpp is None else mpp_code(facts.mpp)
+    chosen_mpp = None if facts.mpp is None else mpp_code(facts.mpp)
     sources: list[SlideFiles] = []
     for mpp in sorted(card["tiles"], key=float):
-        if wanted is not None and mpp_code(float(mpp)) != wanted:
+        if chosen_mpp is not None and mpp_code(float(mpp)) != chosen_mpp:
             continue
         features = {
             teacher: Path(entry["file"])

@@ -61,7 +61,7 @@ class SlideOut:
 
 @dataclass(frozen=True, kw_only=True)
 class CohortOut:
-    """What an export is of, for formats that write files of the whole cohort.
+    """A cohort to export, for formats that write files of the whole cohort.
 
     Attributes:
         config: settings of the lake.
