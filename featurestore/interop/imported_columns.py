@@ -32,6 +32,7 @@ from featurestore.interop.formats import (
 )
 from featurestore.interop.lake_tiles import tile_places, whole_rows
 from featurestore.lake import Lake
+from featurestore.messages import counted
 from featurestore.tables.column_rows import to_float16
 from featurestore.tables.lance_columns import ColumnFile, ColumnWriter
 from featurestore.tables.schema import features_table
@@ -238,7 +239,8 @@ def _add_rows(writer: ColumnWriter, slide: int, keys: Int64Array, features: Floa
         return
     dim = writer.field.type.list_size
     if features.shape != (len(keys), dim):
-        msg = f"features {features.shape} for {len(keys)} tiles of a column of {dim} values"
+        tiles, width = counted(len(keys), "tile"), counted(dim, "value")
+        msg = f"features {features.shape} for {tiles}; the column holds {width} a tile"
         raise InteropError(msg)
     to_float16(features[has_features], keys[has_features], writer.field.name)
     writer.append(slide, features.astype(np.float16))

@@ -30,7 +30,7 @@ from featurestore.interop.foreign_slide import (
 from featurestore.interop.hub import hub_layout as layout
 from featurestore.interop.hub.places import ExportPlace, open_place
 from featurestore.licences import Licence, licence_from_json
-from featurestore.messages import listing
+from featurestore.messages import counted, listing
 from featurestore.tables.checksums import features_crc32
 from featurestore.tables.schema import TILE_FIELDS
 
@@ -237,7 +237,8 @@ def _table(hub: HubSlide, entry: Mapping[str, Any]) -> pa.Table:
     content = _checked(hub.place, entry["file"], entry)
     table = pq.read_table(io.BytesIO(content))
     if table.num_rows != entry["rows"]:
-        msg = f"{hub.shown(Path(entry['file']))} has {table.num_rows} rows, not {entry['rows']}"
+        rows = counted(table.num_rows, "row")
+        msg = f"{hub.shown(Path(entry['file']))} has {rows}; the card says {entry['rows']}"
         raise InteropError(msg)
     return table
 

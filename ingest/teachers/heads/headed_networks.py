@@ -78,7 +78,7 @@ class ISight(Headed):
     """iSight's tile embedding [B, 1024]: the mean of all projected tokens of a CLIP's ViT.
 
     The tokens are those before CLIP's last norm, which its training never used
-    (zhihuanglab/iSight, `model/patch_encoder_with_clam.py`).
+    (zhihuanglab/iSight, model/patch_encoder_with_clam.py).
 
     Args:
         input_px: side of its square inputs.
@@ -105,7 +105,7 @@ class Mettle(Headed):
     """Mettle's tile embedding [B, 3072]: a refined class token, and the mean of the patch tokens.
 
     `e + sum_k m_k(e) Q_k P_k^T e + shift(e)` of the class token e, in float32
-    (clemsgrs/slide2vec 7.1.4, `encoders/models/mettle.py`).
+    (clemsgrs/slide2vec 7.1.4, encoders/models/mettle.py).
 
     Args:
         input_px: side of its square inputs.
@@ -149,7 +149,7 @@ class GenBio(Headed):
     """GenBio-PathFM [B, 4608]: red, green and blue each as a picture of one channel.
 
     The three pictures' tokens are joined, so a token has three times the trunk's length
-    (genbio-ai/genbio-pathfm, `genbio_pathfm/model.py`).
+    (genbio-ai/genbio-pathfm, genbio_pathfm/model.py).
 
     Args:
         input_px: side of its square inputs.
@@ -180,7 +180,7 @@ class Gemma(Headed):
     """The vision tower of Gemma 4 [B, D]: the mean of its soft tokens.
 
     A soft token is the mean of 3 x 3 patches times the root of D, so their mean is that of all
-    patches (`global_pool='soft'` of timm's `gemma4_vit.py`, and mahmoodlab/TRIDENT's mean of them).
+    patches (`global_pool='soft'` of timm's gemma4_vit.py, and mahmoodlab/TRIDENT's mean of them).
 
     Args:
         input_px: side of its square inputs, a multiple of 48.
