@@ -63,10 +63,18 @@ def filled(model: Any) -> Any:  # noqa: ANN401 - other packages' networks
 def of_transformers(folder: Path) -> Iterator[Case]:
     """Yield PLIP, iSight and MedSigLIP."""
     hf = importlib.import_module("transformers")
-    text = {"num_hidden_layers": 1}
-    clip = {"num_hidden_layers": 2, "hidden_act": "quick_gelu"}
-    base = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-    large = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+    text: dict[str, Any] = {"num_hidden_layers": 1}
+    clip: dict[str, Any] = {"num_hidden_layers": 2, "hidden_act": "quick_gelu"}
+    base: dict[str, Any] = {
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    }
+    large: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    }
     card = two_blocks("plip")
     vision = {**clip, **base, "patch_size": 32, "image_size": 224}
     config = hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=512)
@@ -85,7 +93,7 @@ def of_transformers(folder: Path) -> Iterator[Case]:
     yield "isight", ours(card, {"model_state_dict": state}, folder), proj(hidden).mean(1)
 
     card = two_blocks("medsiglip")
-    wide = {"hidden_size": 1152, "num_attention_heads": 16}
+    wide: dict[str, Any] = {"hidden_size": 1152, "num_attention_heads": 16}
     vision = {**wide, "intermediate_size": 4304, "num_hidden_layers": 2, "patch_size": 14,
               "image_size": 448}  # fmt: skip
     model = filled(

@@ -203,4 +203,6 @@ def _channels(x_BCHW: Tensor) -> Tensor:
 
 def _side_by_side(tokens: Tensor) -> Tensor:
     """Join the tokens of each picture's channels: [3 B, N, D] to [B, N, 3 D]."""
-    return tokens.unflatten(0, (-1, 3)).transpose(1, 2).flatten(2)
+    pictures, places, dim = tokens.shape
+    joined = tokens.reshape(pictures // 3, 3, places, dim).transpose(1, 2)
+    return joined.reshape(pictures // 3, places, 3 * dim)

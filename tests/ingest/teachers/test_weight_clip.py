@@ -66,7 +66,8 @@ class Tower(nn.Module):
         x = x if self.cls is None else self.pre(x)
         for layer in self.layers:
             x = layer(x)
-        return x
+        tokens_BND: Tensor = x
+        return tokens_BND
 
     def file(self) -> Tensors:
         """The weights as transformers names them."""
@@ -146,7 +147,7 @@ def test_a_clip_of_open_clip(tmp_path: Path, name: str) -> None:
     file = open_clip_file(card.patch_px or 0, projection=torch.randn(DIM, 512))
     model = loaded(card, saved(tmp_path / "open_clip_pytorch_model.bin", file))
     reference = timm.create_model(str(card.arguments["trunk"]), num_classes=512, **TINY).eval()
-    converted = vision_transformer.checkpoint_filter_fn(dict(file), reference)  # type: ignore[arg-type]
+    converted = vision_transformer.checkpoint_filter_fn(dict(file), reference)
     reference.load_state_dict(converted)
     torch.testing.assert_close(model(images(card)), reference(images(card)), atol=1e-5, rtol=1e-4)
 
