@@ -80,8 +80,8 @@ def extract_command(options: ExtractOptions) -> None:
     or: slidelake extract my-lake --teacher my_encoder.py
 
     A teacher is NAME or NAME:POOLING (cls, mean, cls+mean, own, patches, patches25), with @L12 for
-    the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
-    the names.
+    the tokens after block 12, with @S1 for a stain variant of each tile, with @macenko or @reinhard
+    for tiles whose stains are normalised; `slidelake teachers` lists the names.
     """
     from distill.students.feature_students import extract
 
