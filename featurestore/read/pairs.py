@@ -108,10 +108,10 @@ def cells_of(keys: Int64Array) -> Int64Array:
 def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: int) -> Int64Array:
     """Return the result of `children_of` from the ascending `cells_of` the fine tiles."""
     y, x = child_cells(coarse, ratio, apart=apart)
-    wanted = y * MAX_GRID + x
-    at = np.searchsorted(cells, wanted)
+    child_cell = y * MAX_GRID + x
+    at = np.searchsorted(cells, child_cell)
     exists = at < len(cells)
-    exists[exists] = cells[at[exists]] == wanted[exists]
+    exists[exists] = cells[at[exists]] == child_cell[exists]
     return np.where(exists & (x < MAX_GRID), at, -1)
 
 

@@ -130,9 +130,9 @@ class Extractor:
             writers = _writers(self._store, unit, stack)
             feed = tile_feed(self._store, unit, views, threads=self._threads, batch_tiles=size)
             running: deque[tuple[PieceBatch, list[_Started]]] = deque()
-            for batch, seen in stack.enter_context(feed):
+            for batch, seen_tiles in stack.enter_context(feed):
                 outcome.tiles += len(batch.places)
-                running.append((batch, _start(work, shares, batch, seen)))
+                running.append((batch, _start(work, shares, batch, seen_tiles)))
                 while len(running) > ahead:  # the networks are busy while it is written
                     _put(writers, outcome, self._threads, *running.popleft())
             while running:
@@ -190,7 +190,7 @@ def _writers(
 
 
 def _start(
-    work: Sequence[_Work], shares: Mapping[str, FieldOfView], batch: PieceBatch, seen: Seen
+    work: Sequence[_Work], shares: Mapping[str, FieldOfView], batch: PieceBatch, seen_tiles: Seen
 ) -> list[_Started]:
     """Start all networks on some tiles."""
     if not len(batch.places):
@@ -198,7 +198,7 @@ def _start(
     stained: dict[tuple[FieldOfView, int | None], RgbArray] = {}
     started = []
     for part in work:
-        tiles, stain = seen[part.view], part.outputs[0].stain
+        tiles, stain = seen_tiles[part.view], part.outputs[0].stain
         if not len(tiles.places):
             continue
         tile_id, key = batch.piece.ids[tiles.places], (part.view, stain)
@@ -209,8 +209,8 @@ def _start(
         running = part.encoder.start(stained[key], tile_id, part.outputs)
         started.append(_Started(places=tiles.places, running=running))
     for column, view in shares.items():
-        values = {column: seen[view].filled[:, None]}
-        left_out = len(batch.places) - len(seen[view].places)
+        values = {column: seen_tiles[view].filled[:, None]}
+        left_out = len(batch.places) - len(seen_tiles[view].places)
         started.append(_Started(places=batch.places, shares=values, left_out=left_out))
     return started
 

@@ -75,8 +75,8 @@ class Teacher:
         # A reader of patch tokens needs their grid, and the card of a user's encoder is in no lake.
         own_tokens = self.source is not None and output.pooling in SAMPLED and self.card.grid
         grid = {"grid": list(self.card.grid or ())} if own_tokens else {}
-        seen = {} if view is None else view.identity()
-        return {**self.card.identity(), **output.identity(), **run, **by, **grid, **seen}
+        field = {} if view is None else view.identity()
+        return {**self.card.identity(), **output.identity(), **run, **by, **grid, **field}
 
 
 def sees_features(store: "Store", name: str) -> bool:

@@ -39,7 +39,7 @@ class FieldOfView:
         side_px: side of the middle that the encoder gets; `region_px` if it gets all.
         filled_at_most: greatest share of the field that may be filled with background; rows with
             a larger one get NaN.
-        wanted: the field of the card, as (px, mpp), where another is fed in its place.
+        card_field: the field of the card, as (px, mpp), where another is fed in its place.
         normalisation: how the stains of its pixels are normalised; None if they are not.
     """
 
@@ -48,7 +48,7 @@ class FieldOfView:
     region_px: int
     side_px: int
     filled_at_most: float = 1.0
-    wanted: tuple[int, float] | None = None
+    card_field: tuple[int, float] | None = None
     normalisation: Normalisation | None = None
 
     @property
@@ -58,13 +58,13 @@ class FieldOfView:
 
     def identity(self) -> dict[str, Any]:
         """Return the part of a column's identity that states what was seen; {} for the tile."""
-        if self.is_whole_tile and self.wanted is None:
+        if self.is_whole_tile and self.card_field is None:
             return {}
         record: dict[str, Any] = {"px": self.side_px, "mpp": self.mpp, "of_px": self.region_px}
         if self.ratio > 1:
             record |= {"tiles": self.ratio, "fill": FILL, "filled_at_most": self.filled_at_most}
-        if self.wanted is not None:
-            record["in_place_of"] = list(self.wanted)
+        if self.card_field is not None:
+            record["in_place_of"] = list(self.card_field)
         return {"fov": record}
 
     @classmethod
@@ -80,14 +80,14 @@ class FieldOfView:
         normalisation = identity.get("normalisation", {}).get("method")
         if record is None:
             return cls(mpp=mpp, region_px=tile_px, side_px=tile_px, normalisation=normalisation)
-        wanted = record.get("in_place_of")
+        card_field = record.get("in_place_of")
         return cls(
             mpp=record["mpp"],
             ratio=record.get("tiles", 1),
             region_px=record["of_px"],
             side_px=record["px"],
             filled_at_most=record.get("filled_at_most", 1.0),
-            wanted=None if wanted is None else (wanted[0], wanted[1]),
+            card_field=None if card_field is None else (card_field[0], card_field[1]),
             normalisation=normalisation,
         )
 
@@ -124,8 +124,8 @@ class FieldOfView:
             text += f" from {self.ratio} x {self.ratio} tiles"
         if self.side_px != self.region_px:
             text += f", the middle of {self.region_px} px"
-        if self.wanted is not None:
-            text += f", in place of {self.wanted[0]} px at {mpp_name(self.wanted[1])}"
+        if self.card_field is not None:
+            text += f", in place of {self.card_field[0]} px at {mpp_name(self.card_field[1])}"
         return text
 
 
@@ -160,7 +160,7 @@ def field_of_view(
         return tile
     view = _field(card, config, tile, mode)
     if view is None and mode == "nearest":
-        return replace(tile, wanted=(card.field_px[0], card.mpps[0]))
+        return replace(tile, card_field=(card.field_px[0], card.mpps[0]))
     if view is None:
         raise FieldError(_refusal(card, config, mpp))
     return view
@@ -170,7 +170,7 @@ def _field(
     card: Card, config: LakeConfig, tile: FieldOfView, mode: FovMode | None
 ) -> FieldOfView | None:
     """Return the field of a card for rows of a tile; None if they do not have it."""
-    is_known = any(mpp_code(tile.mpp) == mpp_code(known) for known in card.mpps)
+    is_known = any(mpp_code(tile.mpp) == mpp_code(card_mpp) for card_mpp in card.mpps)
     if is_known and any(_fits(config.tile_px, px, mode) for px in card.field_px):
         return tile
     largest = _largest_field(card, config, tile.mpp)
@@ -196,15 +196,15 @@ def _fields(card: Card, config: LakeConfig, mpp: float) -> Iterator[FieldOfView]
     """Yield the fields of a card that lie within the row's tile, in the card's order."""
     nests = config.tile_px % config.step_px == 0
     stored = {mpp_code(stored_mpp): stored_mpp for stored_mpp in config.mpps}
-    for known in card.mpps:
-        ratio, rest = divmod(mpp_code(mpp), mpp_code(known))
-        if rest or ratio < 1 or mpp_code(known) not in stored or (ratio > 1 and not nests):
+    for card_mpp in card.mpps:
+        ratio, rest = divmod(mpp_code(mpp), mpp_code(card_mpp))
+        if rest or ratio < 1 or mpp_code(card_mpp) not in stored or (ratio > 1 and not nests):
             continue
         region_px = ratio * config.tile_px
         for px in card.field_px:
             if px <= region_px:
                 yield FieldOfView(
-                    mpp=stored[mpp_code(known)],
+                    mpp=stored[mpp_code(card_mpp)],
                     ratio=ratio,
                     region_px=region_px,
                     side_px=px,

@@ -30,7 +30,7 @@ RgbArray = npt.NDArray[np.uint8]
 Row = Mapping[str, Any]
 
 
-class TileSource(Protocol):
+class RegionSource(Protocol):
     """The stored tiles under a slide's rows. Safe for several threads at once."""
 
     def read(self, places: Int64Array) -> tuple[RgbArray, BoolArray]:

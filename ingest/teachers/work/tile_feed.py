@@ -21,8 +21,8 @@ from ingest.teachers.views.field_of_view import FieldOfView
 from ingest.teachers.views.region_tiles import (
     FETCHED_SHARE,
     OwnTiles,
+    RegionSource,
     RegionTiles,
-    TileSource,
 )
 from ingest.teachers.work.units import Row, Unit
 from ingest.tile_jpeg import decode_tiles
@@ -49,7 +49,7 @@ class Piece:
     start: int
     ids: Int64Array
     chosen: Int64Array
-    sources: Sequence[tuple[TileSource, Sequence[FieldOfView]]]
+    sources: Sequence[tuple[RegionSource, Sequence[FieldOfView]]]
     normalisers: Mapping[Normalisation, Normaliser | None]
 
     def close(self) -> None:
@@ -153,10 +153,10 @@ class _Feed:
             if isinstance(entry, BaseException):
                 raise entry
             batch, decoded = entry
-            seen = decoded.result()
+            seen_tiles = decoded.result()
             if batch.is_last:
                 batch.piece.close()
-            yield batch, seen
+            yield batch, seen_tiles
             self._room.release()
 
     def close(self) -> None:
@@ -208,14 +208,14 @@ class _Opener:
         first = max(0, self._unit.first - row["row_start"])
         stop = min(len(ids), self._unit.end - row["row_start"])
         chosen = chosen[(chosen >= first) & (chosen < stop)]
-        sources: list[tuple[TileSource, Sequence[FieldOfView]]] = []
+        sources: list[tuple[RegionSource, Sequence[FieldOfView]]] = []
         normalisers: dict[Normalisation, Normaliser | None] = {}
         if self._normalisations:
             sample = self._sample(row, ids)
             normalisers = {name: fitted(name, sample) for name in self._normalisations}
         for views in self._views_by_source.values():
             if views[0].ratio > 1:
-                source: TileSource = self._regions(row, ids[first:stop], chosen - first, views)
+                source: RegionSource = self._regions(row, ids[first:stop], chosen - first, views)
             else:
                 source = OwnTiles(self._own_shard(row, ids, chosen, first, stop), ids[first:stop])
             sources.append((source, views))
@@ -282,9 +282,9 @@ def _chosen_tiles(unit: Unit, keys: FragmentKeys, row: Row) -> tuple[Int64Array,
 
 def _decoded(batch: PieceBatch) -> Seen:
     """Return the pixels of a batch in each field of view."""
-    seen: dict[FieldOfView, SeenTiles] = {}
+    seen_tiles: dict[FieldOfView, SeenTiles] = {}
     if not len(batch.places):
-        return seen
+        return seen_tiles
     for source, views in batch.piece.sources:
         regions, is_filled = source.read(batch.places)
         for view in views:
@@ -297,9 +297,9 @@ def _decoded(batch: PieceBatch) -> Seen:
             if view.normalisation is not None and len(pixels):
                 normalise = batch.piece.normalisers[view.normalisation]
                 pixels = pixels if normalise is None else normalise(pixels)
-            seen[view] = SeenTiles(
+            seen_tiles[view] = SeenTiles(
                 places=batch.places[is_kept],
                 pixels=pixels,
                 filled=filled.astype(np.float32),
             )
-    return seen
+    return seen_tiles
