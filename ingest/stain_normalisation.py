@@ -94,10 +94,15 @@ def _macenko(tissue: RgbArray) -> Normaliser:
     matrix = (scaled @ np.linalg.pinv(stains)).T.astype(np.float32)
 
     def normalise(tiles: RgbArray) -> RgbArray:
-        light = GLASS * np.exp(-(densities(tiles) @ matrix))
-        return np.clip(light + 0.5, 0, 255).astype(np.uint8)
+        return _as_pixels(GLASS * np.exp(-(densities(tiles) @ matrix)))
 
     return normalise
+
+
+def _as_pixels(light: FloatArray) -> RgbArray:
+    """Return light as pixels, rounded."""
+    pixels: RgbArray = np.clip(light + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def lab_moments(tissue: RgbArray) -> Float64Array:
@@ -124,8 +129,7 @@ def _reinhard(tissue: RgbArray) -> Normaliser:
     to_rgb = np.linalg.inv(RGB_TO_LMS.T).astype(np.float32)
 
     def normalise(tiles: RgbArray) -> RgbArray:
-        light = np.exp(np.log(_lms(tiles)) @ matrix + offset) @ to_rgb
-        return np.clip(light + 0.5, 0, 255).astype(np.uint8)
+        return _as_pixels(np.exp(np.log(_lms(tiles)) @ matrix + offset) @ to_rgb)
 
     return normalise
 

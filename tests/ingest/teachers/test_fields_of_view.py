@@ -134,7 +134,9 @@ def lonely(made: Path, tmp_path: Path) -> Lake:
     return lake
 
 
-def by_hand(lake: Lake, fill_with: Sequence[int] = (255, 255, 255)) -> tuple[RgbArray, RgbArray]:
+def by_hand(
+    lake: Lake, fill_with: Sequence[int] = (255, 255, 255)
+) -> tuple[RgbArray, npt.NDArray[np.bool_]]:
     """Return 2 x 2 stored tiles by coarse row put together, and which are missing [N, 2, 2]."""
     coarse, fine = (lake.tiles_of(mpp=mpp).row(0, named=True) for mpp in (1.0, 0.5))
     keys = lake.tiles(mpp=1.0).collect()["tile_id"].to_numpy()
