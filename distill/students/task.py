@@ -8,11 +8,14 @@ Shape letters: B samples, H W pixels, D embedding, r children side by side.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from distill.recipes.student_settings import StudentSettings
 from distill.targets.target import TargetNorm
 from featurestore import TileBatch
 
@@ -66,6 +69,48 @@ class FeaturePrediction:
     mpp: float
 
 
+class KeptStudent(Protocol):
+    """A trained student with the modules that are kept of it."""
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """Return the modules that are kept as NAME.safetensors; the student is `model`."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Return the width of the student's embedding."""
+        ...
+
+
+#: What names of predictions of a second student end with.
+SECOND = " peer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStudent:
+    """A second student that a run trains beside the first.
+
+    Attributes:
+        settings: settings of its network.
+        network: the network.
+        heads: its heads, which predict the teachers' embeddings.
+        trunk: the part of the network that is kept.
+        dim: width of its embedding.
+    """
+
+    settings: StudentSettings
+    network: nn.Module
+    heads: nn.Module
+    trunk: nn.Module
+    dim: int
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """Return the modules that are kept as NAME.safetensors; the student is `model`."""
+        return {"model": self.trunk, "heads": self.heads}
+
+
 class TrainingTask(nn.Module, ABC):
     """A student with its heads, terms and moving averages; their state goes into checkpoints.
 
@@ -95,6 +140,25 @@ class TrainingTask(nn.Module, ABC):
     @abstractmethod
     def student(self) -> nn.Module:
         """Return the network that is kept for use; `model.safetensors` holds its weights."""
+
+    @property
+    def second_student(self) -> SecondStudent | None:
+        """Return the second student of mutual distillation, if the recipe trains one."""
+        return None
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Return the sides of the student's input in pixels, if training draws from several."""
+        return ()
+
+    def at_size(self, side_px: int) -> AbstractContextManager[None]:
+        """Return a context in which `predict` reads inputs of another side in pixels.
+
+        Raises:
+            NotImplementedError: the student has one size.
+        """
+        msg = f"{type(self).__name__} has inputs of one size, {side_px} px given"
+        raise NotImplementedError(msg)
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:

@@ -77,7 +77,8 @@ class Feed:
             return {}
         all_tiles = sum(self._tiles(mpp) for mpp in self._mpps())
         cache_gb = self.cache_pixels_gb * tiles / all_tiles
-        side_px = min(student.input_px, self.lake.config.tile_px)
+        # Smaller sides are made of the largest one by the device that trains.
+        side_px = min(student.all_sizes[-1], self.lake.config.tile_px)
         # Pixels that are neither scaled nor kept are resized by the device that trains.
         sized = {"input_px": side_px} if student.decode == "scaled" or cache_gb else {}
         return {**sized, "decode": student.decode, "cache_pixels_gb": cache_gb}

@@ -16,13 +16,15 @@ import polars as pl
 from cluster import counted
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
+from distill.targets.tile_classes import PATIENT, SLIDE, annotation_column
+from distill.train.clustered_slides import SlideTiles, cluster_slides, coreset_places
+from distill.train.coresets import EASY, HARD
 from featurestore import Lake, LakeError, mpp_name
 from featurestore.annotations import Where
 from featurestore.tables import features_table
 from ingest.teachers import in_share
 
-SLIDE, PATIENT = "slide", "patient"
-
+CLUSTER = "cluster"
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -78,12 +80,13 @@ def choose_tiles(
     chosen = {}
     for mpp in read:
         restrictions = _restrictions(lake, recipe, mpp)
-        picks = not held_out and (choice.where or choice.per_slide or choice.balance)
-        if not restrictions and not picks:
+        picks = choice.where or choice.per_slide or choice.balance or choice.coreset
+        if not restrictions and (held_out or not picks):
             continue
         slides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).filter(pl.col("tiles") > 0)
         kept, total, without_features, without_where = list[Int64Array](), 0, 0, 0
         where = Where(lake, choice.where) if choice.where and not held_out else None
+        slide_tiles = list[SlideTiles]()
         for slide in _slides(lake, mpp, slides):
             has_features = slide.mask(restrictions)
             is_wanted = slide.where(where) if where else np.ones(len(slide.tile_id), bool)
@@ -91,16 +94,16 @@ def choose_tiles(
             if choice.per_slide and not held_out:
                 rows = _drawn(rows, choice.per_slide, [recipe.seed, slide.number])
             kept.append(total + rows)
+            slide_tiles.append(SlideTiles(name=slide.name, tile_id=slide.tile_id[rows]))
             total += len(slide.tile_id)
             without_features += int((~has_features).sum())
             without_where += int((has_features & ~is_wanted).sum())
-        rows = np.concatenate([*kept, np.empty(0, np.int64)])
-        if choice.balance and not held_out:
-            groups = slide_groups(lake, slides["slide_id"].to_list(), choice.balance)
-            rows = balanced(kept, groups, seed=recipe.seed)
-        if not len(rows) and len(slides) and not held_out:
+        if not sum(map(len, kept)) and len(slides) and not held_out:
             msg = f"no tile at mpp {mpp_name(mpp)} is left to train on: {_reasons(recipe)}"
             raise DistillError(msg)
+        rows = np.concatenate([*kept, np.empty(0, np.int64)])
+        if (choice.balance or choice.coreset) and not held_out:
+            rows = _picked(lake, recipe, mpp, slide_tiles, kept)
         chosen[mpp] = ChosenTiles(
             rows=rows.astype(np.int64),
             all=total,
@@ -108,6 +111,38 @@ def choose_tiles(
             without_where=without_where,
         )
     return chosen
+
+
+def _picked(
+    lake: Lake,
+    recipe: Recipe,
+    mpp: float,
+    slides: Sequence[SlideTiles],
+    rows: Sequence[Int64Array],
+) -> Int64Array:
+    """Return the rows of a coreset, or in balance, or both, ascending."""
+    choice, rows = recipe.tiles, list(rows)
+    clustered = None
+    if choice.balance == CLUSTER or choice.coreset in (HARD, EASY):
+        clustered = cluster_slides(lake, recipe, mpp, slides)
+    if choice.coreset:
+        places = coreset_places(lake, recipe, mpp, slides, clustered)
+        rows = [part[at] for part, at in zip(rows, places, strict=True)]
+        if clustered is not None:
+            clustered = [part.at(at) for part, at in zip(clustered, places, strict=True)]
+    if not choice.balance:
+        return np.concatenate(rows)
+    if choice.balance != CLUSTER or clustered is None:
+        groups = slide_groups(lake, [slide.name for slide in slides], choice.balance)
+        return balanced(rows, groups, seed=recipe.seed)
+    all_rows = np.concatenate(rows)
+    cluster_N = np.concatenate([part.cluster for part in clustered])
+    numbers = np.unique(cluster_N).tolist()
+    return balanced(
+        [all_rows[cluster_N == number] for number in numbers],
+        [f"{number:09d}" for number in numbers],
+        seed=recipe.seed,
+    )
 
 
 def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -123,7 +158,7 @@ def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
         counts = {
             "lack a teacher's features": part["without_features"],
             "are left out by --where": part["without_where"],
-            "are left out by --per-slide or --balance": not_drawn,
+            "are left out by --per-slide, --coreset or --balance": not_drawn,
             "come again": part["again"],
         }
         reasons = [f"{count:,} {text}" for text, count in counts.items() if count]
@@ -280,7 +315,13 @@ def slide_groups(lake: Lake, slide_ids: Sequence[str], balance: str) -> list[str
     patients = dict(slides.iter_rows())
     if balance == PATIENT:
         return [patients[name] or name for name in slide_ids]
-    annotation, column = _group_column(lake, balance)
+    annotation, column = annotation_column(
+        lake,
+        balance,
+        levels=(SLIDE, PATIENT),
+        option="--balance",
+        others="slide, patient, cluster, or ",
+    )
     table = lake.annotation(annotation.name).collect()
     values: Mapping[str, object] = dict(table.select(annotation.key, column).iter_rows())
     keys = {name: patients[name] if annotation.level == PATIENT else name for name in slide_ids}
@@ -294,22 +335,3 @@ def slide_groups(lake: Lake, slide_ids: Sequence[str], balance: str) -> list[str
         )
         raise DistillError(msg)
     return [str(group) for group in groups]
-
-
-def _group_column(lake: Lake, balance: str) -> tuple[Any, str]:
-    """Return the annotation of a group and its column."""
-    name, dot, column = balance.rpartition(".")
-    of_slides = {n: a for n, a in lake.annotations().items() if a.level in (SLIDE, PATIENT)}
-    matching = [
-        annotation
-        for title, annotation in of_slides.items()
-        if (column if dot else balance) in annotation.columns and (not dot or title == name)
-    ]
-    if len(matching) != 1:
-        columns = [f"{n}.{c}" for n, a in of_slides.items() for c in a.columns]
-        msg = (
-            f"--balance {balance}: give slide, patient, or a column of an annotation of slides or "
-            f"patients; there are {', '.join(columns) or 'none'}"
-        )
-        raise DistillError(msg)
-    return matching[0], column if dot else balance

@@ -49,24 +49,70 @@ class DrawnView:
     Attributes:
         pixels: the student's input, float32 [B, C, H, W].
         turns: index among the eight symmetries of a square, for each tile [B], on the CPU.
+        shifts: shift down and across in tokens [B, 2], before the turn; None if there is none.
     """
 
     pixels: Tensor
     turns: Tensor
+    shifts: Tensor | None = None
 
 
-def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> DrawnView:
-    """Draw a random view of sized uint8 tiles."""
+def draw(
+    x_BCHW: Tensor, views: Views, generator: torch.Generator, *, stride_px: int = 0
+) -> DrawnView:
+    """Draw a random view of sized uint8 tiles.
+
+    Args:
+        x_BCHW: the tiles.
+        views: sizes of the changes.
+        generator: generator of random draws, on the CPU.
+        stride_px: side in pixels of the square of a token, for shifts; no shifts if 0.
+    """
     samples = len(x_BCHW)
     turns = torch.zeros(samples, dtype=torch.int64)
     if views.dihedral:
         turns = torch.randint(0, TURNS, (samples,), generator=generator)
-    light = x_BCHW
+    light, shifts_B2 = x_BCHW, None
+    if views.shift and stride_px:
+        most = x_BCHW.shape[2] // stride_px - 1
+        drawn_B2 = torch.randn(samples, 2, generator=generator) * views.shift
+        shifts_B2 = drawn_B2.round().clamp(-most, most).long()
+        light = shifted(light, shifts_B2 * stride_px)
     if views.stain:
         light = restained(light, views.stain, generator)
     if views.brightness:
         light = recoloured(light, views.brightness, generator)
-    return DrawnView(pixels=normalised(turned(light, turns, axes=(2, 3))), turns=turns)
+    pixels = normalised(turned(light, turns, axes=(2, 3)))
+    return DrawnView(pixels=pixels, turns=turns, shifts=shifts_B2)
+
+
+def shifted(x_BCHW: Tensor, shifts_B2: Tensor) -> Tensor:
+    """Shift each tile up and to the left by pixels [B, 2], mirrored at its border.
+
+    The pixel at (i, j) is that of (i + down, j + across) before, as a window that moves down and
+    across sees it.
+    """
+    side = x_BCHW.shape[2]
+    place_B2S = torch.arange(side) + shifts_B2[..., None]
+    place_B2S = torch.where(place_B2S < 0, -1 - place_B2S, place_B2S)
+    place_B2S = torch.where(place_B2S >= side, 2 * side - 1 - place_B2S, place_B2S)
+    rows_BS, columns_BS = place_B2S.to(x_BCHW.device).unbind(dim=1)
+    samples = torch.arange(len(x_BCHW), device=x_BCHW.device)[:, None, None]
+    moved_BHWC = x_BCHW[samples, :, rows_BS[:, :, None], columns_BS[:, None, :]]
+    return moved_BHWC.permute(0, 3, 1, 2)
+
+
+def shifted_cells(shifts_B2: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return each token's place before a shift [B, side^2], and whether it is inside the tile.
+
+    Places outside are 0.
+    """
+    place_B2S = torch.arange(side) + shifts_B2[..., None]
+    inside_B2S = (place_B2S >= 0) & (place_B2S < side)
+    (rows, columns), (has_row, has_column) = place_B2S.unbind(1), inside_B2S.unbind(1)
+    is_inside = (has_row[:, :, None] & has_column[:, None, :]).flatten(1)
+    cells = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
+    return torch.where(is_inside, cells, 0), is_inside
 
 
 def turned(x: Tensor, turns_B: Tensor, *, axes: tuple[int, int]) -> Tensor:
