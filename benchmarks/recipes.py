@@ -63,8 +63,11 @@ class Case:
 
 def option(*, against: str = "agglomerate", **more: Any) -> Case:  # noqa: ANN401
     """Return agglomerate with an option."""
-    teachers = more.pop("teachers", TWO)
-    return Case(recipe="agglomerate", teachers=teachers, more=more, against=against)
+    teachers, epochs = more.pop("teachers", TWO), 6
+    if "share" in more:
+        # As many steps as with all tiles.
+        epochs = round(epochs / more["share"])
+    return Case(recipe="agglomerate", teachers=teachers, epochs=epochs, more=more, against=against)
 
 
 def match(**settings: float) -> tuple[Term, ...]:
@@ -77,12 +80,16 @@ def extra(kind: str, weight: float = 1.0, **fields: Any) -> tuple[Term, ...]:  #
     return (Term(kind=kind, weight=weight, **fields),)
 
 
-WITH_TOKENS = (LITE0, TOKENS, LITE1)
+PATCHES = f"{LITE0}:patches"
+WITH_PATCHES = (LITE0, PATCHES, LITE1)
 OPTIONS = {
     "angle": option(terms=match(angle=1.0)),
     "average": option(extra_terms=extra("average")),
-    "tokens": option(teachers=WITH_TOKENS),
-    "tokens-shift": option(teachers=WITH_TOKENS, shift=0.5, against="tokens"),
+    "patches": option(teachers=WITH_PATCHES),
+    "patches-shift": option(teachers=WITH_PATCHES, shift=0.5, against="patches"),
+    "patches-neighbours": option(
+        teachers=WITH_PATCHES, shift=0.5, neighbours=True, against="patches"
+    ),
     "sizes": option(sizes=(96, 160)),
     "sizes-by-tokens": option(sizes=(96, 160), size_balance="tokens"),
     "no-dropping": option(weighting="static"),
@@ -123,7 +130,7 @@ def make_lake(lake: Path, *, patients: int, slides: int) -> None:
     )
     config = slidelake.LakeConfig(tile_px=256, mpps=(0.5, 1.0, 2.0))
     slidelake.ingest(str(lake), [str(labels)], config, commit_slides=8)
-    slidelake.extract(str(lake), [LITE0, TOKENS, LITE1, STAINED])
+    slidelake.extract(str(lake), [LITE0, TOKENS, PATCHES, LITE1, STAINED])
     opened = open_lake(str(lake))
     if "clinical" not in opened.annotations():
         table = pl.read_csv(labels).select("slide_id", "label", "site")

@@ -48,12 +48,24 @@ class Views:
         shift: standard deviation of a shift down and across, in the student's tokens, rounded to
             whole ones; no shift if 0. The tile is mirrored at its border; patch tokens that are
             then seen at another place are compared there, mirrored ones not at all.
+        neighbours: whether a shifted view shows the tiles to the right and below in place of a
+            mirrored border, with their patch tokens as targets; tiles without these neighbours are
+            then not seen. Shifts go down and to the right, before the turn.
     """
 
     dihedral: bool = True
     stain: float = 0.05
     brightness: float = 0.0
     shift: float = 0.0
+    neighbours: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shift < 0 or (self.neighbours and not self.shift):
+            msg = (
+                f"shift={self.shift:g}, neighbours={self.neighbours} given; a shift is 0 or more, "
+                "and neighbours are seen in shifted views alone: --set views.shift=0.5"
+            )
+            raise DistillError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

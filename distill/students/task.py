@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.recipes.student_settings import StudentSettings
 from distill.targets.target import TargetNorm
+from distill.train.mosaics import MosaicBatch
 from featurestore import TileBatch
 
 
@@ -43,6 +44,8 @@ class Batch:
         features: raw float16 features [B, D], by teacher.
         pixels: uint8 RGB pixels [B, H, W, 3], if the task reads pixels.
         under: the finer tiles under each tile, by mpp.
+        neighbours: the tiles to the right, below, and below to the right of each tile, if the views
+            show them.
     """
 
     mpp: float
@@ -50,6 +53,7 @@ class Batch:
     features: Mapping[str, Tensor]
     pixels: Tensor | None = None
     under: Mapping[float, FinerTiles] = field(default_factory=dict)
+    neighbours: Sequence["Batch"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +199,7 @@ def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
     def moved(features: Mapping[str, object]) -> dict[str, Tensor]:
         return {name: torch.as_tensor(x).to(device) for name, x in features.items()}
 
+    neighbours = batch.neighbours if isinstance(batch, MosaicBatch) else ()
     return Batch(
         mpp=batch.mpp,
         tile_id=torch.from_numpy(batch.tile_id),
@@ -206,4 +211,5 @@ def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
             )
             for mpp, under in batch.under.items()
         },
+        neighbours=[on_device(one, device) for one in neighbours],
     )

@@ -33,17 +33,17 @@ from distill.targets.target_sources import (
     MeanUnderSource,
     OwnSource,
     PatchSource,
-    SeenView,
     TargetSource,
     TeacherColumn,
     UnderSource,
+    ViewGeometry,
 )
 from distill.targets.tile_classes import TileClasses
 from distill.terms.mutual_term import peer_predictions
 from distill.terms.term import Key, TermContext, TermInputs
 from distill.terms.term_table import make_term, term_class
 from distill.train.initial_weights import start_from
-from distill.train.views import draw, normalised, sized
+from distill.train.views import draw, mosaic, normalised, sized
 from ingest.teachers.cards import card_json
 
 
@@ -115,8 +115,19 @@ class TileTask(TrainingTask):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the weighted losses [B] by term and teacher."""
-        x_BCHW = sized(_pixels(batch), self._drawn_size(generator))
-        view = draw(x_BCHW, self._views, generator, stride_px=self.network.stride_px)
+        side_px = self._drawn_size(generator)
+        x_BCHW = sized(_pixels(batch), side_px)
+        seen_BCHW = x_BCHW
+        if batch.neighbours:
+            others = [sized(_pixels(part), side_px) for part in batch.neighbours]
+            seen_BCHW = mosaic([x_BCHW, *others], axes=(2, 3))
+        view = draw(
+            seen_BCHW,
+            self._views,
+            generator,
+            stride_px=self.network.stride_px,
+            mosaics=bool(batch.neighbours),
+        )
         outputs: StudentOutputs = self.network(view.pixels)
         goals = self._goals(batch, outputs, view.turns, view.shifts)
         inputs = TermInputs(
@@ -181,8 +192,8 @@ class TileTask(TrainingTask):
     ) -> dict[Key, Goal]:
         """Return the goals of the student's views."""
         grid = (outputs.tokens.shape[1], outputs.tokens.shape[2])
-        seen = SeenView(turns=turns_B, shifts=shifts_B2, grid=grid)
-        return {key: source.goal(batch, seen) for key, source in self._sources.items()}
+        geometry = ViewGeometry(turns=turns_B, shifts=shifts_B2, grid=grid)
+        return {key: source.goal(batch, geometry) for key, source in self._sources.items()}
 
     def _drawn_size(self, generator: torch.Generator) -> int:
         """Return the side of a step's input, in pixels."""

@@ -33,7 +33,7 @@ SAMPLE_TILES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideTiles:
+class ChoiceTiles:
     """The tiles of a slide that are chosen from.
 
     Attributes:
@@ -83,7 +83,7 @@ def choice_column(lake: Lake, recipe: Recipe, mpp: float) -> str:
 
 
 def slide_features(
-    lake: Lake, column: str, mpp: float, slides: Sequence[SlideTiles]
+    lake: Lake, column: str, mpp: float, slides: Sequence[ChoiceTiles]
 ) -> Iterator[Float32Array]:
     """Yield the features [N, D] of each slide's tiles, in the tiles' order.
 
@@ -104,7 +104,7 @@ def slide_features(
 
 
 def cluster_slides(
-    lake: Lake, recipe: Recipe, mpp: float, slides: Sequence[SlideTiles]
+    lake: Lake, recipe: Recipe, mpp: float, slides: Sequence[ChoiceTiles]
 ) -> list[ClusteredSlide]:
     """Return the clusters of each slide's tiles, by k-means fitted on a sample of all slides."""
     column, sample = choice_column(lake, recipe, mpp), list[Float32Array]()
@@ -129,7 +129,7 @@ def coreset_places(
     lake: Lake,
     recipe: Recipe,
     mpp: float,
-    slides: Sequence[SlideTiles],
+    slides: Sequence[ChoiceTiles],
     clustered: Sequence[ClusteredSlide] | None,
 ) -> list[Int64Array]:
     """Return the places, ascending, of the tiles of each slide that a coreset keeps.

@@ -217,7 +217,7 @@ def plan_run(
 #: Fields that earlier versions did not have, with the values that stand for what these did.
 LATER_FIELDS: Mapping[str, Mapping[str, object]] = {
     "student": {"init": "", "decode": "full", "sizes": (), "size_balance": "steps", "peer": ""},
-    "views": {"shift": 0.0},
+    "views": {"shift": 0.0, "neighbours": False},
     "schedule": {"self_paced": 1.0},
     "tiles": {"clusters": 64, "coreset": "", "share": 1.0, "column": ""},
     "terms": {"labels": ""},

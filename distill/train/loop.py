@@ -25,6 +25,7 @@ from distill.recipes.recipe import Recipe, Schedule
 from distill.students.task import TrainingTask, on_device
 from distill.train.batches import mixed
 from distill.train.ema import Ema, average_running_statistics
+from distill.train.mosaics import MosaicStream
 from featurestore import TileBatch
 from featurestore.read import Stream
 
@@ -170,7 +171,7 @@ class Loop:
         self,
         recipe: Recipe,
         state: State,
-        streams: Sequence[Stream],
+        streams: Sequence[Stream | MosaicStream],
         *,
         device: torch.device | str = "cpu",
         model: nn.Module | None = None,

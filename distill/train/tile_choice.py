@@ -17,8 +17,9 @@ from cluster import counted
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.targets.tile_classes import PATIENT, SLIDE, annotation_column
-from distill.train.clustered_slides import SlideTiles, cluster_slides, coreset_places
+from distill.train.clustered_slides import ChoiceTiles, cluster_slides, coreset_places
 from distill.train.coresets import EASY, HARD
+from distill.train.mosaics import neighbour_rows
 from featurestore import Lake, LakeError, mpp_name
 from featurestore.annotations import Where
 from featurestore.tables import features_table
@@ -37,28 +38,34 @@ class ChosenTiles:
         all: number of tiles of the slides.
         without_features: tiles that a teacher was not run on.
         without_where: other tiles for which the recipe's predicate does not hold.
+        without_neighbours: other tiles that lack a neighbour to the right or below, where views
+            show those.
     """
 
     rows: Int64Array
     all: int
     without_features: int
     without_where: int
+    without_neighbours: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return the numbers of the choice, and a hash of its rows.
 
         `chosen` counts rows, and `again` those that are a row's second or later one.
         """
+        alone = {"without_neighbours": self.without_neighbours} if self.without_neighbours else {}
         return {
             "all": self.all,
             "chosen": len(self.rows),
             "without_features": self.without_features,
             "without_where": self.without_where,
+            **alone,
             "again": len(self.rows) - len(np.unique(self.rows)),
             "sha256": hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest(),
         }
 
 
+# Long for its counts of what is left out, and why.
 def choose_tiles(
     lake: Lake, recipe: Recipe, slide_ids: Sequence[str], *, held_out: bool = False
 ) -> dict[float, ChosenTiles]:
@@ -81,20 +88,27 @@ def choose_tiles(
     for mpp in read:
         restrictions = _restrictions(lake, recipe, mpp)
         picks = choice.where or choice.per_slide or choice.balance or choice.coreset
+        in_mosaics = recipe.views.neighbours and not held_out
+        picks = picks or in_mosaics
         if not restrictions and (held_out or not picks):
             continue
         slides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).filter(pl.col("tiles") > 0)
         kept, total, without_features, without_where = list[Int64Array](), 0, 0, 0
+        alone = 0
         where = Where(lake, choice.where) if choice.where and not held_out else None
-        slide_tiles = list[SlideTiles]()
+        slide_tiles = list[ChoiceTiles]()
         for slide in _slides(lake, mpp, slides):
             has_features = slide.mask(restrictions)
             is_wanted = slide.where(where) if where else np.ones(len(slide.tile_id), bool)
             rows = np.flatnonzero(has_features & is_wanted)
+            if in_mosaics:
+                among = neighbour_rows(slide.tile_id)[rows]
+                has_all = (among >= 0).all(axis=1) & has_features[among].all(axis=1)
+                rows, alone = rows[has_all], alone + int((~has_all).sum())
             if choice.per_slide and not held_out:
                 rows = _drawn(rows, choice.per_slide, [recipe.seed, slide.number])
             kept.append(total + rows)
-            slide_tiles.append(SlideTiles(name=slide.name, tile_id=slide.tile_id[rows]))
+            slide_tiles.append(ChoiceTiles(name=slide.name, tile_id=slide.tile_id[rows]))
             total += len(slide.tile_id)
             without_features += int((~has_features).sum())
             without_where += int((has_features & ~is_wanted).sum())
@@ -109,6 +123,7 @@ def choose_tiles(
             all=total,
             without_features=without_features,
             without_where=without_where,
+            without_neighbours=alone,
         )
     return chosen
 
@@ -117,7 +132,7 @@ def _picked(
     lake: Lake,
     recipe: Recipe,
     mpp: float,
-    slides: Sequence[SlideTiles],
+    slides: Sequence[ChoiceTiles],
     rows: Sequence[Int64Array],
 ) -> Int64Array:
     """Return the rows of a coreset, or in balance, or both, ascending."""
@@ -154,10 +169,13 @@ def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for mpp, part in tiles.items():
         seen_tiles = part["chosen"] - part["again"]
-        not_drawn = part["all"] - part["without_features"] - part["without_where"] - seen_tiles
+        alone = part.get("without_neighbours", 0)
+        left_out = part["without_features"] + part["without_where"] + alone
+        not_drawn = part["all"] - left_out - seen_tiles
         counts = {
             "lack a teacher's features": part["without_features"],
             "are left out by --where": part["without_where"],
+            "have no neighbour to the right or below": alone,
             "are left out by --per-slide, --coreset or --balance": not_drawn,
             "come again": part["again"],
         }
@@ -257,6 +275,25 @@ def _slides(lake: Lake, mpp: float, slides: pl.DataFrame) -> Iterator[_Slide]:
             tile_id=keys["tile_id"].to_numpy(),
             fragment=fragment,
         )
+
+
+def rows_of_neighbours(
+    lake: Lake, mpp: float, slide_ids: Sequence[str], rows: Int64Array
+) -> Int64Array:
+    """Return the row numbers of the three neighbours of some tiles [N, 3].
+
+    Args:
+        lake: the lake at the run's version.
+        mpp: mpp of the tiles.
+        slide_ids: names of the slides that are numbered through.
+        rows: row numbers of tiles that have all neighbours.
+    """
+    slides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).filter(pl.col("tiles") > 0)
+    among, total = [np.empty((0, 3), np.int64)], 0
+    for slide in _slides(lake, mpp, slides):
+        among.append(neighbour_rows(slide.tile_id) + total)
+        total += len(slide.tile_id)
+    return np.concatenate(among)[rows]
 
 
 # ---------------------------------------------------------------------- numbers and balance

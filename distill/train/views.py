@@ -8,6 +8,7 @@ Shape letters: B samples, C channels, H W pixels, S stains, h w a grid, D embedd
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,15 +59,21 @@ class DrawnView:
 
 
 def draw(
-    x_BCHW: Tensor, views: Views, generator: torch.Generator, *, stride_px: int = 0
+    x_BCHW: Tensor,
+    views: Views,
+    generator: torch.Generator,
+    *,
+    stride_px: int = 0,
+    mosaics: bool = False,
 ) -> DrawnView:
     """Draw a random view of sized uint8 tiles.
 
     Args:
-        x_BCHW: the tiles.
+        x_BCHW: the tiles, or mosaics of 2 x 2 tiles.
         views: sizes of the changes.
         generator: generator of random draws, on the CPU.
         stride_px: side in pixels of the square of a token, for shifts; no shifts if 0.
+        mosaics: whether the tiles are mosaics, in which shifts go down and to the right.
     """
     samples = len(x_BCHW)
     turns = torch.zeros(samples, dtype=torch.int64)
@@ -74,16 +81,33 @@ def draw(
         turns = torch.randint(0, TURNS, (samples,), generator=generator)
     light, shifts_B2 = x_BCHW, None
     if views.shift and stride_px:
-        most = x_BCHW.shape[2] // stride_px - 1
+        side_px = x_BCHW.shape[2] // (2 if mosaics else 1)
+        most = side_px // stride_px - 1
         drawn_B2 = torch.randn(samples, 2, generator=generator) * views.shift
         shifts_B2 = drawn_B2.round().clamp(-most, most).long()
-        light = shifted(light, shifts_B2 * stride_px)
+        if mosaics:
+            shifts_B2 = shifts_B2.abs()
+            light = shifted(light, shifts_B2 * stride_px)[:, :, :side_px, :side_px]
+        else:
+            light = shifted(light, shifts_B2 * stride_px)
     if views.stain:
         light = restained(light, views.stain, generator)
     if views.brightness:
         light = recoloured(light, views.brightness, generator)
     pixels = normalised(turned(light, turns, axes=(2, 3)))
     return DrawnView(pixels=pixels, turns=turns, shifts=shifts_B2)
+
+
+def mosaic(tiles: Sequence[Tensor], *, axes: tuple[int, int]) -> Tensor:
+    """Join tiles with those to the right, below, and below to the right, along two axes.
+
+    >>> mosaic([torch.full((1, 1, 1), n) for n in range(4)], axes=(1, 2))[0].tolist()
+    [[0, 1], [2, 3]]
+    """
+    own, right, below, diagonal = tiles
+    down, across = axes
+    upper, lower = torch.cat([own, right], across), torch.cat([below, diagonal], across)
+    return torch.cat([upper, lower], down)
 
 
 def shifted(x_BCHW: Tensor, shifts_B2: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ class NearAttention(nn.Module):
     def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
         """Return the attended values [B, S, D]."""
         parts = self.query_key_value(x_BSD).chunk(3, dim=-1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        mixed_BHSd = F.scaled_dot_product_attention(query, key, value, bias_BHSS.to(query.dtype))
+        by_head = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+        mixed_BHSd = F.scaled_dot_product_attention(*by_head, bias_BHSS.to(by_head[0].dtype))
         out_BSD: Tensor = self.out(mixed_BHSd.transpose(1, 2).flatten(2))
         return out_BSD
 

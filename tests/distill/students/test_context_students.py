@@ -170,3 +170,12 @@ def test_the_column_holds_the_vector_of_each_coarse_tile(tmp_path: Path, reads: 
         np.testing.assert_array_equal(tiles.tile_id, bag.tile_id)
         np.testing.assert_allclose(bag.features, student.embed(on_device(tiles, "cpu")), atol=5e-3)
     assert extract(lake.uri, ["context"]).teachers["context"]["tiles"] == 0
+
+
+def test_losses_stay_float32_under_bfloat16() -> None:
+    plain = task().train()(batch(), generator())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = task().train()(batch(), generator())
+    for name, loss in low.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, plain[name], rtol=0.1, atol=0.02)

@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_table import make_recipe, parse_terms
-from distill.targets.target_sources import SeenView
+from distill.targets.target_sources import ViewGeometry
 from distill.targets.tile_classes import read_classes
 from distill.train.distill_run import plan_run
 from featurestore import Lake, annotate, open_lake
@@ -83,7 +83,7 @@ def test_hviskd_is_a_sum_of_terms() -> None:
     batch = world.batch(8)
     losses = task(batch, torch.Generator().manual_seed(0))
     embedding = outputs[0].embedding.detach().double().numpy()
-    seen = SeenView(turns=torch.zeros(8, dtype=torch.int64))
+    seen = ViewGeometry(turns=torch.zeros(8, dtype=torch.int64))
     goal = task.source("a", "cls").goal(batch, seen).target
 
     def relations(x: np.ndarray) -> np.ndarray:

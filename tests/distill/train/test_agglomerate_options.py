@@ -1,6 +1,8 @@
 """Options of agglomerate: angles, shifts, an average as target, several sizes; plain formulas."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,14 @@ from distill.recipes.recipe import Recipe, Term, Views
 from distill.recipes.recipe_table import make_recipe
 from distill.recipes.student_settings import TileStudent
 from distill.students.tile_task import TileTask
-from distill.targets.target_sources import CLS, PATCH, SeenView
+from distill.targets.target_sources import CLS, PATCH, ViewGeometry
+from distill.train.batches import Feed, mixed
+from distill.train.mosaics import MosaicBatch
+from distill.train.tile_choice import choose_tiles
 from distill.train.views import draw, shifted, sized, turned
 from distill.train.worker import switching
+from featurestore import tile_parts
+from tests.featurestore.read.test_stream_under import made as made_lake
 from tests.worlds.tile_worlds import FINE, TileWorld, colours, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,7 +102,7 @@ def test_the_angle_takes_the_cosines_place_in_raw_space() -> None:
     task.heads.register_forward_hook(lambda _m, _i, out: predictions.append(out))
     loss = task(batch, generator())["match b"].detach()
     predicted = predictions[0]["b", CLS].detach()
-    goal = task.source("b", CLS).goal(batch, SeenView(turns=torch.zeros(16, dtype=torch.int64)))
+    goal = task.source("b", CLS).goal(batch, ViewGeometry(turns=torch.zeros(16, dtype=torch.int64)))
     assert goal.norm is not None
     raw = batch.features["b"].double().numpy()
     unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
@@ -127,7 +134,7 @@ def test_a_shifted_view_is_compared_where_it_sees_the_teachers_tokens(name: str)
     seen = turned(shifted(x, view.shifts * 16), view.turns, axes=(2, 3))
     torch.testing.assert_close(view.pixels, (seen.float() / 255 - 0.5) / 0.5)
     goal = task.source(name, PATCH).goal(
-        batch, SeenView(turns=view.turns, shifts=view.shifts, grid=(4, 4))
+        batch, ViewGeometry(turns=view.turns, shifts=view.shifts, grid=(4, 4))
     )
     again = world.of("a", colours(seen.permute(0, 2, 3, 1), 4)).flatten(1, 2)
     if goal.cells is not None:
@@ -140,6 +147,88 @@ def test_a_shifted_view_is_compared_where_it_sees_the_teachers_tokens(name: str)
     if name == "a:patches":
         expected = (4 - moved[:, 0]) * (4 - moved[:, 1])
         assert goal.weight.sum(dim=1).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["a:patches", "a:patches5"])
+def test_a_shifted_view_shows_the_neighbours_and_their_tokens_are_its_targets(name: str) -> None:
+    world = TileWorld.make()
+    parts = [world.batch(64, seed=n) for n in range(4)]
+    batch = replace(parts[0], neighbours=parts[1:])
+    made = make_recipe(
+        "agglomerate", (name,), **{**VIT, "targets": "none"}, shift=1.0, neighbours=True, stain=0.0
+    )
+    task = world.task(made)
+    views: list[torch.Tensor] = []
+    task.network.register_forward_pre_hook(lambda _m, x: views.append(x[0].detach()))
+    task(batch, generator())
+    pixels = [sized(part.pixels, 64) for part in parts if part.pixels is not None]
+    upper, lower = torch.cat(pixels[:2], dim=3), torch.cat(pixels[2:], dim=3)
+    whole = torch.cat([upper, lower], dim=2)
+    view = draw(whole, made.views, generator(), stride_px=16, mosaics=True)
+    assert view.shifts is not None
+    assert {0, 1} < set(view.shifts.flatten().tolist()) <= {0, 1, 2, 3}
+    windows = torch.stack(
+        [
+            x[:, 16 * down : 16 * down + 64, 16 * across : 16 * across + 64]
+            for x, (down, across) in zip(whole, view.shifts.tolist(), strict=True)
+        ]
+    )
+    seen = turned(windows, view.turns, axes=(2, 3))
+    torch.testing.assert_close(views[0], (seen.float() / 255 - 0.5) / 0.5)
+    goal = task.source(name, PATCH).goal(
+        batch, ViewGeometry(turns=view.turns, shifts=view.shifts, grid=(4, 4))
+    )
+    again = world.of("a", colours(seen.permute(0, 2, 3, 1), 4)).flatten(1, 2)
+    if goal.cells is None:
+        assert goal.weight is None  # all tokens count
+        torch.testing.assert_close(goal.target, again, atol=0.02, rtol=0.02)
+    else:
+        assert goal.weight is not None
+        again = again.gather(1, goal.cells[..., None].expand(-1, -1, again.shape[-1]))
+        is_inside = goal.weight > 0
+        torch.testing.assert_close(goal.target[is_inside], again[is_inside], atol=0.02, rtol=0.02)
+    with pytest.raises(DistillError, match=r"neighbours=True given.*views\.shift=0\.5"):
+        Views(neighbours=True)
+
+
+def test_a_feed_gives_each_tile_with_its_neighbours(tmp_path: Path) -> None:
+    """In any order, on any rank and from any step on; tiles without neighbours are left out."""
+    lake = made_lake(tmp_path / "lake")
+    names = lake.slides().collect()["slide_id"].to_list()
+    tiny = make_recipe(
+        "agglomerate", ("plain",), **CNN, shift=0.5, neighbours=True, batch_tiles=8, mpps=(0.5,)
+    )
+    chosen = choose_tiles(lake, tiny, names)[0.5]
+    keys = lake.tiles(mpp=0.5).select("tile_id").collect()["tile_id"].sort().to_list()
+    among = {place(key) for key in keys}
+    steps = ((0, 1), (1, 0), (1, 1))
+    whole = [key for key in keys if all(moved(key, step) in among for step in steps)]
+    assert 0 < len(whole) < len(keys)
+    assert [keys[row] for row in chosen.rows] == whole
+    assert chosen.without_neighbours == len(keys) - len(whole)
+    feed = Feed(lake=lake, recipe=tiny, slide_ids=names, rows={0.5: chosen.rows})
+    for rank in range(2):
+        streams = feed.training(rank=rank, world=2)
+        batches = list(mixed(streams, epoch=1, seed=0))
+        assert batches
+        for batch in batches:
+            assert isinstance(batch, MosaicBatch)
+            for part, step in zip(batch.neighbours, steps, strict=True):
+                expected = [moved(key, step) for key in batch.tile_id.tolist()]
+                assert [place(key) for key in part.tile_id.tolist()] == expected
+                assert part.pixels is not None
+        later = list(mixed(feed.training(rank=rank, world=2), epoch=1, seed=0, first=1))
+        assert [b.tile_id.tolist() for b in later] == [b.tile_id.tolist() for b in batches[1:]]
+
+
+def place(key: int) -> tuple[int, int, int]:
+    slide, _, y, x = tile_parts([key])
+    return int(slide[0]), int(y[0]), int(x[0])
+
+
+def moved(key: int, step: tuple[int, int]) -> tuple[int, int, int]:
+    slide, y, x = place(key)
+    return slide, y + step[0], x + step[1]
 
 
 def test_views_of_nested_tiles_are_not_shifted() -> None:

@@ -13,7 +13,7 @@ from distill.recipes.recipe import CORESETS, Recipe, TileChoice
 from distill.recipes.recipe_columns import check
 from distill.recipes.recipe_table import make_recipe
 from distill.train.batches import Feed, mixed
-from distill.train.clustered_slides import SlideTiles, cluster_slides
+from distill.train.clustered_slides import ChoiceTiles, cluster_slides
 from distill.train.coresets import farthest_first, projected
 from distill.train.distill_run import plan_run
 from distill.train.tile_choice import balanced, choice_lines, choose_tiles
@@ -125,7 +125,7 @@ def test_clusters_of_a_column_are_seen_equally_often(lake: Lake) -> None:
     chosen = choose_tiles(lake, made, names)[MPP]
     tiles = all_tiles(lake)
     slides = [
-        SlideTiles(name=n, tile_id=tiles.filter(pl.col("slide_id") == n)["tile_id"].to_numpy())
+        ChoiceTiles(name=n, tile_id=tiles.filter(pl.col("slide_id") == n)["tile_id"].to_numpy())
         for n in dict.fromkeys(tiles["slide_id"])
     ]
     clustered = cluster_slides(lake, made, MPP, slides)
