@@ -105,7 +105,9 @@ class MutualLoss(TermLoss):
         )
 
 
-def peer_predictions(heads: Heads, outputs: StudentOutputs, keys: list[Key]) -> dict[Key, Tensor]:
+def peer_predictions(
+    heads: nn.Module, outputs: StudentOutputs, keys: list[Key]
+) -> dict[Key, Tensor]:
     """Return the second student's predictions of embeddings by column and output."""
     levels = outputs.levels or outputs.embedding
     predictions: dict[Key, Tensor] = heads(dict.fromkeys(keys, levels))

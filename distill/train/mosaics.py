@@ -58,6 +58,11 @@ class MosaicStream:
             place = {key: state[key] for key in ("epoch", "given")}
             stream.load_state_dict({**stream.state_dict(), **place})
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the next epoch."""
+        for stream in self._streams:
+            stream.set_epoch(epoch)
+
     def __iter__(self) -> Generator[MosaicBatch]:
         with contextlib.ExitStack() as stack:
             iterators = [

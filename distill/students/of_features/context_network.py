@@ -58,8 +58,11 @@ class NearAttention(nn.Module):
     def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
         """Return the attended values [B, S, D]."""
         parts = self.query_key_value(x_BSD).chunk(3, dim=-1)
-        by_head = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
-        mixed_BHSd = F.scaled_dot_product_attention(*by_head, bias_BHSS.to(by_head[0].dtype))
+        query_BHSd, key_BHSd, value_BHSd = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts
+        )
+        bias_BHSS = bias_BHSS.to(query_BHSd.dtype)
+        mixed_BHSd = F.scaled_dot_product_attention(query_BHSd, key_BHSd, value_BHSd, bias_BHSS)
         out_BSD: Tensor = self.out(mixed_BHSd.transpose(1, 2).flatten(2))
         return out_BSD
 
@@ -230,7 +233,7 @@ class ContextNetwork(nn.Module):
         device = self.levels.device
         distance_SS = _constant_distances(region.sides).to(device)
         head_H = torch.arange(1, self.heads + 1, device=device)
-        slope_H = 2.0 ** (-8.0 * head_H / self.heads)
+        slope_H = torch.exp2(-8.0 * head_H / self.heads)
         near_HSS = -slope_H[:, None, None] * distance_SS
         absent_B11S = ~region.is_present[:, None, None, :]
         return near_HSS.masked_fill(absent_B11S, -torch.inf)

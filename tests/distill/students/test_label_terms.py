@@ -34,7 +34,7 @@ def recipe(*terms: str, teachers: tuple[str, ...] = ("a", "b"), **changes: Any) 
 def run_term(text: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return a term's loss, the logits of its classifier, those of the teacher, and labels."""
     world = TileWorld.make(scale=1.0)
-    task = world.task(recipe(text)).train()
+    task: Any = world.task(recipe(text)).train()
     batch, term = world.batch(16), task.terms[1]
     logits: list[Tensor] = []
     classifier: Any = term.classifier if hasattr(term, "classifier") else term.classifiers[0]
@@ -88,7 +88,7 @@ def test_hviskd_is_a_sum_of_terms() -> None:
 
     def relations(x: np.ndarray) -> np.ndarray:
         products = x @ x.T
-        return products / np.linalg.norm(products, axis=1, keepdims=True)
+        return np.asarray(products / np.linalg.norm(products, axis=1, keepdims=True))
 
     gap = relations(embedding) - relations(goal.double().numpy())
     np.testing.assert_allclose(
