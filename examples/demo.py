@@ -7,7 +7,6 @@ kill goes on, and running it again after the end takes seconds. What each stage 
 time is kept in `demo.json` in the lake.
 """
 
-import contextlib
 import json
 import shutil
 import sys
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import is_quiet, ray_session
+from cluster import is_quiet
 from distill import distill, extract, make_recipe, stats
 from downstream import Plan, run_mil, run_survival, write_report
 from downstream.survival import has_scikit_survival
@@ -114,11 +113,7 @@ def run_demo(folder: Path, settings: DemoSettings) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stages, lake = Stages(folder), str(folder)
-    with contextlib.ExitStack() as stack:
-        if not (folder / "report.json").exists():
-            # One Ray for all stages; where all is done none is started, which saves seconds.
-            stages.run("start Ray", lambda: stack.enter_context(ray_session()))
-        _stages(stages, lake, folder, settings)
+    _stages(stages, lake, folder, settings)
     description = {
         "synthetic": True,
         "cohort": asdict(settings),

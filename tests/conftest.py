@@ -128,6 +128,12 @@ def ray_up() -> Iterator[None]:
     _forget_processes()
 
 
+@pytest.fixture
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands see no Ray, as on a machine where none is up: child processes do the work."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+
 def _forget_processes() -> None:
     """Collect what a Ray that is down or never came up leaves, whose warnings would fail a test."""
     with warnings.catch_warnings():

@@ -436,6 +436,7 @@ def test_each_file_of_a_finished_training_is_checked(run: Run, places: Places) -
     assert not verify(lake).damage
 
 
+@pytest.mark.usefixtures("on_this_machine")
 def test_a_student_is_distilled_like_another_run(
     run: Run, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,6 +456,7 @@ def test_a_student_is_distilled_like_another_run(
     assert kept.stat().st_blocks > 0
 
 
+@pytest.mark.usefixtures("on_this_machine")
 def test_a_student_is_compiled_evaluated_and_exported(run: Run, places: Places) -> None:
     run(DISTILL)  # what is done already is not done again
     single = run(COMPILE).value
@@ -559,6 +561,7 @@ DEMO = command_line("demo {tmp}/demo --quick --quiet --json")
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("on_this_machine")
 def test_the_quick_demo_goes_the_whole_way(run: Run, places: Places) -> None:
     report = run(DEMO).value
     assert {"ingest", "extract", "distill", "mil"} <= set(report["stages"])

@@ -288,6 +288,7 @@ def test_survival_run(lake: Lake) -> None:
     assert (np.diff(middle) <= 1e-9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["hazards", "cox"])
 def test_heads_of_survival_find_the_signal(lake: Lake, head: str) -> None:
     made = study(
@@ -302,6 +303,7 @@ def test_heads_of_survival_find_the_signal(lake: Lake, head: str) -> None:
     assert study_result["metrics"]["good"]["estimate"] > 0.65
 
 
+@pytest.mark.slow
 def test_models_and_probes_side_by_side(lake: Lake) -> None:
     models = ("mean", "transmil", "knn", "linear")
     ids, label = [f"p{p:02d}" for p in range(PATIENTS)], [p % 2 for p in range(PATIENTS)]
@@ -333,6 +335,7 @@ def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
     assert validation["patient_id"].n_unique() == PATIENTS
 
 
+@pytest.mark.slow
 def test_a_search_takes_the_settings_with_the_least_validation_loss(lake: Lake) -> None:
     made = study(lake, features=("good",), models=("abmil", "linear"), reference="good / abmil",
                  tune=3)  # fmt: skip
@@ -371,6 +374,7 @@ def test_soft_labels_are_of_models_that_have_not_seen_the_patient(lake: Lake) ->
     assert [r["score"] for r in plain] != [r["score"] for r in softened]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
 def test_other_tasks(lake: Lake, task: str) -> None:
     made = study(lake, features=("good",), task=task)
@@ -410,6 +414,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_read(lake: Lake) -> None:
     assert unbroken["run"] != study_result["run"]
 
 
+@pytest.mark.slow
 def test_each_file_of_a_finished_run_is_checked(lake: Lake) -> None:
     made = study(lake, models=("abmil",), features=("good",), seed=77)
     execute(lake, made, COHORT, Inline(lake))

@@ -104,6 +104,7 @@ def test_another_seed_gives_other_slides(table: Path, tmp_path: Path) -> None:
     assert all(first[name] != second[name] for name in first if name.endswith(".svs"))
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(tmp_path: Path) -> None:
     make(tmp_path / "one", slides=5, workers=1)
     make(tmp_path / "two", slides=5, workers=2)

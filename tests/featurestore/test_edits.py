@@ -263,6 +263,7 @@ EDITS: dict[str, Callable[[Lake], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edit_that_is_killed_is_seen_before_or_after(
     name: str, rich: Path, tmp_path: Path

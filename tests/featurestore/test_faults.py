@@ -88,6 +88,7 @@ def test_killed_and_killed_it_ends_the_same(
     check_that_they_end_the_same(kill_at_work(tmp_path, KILLS, seed), undisturbed)
 
 
+@pytest.mark.slow
 def test_two_committers_at_once_end_with_each_slide_once(
     tmp_path: Path, undisturbed: dict[str, object]
 ) -> None:
@@ -111,6 +112,7 @@ add_slides(lake, {"big": 4000})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [20_000, 60_000, 4_000_000, 8_000_000])
 def test_write_that_does_not_fit_leaves_the_lake_as_it_was(small: Lake, limit: int) -> None:
     """A file that may not grow stands for a full disk: the same error of the same calls."""

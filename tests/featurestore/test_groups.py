@@ -113,6 +113,7 @@ def parts_of(lake: Lake) -> dict[str, object]:
     return tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
 def test_killed_at_any_commit_it_is_all_there_or_not_at_all(
     base: Path, tmp_path: Path, work: Callable[[Lake], None], monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ def stop(*_args: object, **_options: object) -> None:
     raise StoppedError
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
 def test_a_build_is_an_ingest_and_an_extract_and_goes_on_after_a_stop(
     slides: list[str], filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

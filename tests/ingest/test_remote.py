@@ -284,6 +284,7 @@ def test_ranges_are_sets_of_bytes(
 # ---------------------------------------------------------------------- trouble
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mpps", [None, COARSE])
 def test_trouble_that_passes_changes_nothing(
     server: SlideServer, wide: Path, monkeypatch: pytest.MonkeyPatch, mpps: tuple[float, ...] | None

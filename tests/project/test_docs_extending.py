@@ -104,6 +104,7 @@ def test_every_kind_has_its_page() -> None:
         assert first.title.startswith("my_"), f"{path.name} does not begin with its example"
 
 
+@pytest.mark.slow
 def test_index(page: Run, demo: Path) -> None:
     ran = page("index.md")
     assert len(ran.answers) == 2

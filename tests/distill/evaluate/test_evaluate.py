@@ -87,6 +87,7 @@ def leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, tree
 
 
+@pytest.mark.slow
 def test_all_comparators_stand_beside_the_students(report: dict[str, Any]) -> None:
     kinds = [(e["kind"], e["name"], e["runs"]) for e in report["embeddings"]]
     assert kinds == [
@@ -195,6 +196,7 @@ def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
         assert f"{escape(verdict['text'])}." in page
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_numbers(studied: Path, label_file: Path) -> None:
     spec = EvaluationSpec(
         labels=str(label_file), tiles=64, robust_tiles=2, teacher_seconds=0.0, threads=1
@@ -353,6 +355,7 @@ def test_a_student_of_a_coarse_mpp_is_held_against_the_mean_of_the_tiles_under(
     assert any("mean over the tiles of 0.5 mpp" in text for text in report["left_out"])
 
 
+@pytest.mark.slow
 def test_a_student_of_features_is_evaluated_by_its_column(lake_copy: Path) -> None:
     lake = open_lake(lake_copy)
     write_student(lake, "fused", TEACHERS, epochs=0, mpps=[0.5])

@@ -119,6 +119,7 @@ def check_code(lake: Lake, names: Sequence[str], folder: Path, *, onnx: bool) ->
             assert np.abs(by_onnx - expected).max() < 0.02 * expected.std(), name
 
 
+@pytest.mark.slow
 def test_code_of_the_readme_gives_the_numbers_of_extract(student: Lake, tmp_path: Path) -> None:
     check_code(student, [NAME], tmp_path, onnx=True)
     out = tmp_path / NAME

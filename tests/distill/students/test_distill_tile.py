@@ -54,7 +54,21 @@ def fine(recipe: Recipe) -> float | None:
     return FINE if recipe.levels == 2 else None
 
 
-@pytest.mark.parametrize("name", CASES)
+#: Cases that take longest; a case of each kind of student and of each term is left.
+LONG = (
+    "agglomerate-sample",
+    "agglomerate-swin",
+    "agglomerate-widths",
+    "gpfm",
+    "gpfm-swin",
+    "gpfm-vit",
+    "h0",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CASES]
+)
 def test_recipe_learns_and_beats_the_mean_feature_on_new_tiles(name: str) -> None:
     torch.set_num_threads(1)
     world, recipe = TileWorld.make(), case(name)

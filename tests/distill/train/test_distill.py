@@ -222,6 +222,7 @@ def go_on(loop: Loop, steps: list[TrainingStep], *, until: int | None = None) ->
         assert until is not None
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(lake_copy: Path) -> None:
     """A checkpoint holds all that there is, also in the middle of an epoch."""
     lake = open_lake(lake_copy)

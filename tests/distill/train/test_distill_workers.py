@@ -47,6 +47,7 @@ def test_one_worker_that_was_killed_ends_like_one_that_was_not(name: str) -> Non
     check_equal(pair_work.trained(name, kill_after=2), pair_work.trained(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_workers_that_were_killed_end_like_two_that_were_not(
     pair: list[dict[str, Any]], name: str

@@ -106,6 +106,7 @@ def test_without_a_signal_there_is_nothing_to_learn() -> None:
     assert 0.35 < np.mean(areas) < 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(AGGREGATORS) - {"hierarchical"}))
 def test_every_model_trains(name: str) -> None:
     train, test = cohort(24, seed=0, shift=8.0), cohort(24, seed=1, shift=8.0)
@@ -178,6 +179,7 @@ def test_bfloat16_is_near_float32() -> None:
     assert np.ptp(whole) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["concat", "shazam"])
 def test_teachers_are_fused(fusion: str) -> None:
     """The second teacher is all noise, at a hundred times the scale."""

@@ -55,6 +55,7 @@ def footprint(net: MilModel, x: Tensor, coords: Tensor) -> tuple[int, int]:
     return mode.elements, sum(kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, "fused"])
 def test_memory_grows_linearly(name: str) -> None:
     torch.set_default_dtype(torch.float32)

@@ -63,6 +63,7 @@ def finish(lake: Lake, made: Study) -> dict[str, dict[str, Any]]:
     return metrics
 
 
+@pytest.mark.slow
 def test_planted_tiles_are_found_and_attention_beats_the_mean(lake: Lake) -> None:
     label = [at % 2 for at in range(PEOPLE)]
     made = cohort(

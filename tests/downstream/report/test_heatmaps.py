@@ -78,6 +78,7 @@ def test_every_slide_has_its_files_and_a_row_on_the_page(painted: Lake, tmp_path
     assert not list((tmp_path / "all").glob(".*"))
 
 
+@pytest.mark.slow
 def test_what_is_there_whole_is_not_drawn_again(painted: Lake, tmp_path: Path) -> None:
     write_all_attention(painted, "mil-binary", folder=tmp_path)
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

@@ -175,6 +175,7 @@ def test_a_fold_without_a_class(lake: Lake) -> None:
     assert "not drawn" not in page.words
 
 
+@pytest.mark.slow
 def test_many_arms(lake: Lake) -> None:
     arms = tuple(f"teacher{number} / abmil" for number in range(9))
     run = write_run(lake, run="mil-arms", arms=arms, attention=arms[3:5], patients=12)

@@ -147,6 +147,7 @@ def block(rows_per_patient: int, patients: int, site_effect: float) -> tuple[Flo
     return np.concatenate(x), cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows_per_patient", "patients"), [(1, 13), (3, 8)])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_sweep_apd_and_nipd_are_those_of_croma(rows_per_patient: int, patients: int) -> None:

@@ -253,6 +253,7 @@ def test_patients_are_apart_in_blocks_of_confounded_probes() -> None:
     assert {len(one) for of_site in cells for cell in of_site for one in cell} == {3}
 
 
+@pytest.mark.slow
 def test_confounded_probes_fall_where_a_column_leans_on_the_site() -> None:
     rng = np.random.default_rng(0)
     label, site = np.tile([0, 1], 30), np.repeat([0, 1], 30)

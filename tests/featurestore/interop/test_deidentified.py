@@ -62,7 +62,9 @@ def _zarr_texts(group: zarr.Group) -> Iterator[str]:
             yield str(np.asarray(node[...]).tolist()) if node.dtype.kind in "OUST" else ""
 
 
-@pytest.mark.parametrize("name", WRITABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "anndata" else []) for n in WRITABLE]
+)
 def test_no_name_is_in_any_byte(named: Lake, tmp_path: Path, name: str) -> None:
     out, key = tmp_path / "Smith" / "out", tmp_path / "key.csv"
     export = partial(export_folder, named.uri, format=name, mpp=0.5)

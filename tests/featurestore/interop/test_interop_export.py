@@ -333,7 +333,9 @@ def test_exports_of_a_real_lake_are_read_back(
 # ---------------------------------------------------------------------- again, and when it fails
 
 
-@pytest.mark.parametrize("name", WRITABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "anndata" else []) for n in WRITABLE]
+)
 def test_a_second_export_writes_nothing_and_a_damaged_file_again(
     filled: Path, lake: Lake, tmp_path: Path, name: str
 ) -> None:

@@ -523,6 +523,7 @@ pathlib.Path.replace = replace
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
 def test_a_file_that_ends_its_reader_is_damage_and_a_kill_from_outside_is_not(
     lake: Lake,

@@ -99,9 +99,12 @@ def answers(parts: int, indexed: list[str]) -> Callable[[], None]:
 
 
 test_answers_are_those_of_the_collected_frame = answers(1, [])
-test_answers_are_the_same_with_indices_and_rows_in_none = answers(2, ["i", "s", "d"])
+test_answers_are_the_same_with_indices_and_rows_in_none = pytest.mark.slow(
+    answers(2, ["i", "s", "d"])
+)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOATS)
 def test_every_float_compares_as_in_polars(tmp_path: Path, name: str) -> None:
     table = write(str(tmp_path / "t.lance"), [arrow(EVERY)], [])

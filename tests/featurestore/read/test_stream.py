@@ -104,6 +104,7 @@ def test_a_batch_has_tiles_of_most_slides(lake: Lake) -> None:
 # ---------------------------------------------------------------------- order
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     threads=st.integers(2, 5),
@@ -203,6 +204,7 @@ def test_a_data_loader_gives_the_batches_of_the_stream(lake: Lake) -> None:
     assert keys(list(DataLoader(stream, batch_size=None))) == plain
 
 
+@pytest.mark.slow
 def test_spawned_workers_share_a_ranks_part(lake: Lake) -> None:
     stream = lake.stream("packed", **SMALL, pixels="jpeg", rank=1, world=2)
     loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="spawn")
@@ -229,6 +231,7 @@ except LakeError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stream", "bags"])
 def test_a_forked_worker_is_refused_before_lance_hangs(lake: Lake, kind: str) -> None:
     done = subprocess.run(

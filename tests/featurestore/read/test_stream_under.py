@@ -238,6 +238,7 @@ def test_tiles_that_a_teacher_was_not_asked_for_are_background(tmp_path: Path) -
 # ---------------------------------------------------------------------- order
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     threads=st.integers(2, 5),

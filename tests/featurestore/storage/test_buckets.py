@@ -183,6 +183,7 @@ def test_missing_lakes_and_buckets_are_told_apart(shared: Bucket) -> None:
             make("s3://never-made/lake")
 
 
+@pytest.mark.slow
 def test_vacuum_of_a_bucket_takes_what_no_version_names(bucket: Bucket) -> None:
     lake = begun(bucket.uri)
     before = contents(lake)
@@ -336,6 +337,7 @@ def test_failing_requests_change_nothing_and_show_no_key(
     assert not [key for key, content in faulty.objects().items() if SECRET.encode() in content]
 
 
+@pytest.mark.slow
 def test_listings_that_break_off_are_repeated_or_are_the_buckets_error(faulty: Bucket) -> None:
     lake = create_lake(faulty.uri, CONFIG)
     table = lake.table(CATALOG)

@@ -162,6 +162,7 @@ def test_deleted_lock_file_is_noticed(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- holders that die
 
 
+@pytest.mark.slow
 def test_killed_holder_is_followed(any_store: Store) -> None:
     with another_process(any_store) as process:
         (who,) = lock.live_writers(any_store)
@@ -188,6 +189,7 @@ def test_killed_holder_is_followed(any_store: Store) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_suspended_holder_is_overtaken_and_knows(bucket: Bucket) -> None:
     store = Store(bucket.uri)
     with another_process(store) as process:
@@ -253,6 +255,7 @@ def test_taker_that_slept_through_two_holders_does_not_win(
     assert bucket_lock.numbered(store, "commit") == [then[0].path]
 
 
+@pytest.mark.slow
 def test_renewed_lease_is_not_taken_over(bucket: Bucket) -> None:
     store = Store(bucket.uri)
     with lock.commit_lock(store) as held, lock.writer_lease(store, "cut") as writing:
@@ -307,6 +310,7 @@ def test_failing_unlock_does_not_hide_the_error_inside(
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["slow_down", "internal", "refused", "lost", "cut"])
 def test_lease_outlives_failing_requests(faulty: Bucket, kind: str) -> None:
     store = Store(faulty.uri)

@@ -291,6 +291,7 @@ def test_busy_bucket_says_how_to_go_on(faulty: Bucket, monkeypatch: pytest.Monke
             Store(faulty.uri).write_bytes("lake.json", b"1")
 
 
+@pytest.mark.slow
 def test_trouble_of_the_bucket_is_not_taken_for_damage_of_a_table(
     faulty: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +416,7 @@ def test_large_creators_race_for_the_end_of_their_upload(bucket: Bucket) -> None
     assert bucket.objects()["large"] == content[won.index(True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["slow_down", "internal", "refused", "lost", "cut"])
 def test_every_method_outlives_failing_requests(faulty: Bucket, kind: str) -> None:
     store = Store(faulty.uri)
@@ -537,6 +539,7 @@ def test_attempts_of_the_environment_are_those_of_both_clients(
     assert len(faulty.faults.seen) == 2
 
 
+@pytest.mark.slow
 def test_settings_of_other_clouds_reach_lance(
     faulty: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def kept(slide_cut: SlideCut, mpp: float) -> set[tuple[int, int]]:
     return set(zip(tiles["grid_y"].to_pylist(), tiles["grid_x"].to_pylist(), strict=True))
 
 
+@pytest.mark.slow
 def test_tiles_are_those_of_the_slide_without_the_wrong_level(
     tmp_path: Path, pyramid: list[Pixels]
 ) -> None:

@@ -314,6 +314,7 @@ def test_command_says_sizes_and_times_that_are_not_nothing(slide: Path, tmp_path
     assert "--tissue hsv given; it is one of standard, " in str(done.exception)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_up")
 def test_ingest_itself_does_what_is_changed(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(f"uri,patient_id\n{slide},P1\n")

@@ -20,6 +20,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 def test_columns_are_those_of_torch(lake_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"{TEACHERS[0]}@S1"
     lake = fill(open_lake(lake_copy), [name], engine="onnxruntime", threads=2)
@@ -46,6 +47,7 @@ def test_columns_are_those_of_torch(lake_copy: Path, monkeypatch: pytest.MonkeyP
         load_encoder(lake.store, teachers[0], engine="onnxruntime")
 
 
+@pytest.mark.slow
 def test_a_network_that_gives_other_numbers_is_not_kept(
     lake_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

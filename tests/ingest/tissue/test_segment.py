@@ -60,6 +60,7 @@ def kept(path: Path, tissue_by: TissueBy) -> npt.NDArray[np.bool_]:
         return survey(slide, tissue_by=tissue_by).kept(grids, 0.1)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.5, 4.0])
 def test_every_tile_with_a_cell_is_kept_and_no_other(tmp_path: Path, noise: float) -> None:
     holds = cytology(tmp_path / "c.tif", noise)
