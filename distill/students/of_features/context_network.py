@@ -234,7 +234,7 @@ class ContextNetwork(nn.Module):
         distance_SS = _constant_distances(region.sides).to(device)
         head_H = torch.arange(1, self.heads + 1, device=device)
         slope_H = torch.exp2(-8.0 * head_H / self.heads)
-        near_HSS = -slope_H[:, None, None] * distance_SS
+        near_HSS: Tensor = -slope_H[:, None, None] * distance_SS
         absent_B11S = ~region.is_present[:, None, None, :]
         return near_HSS.masked_fill(absent_B11S, -torch.inf)
 

@@ -146,17 +146,16 @@ def test_what_does_not_fit_is_refused() -> None:
         task()(replace(batch(), mpp=1.0, under={}), generator())
 
 
-@pytest.mark.parametrize("reads", ["", "packed"])
-def test_the_column_holds_the_vector_of_each_coarse_tile(tmp_path: Path, reads: str) -> None:
+def test_the_column_holds_the_vector_of_each_coarse_tile(tmp_path: Path) -> None:
     lake = made(tmp_path / "lake")
     small = make_recipe(
-        "context", TEACHERS, width=16, depth=1, heads=2, reads=reads, mpps=(0.5, 2.0)
+        "context", TEACHERS, width=16, depth=1, heads=2, reads="packed", mpps=(0.5, 2.0)
     )
     student: Any = kept(lake, small, "context").student
     done = extract(lake.uri, ["context"])
     assert not done.failed
     assert done.teachers["context"]["tiles"] == lake.info()["tiles"]["2.0"]
-    lake, teacher = lake.refreshed(), reads or "plain"
+    lake, teacher = lake.refreshed(), "packed"
     for slide in lake.tiles_of(mpp=2.0).filter(pl.col("tiles") > 0)["slide_id"]:
         bag = lake.bag(slide, "context", mpp=2.0)
         (tiles,) = lake.stream(
