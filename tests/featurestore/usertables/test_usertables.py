@@ -73,6 +73,7 @@ FORMS: dict[str, tuple[str, bytes]] = {
     "CRLF": ("t.csv", as_csv(end="\r\n").encode()),
     "old Mac": ("t.csv", as_csv(end="\r").encode()),
     "BOM": ("t.csv", as_csv().encode("utf-8-sig")),
+    "BOM before a quote": ("t.csv", as_csv(end="\r").replace("\r", "\n").encode("utf-8-sig")),
     "semicolon": ("t.csv", as_csv(";").encode()),
     "semicolon, decimal comma": ("t.CSV", as_csv(";", comma=True, end="\r\n").encode("utf-8-sig")),
     "tab in a csv": ("t.csv", as_csv("\t").encode()),

@@ -54,6 +54,17 @@ def cytology(path: Path, noise: float) -> npt.NDArray[np.bool_]:
     return holds
 
 
+def glass(side: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).normal(243, 1, (side, side, 3)).astype(np.uint8)
+
+
+def write_slide(path: Path, pixels: npt.NDArray[np.uint8]) -> Path:
+    """Write a picture as a slide at 0.5 mpp."""
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb",
+                     resolution=(20_000, 20_000), resolutionunit="CENTIMETER")  # fmt: skip
+    return path
+
+
 def kept(path: Path, tissue_by: TissueBy) -> npt.NDArray[np.bool_]:
     with open_slide(str(path)) as slide:
         grids = list(plan_grids(slide.size_px, slide.mpp, SIDE_PX, {0.5: 1, 2.0: 4}).values())
@@ -109,9 +120,27 @@ def test_cells_of_a_blank_slide_are_none(tmp_path: Path) -> None:
     assert "no tissue found" in outcome["reason"]
 
 
-def test_none_keeps_every_tile_that_begins_on_the_slide() -> None:
+def test_none_keeps_every_tile_that_begins_on_the_slide(tmp_path: Path) -> None:
     assert kept(REAL_SLIDE, "none").shape == (12, 9)
     assert kept(REAL_SLIDE, "none").all()
+    # glass, too, and tiles of which 8 of 256 px are on the slide
+    path = write_slide(tmp_path / "glass.tif", glass(4 * SIDE_PX + 8))
+    assert kept(path, "none").shape == (5, 5)
+    assert kept(path, "none").all()
+    with open_slide(str(path)) as slide:
+        tissue = tissue_of(slide, *slide.overview(16.0), tissue_by="none")
+    assert tissue.mask.all()
+    assert tissue.verdict == "ok"
+
+
+def test_specks_smaller_than_a_cell_are_no_cells(tmp_path: Path) -> None:
+    pixels = glass(4 * SIDE_PX)
+    for y, x in ((100, 100), (400, 700), (900, 300)):  # 2.5 x 2.5 um; a nucleus has 8 across
+        pixels[y : y + 5, x : x + 5] = (150, 90, 170)
+    assert not kept(write_slide(tmp_path / "specks.tif", pixels), "cells").any()
+    cv2.circle(pixels, (640, 640), 8, (150, 90, 170), -1)
+    found = kept(write_slide(tmp_path / "cell.tif", pixels), "cells")
+    np.testing.assert_array_equal(np.argwhere(found), [[2, 2]])
 
 
 def test_thresholds_are_what_they_are_called(tmp_path: Path) -> None:
@@ -208,7 +237,7 @@ def test_another_file_or_other_weights_are_another_segmenter(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("1 / 0", "failed on it: ZeroDivisionError"),
+        ("1 / 0", r"^\S*\.py failed on it: ZeroDivisionError"),
         ("overview", r"of shape \[93, 70, 3\]; a mask of finite numbers .* of shape \[93, 70\]"),
         ("overview[..., 0] * np.nan", "a mask of finite numbers"),
         ("overview[..., 0] < 0", "no tissue found"),
