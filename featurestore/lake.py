@@ -599,9 +599,9 @@ class Lake:
         ]
 
     def _tile_choice(self, teacher: str, mpp: float) -> dict[str, Any]:
-        """Return which tiles a teacher was run on (`where`, `share`), if not on all."""
+        """Return the tiles a teacher was run on, if not all, and its field, if not the tile."""
         identity = self.identity(teacher, mpp=mpp)
-        return {name: identity[name] for name in ("where", "share") if name in identity}
+        return {name: identity[name] for name in ("where", "share", "fov") if name in identity}
 
     # ------------------------------------------------------------------ bags and pictures
 

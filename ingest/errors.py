@@ -55,3 +55,7 @@ class TeacherError(ValueError):
             ...
         ingest.errors.TeacherError: no teacher 'uni3_h': did you mean uni2_h or uni? ...
     """
+
+
+class FieldError(TeacherError):
+    """A field of view that rows of a lake do not have; the text says what they have instead."""

@@ -44,6 +44,7 @@ def _info_lines(info: dict[str, Any]) -> list[str]:
     lines += [
         f"{column['teacher']} at {column['mpp']} mpp: {column['tiles']:,} x {column['dim']}"
         + "".join(f", {name} {column[name]}" for name in ("where", "share") if name in column)
+        + (f", field {fov['px']} px at {fov['mpp']} mpp" if (fov := column.get("fov")) else "")
         + ("" if column["complete"] else " (incomplete: run extract again)")
         for column in info["features"]
     ]

@@ -21,9 +21,9 @@ SLIDE, PATIENT = "slide", "patient"
 KEY_COLUMNS = ("kind", "id", "name")
 # Facts of an encoder that are no user's own words; a query over tiles, say, may name a patient.
 FACTS = (
-    "architecture", "card", "engine", "grid", "input_px", "interpolation", "layer", "mean",
-    "pooling", "precision", "resize_px", "share", "stain", "std", "tokens", "version",
-    "weights_sha256",
+    "architecture", "card", "engine", "fov", "grid", "input_px", "interpolation", "layer", "mean",
+    "normalisation", "pooling", "precision", "resize_px", "share", "stain", "std", "tokens",
+    "version", "weights_sha256",
 )  # fmt: skip
 # Numbers of a slide by which nobody finds its file.
 NUMBERS = ("width_px", "height_px", "mpp", "mpp_x", "mpp_y", "objective", "levels", "tissue", "pen")

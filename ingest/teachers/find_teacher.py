@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from featurestore import Lake, Licence, Store
     from ingest.teachers.encoder import Encoder
+    from ingest.teachers.views.field_of_view import FieldOfView
 
 # A student of features has this file in place of a card.
 FEATURE_CARD = "features.json"
@@ -55,15 +56,27 @@ class Teacher:
     folder: str | None = None
 
     def identity(
-        self, output: Output, precision: Precision, engine: Engine = "torch"
+        self,
+        output: Output,
+        precision: Precision,
+        engine: Engine = "torch",
+        view: "FieldOfView | None" = None,
     ) -> dict[str, Any]:
-        """Return all that decides a column's numbers, which is kept with the column."""
+        """Return all that decides a column's numbers, which is kept with the column.
+
+        Args:
+            output: the column.
+            precision: precision of the network's arithmetic.
+            engine: engine that runs the network.
+            view: field of view; None for the rows' own tiles.
+        """
         run = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
         by = {} if engine == "torch" else {"engine": engine}
         # A reader of patch tokens needs their grid, and the card of a user's encoder is in no lake.
         own_tokens = self.source is not None and output.pooling in SAMPLED and self.card.grid
         grid = {"grid": list(self.card.grid or ())} if own_tokens else {}
-        return {**self.card.identity(), **output.identity(), **run, **by, **grid}
+        field = {} if view is None else view.identity()
+        return {**self.card.identity(), **output.identity(), **run, **by, **grid, **field}
 
 
 def sees_features(store: "Store", name: str) -> bool:
@@ -294,7 +307,9 @@ def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
         "poolings": list(card.poolings),
         "patches": card.grid[0] * card.grid[1] if card.grid else 0,
         "input_px": card.input_px,
+        "field_px": list(card.field_px),
         "mpp": card.mpps[0] if card.mpps else None,
+        "mpps": list(card.mpps),
         "precision": card.precision,
         "licence": card.licence,
         "forbids": list(card.forbids),
@@ -314,7 +329,9 @@ def _feature_student_row(store: "Store", name: str) -> dict[str, Any]:
         "poolings": [],
         "patches": 0,
         "input_px": None,
+        "field_px": [],
         "mpp": min(record["mpps"]),
+        "mpps": list(record["mpps"]),
         "precision": None,
         "licence": licence_of(store, name).text,
         "forbids": list(licence_of(store, name).forbids),

@@ -129,6 +129,7 @@ def test_card_is_whole(name: str) -> None:
     for pooling in card.poolings:
         assert pooling == "own" or card.grid or pooling == "mean"
         assert "cls" not in pooling or card.prefix_tokens
+    assert card.mpps or not card.field_px
     assert card.resize_px is None or card.resize_px > card.input_px
     assert card.patch_px is None or card.input_px % card.patch_px == 0
     assert card.precision == "float32" or "precision" in " ".join(card.references)
@@ -289,8 +290,10 @@ def test_number_of_encoders_in_the_docs_is_that_of_the_cards(page: str) -> None:
 
 def table() -> str:
     """Return all cards as a table in Markdown."""
-    head = "| teacher | values per tile | tokens | px | µm/px | precision | licence | from |"
-    rows = [head, "|---|---|---|---|---|---|---|---|"]
+    head = (
+        "| teacher | values per tile | tokens | px | field | µm/px | precision | licence | from |"
+    )
+    rows = [head, "|---|---|---|---|---|---|---|---|---|"]
     return "\n".join([*rows, *(_row(CARDS[name]) for name in NAMES)]) + "\n"
 
 
@@ -301,6 +304,7 @@ def _row(card: Card) -> str:
     where = card.hub or card.package or card.source
     cells = (
         f"`{card.name}`", values, grid, f"{card.input_px}{resized}",
+        " or ".join(map(str, card.field_px)) or "–",  # noqa: RUF001
         ", ".join(f"{mpp:g}" for mpp in card.mpps) or "–",  # noqa: RUF001
         card.precision, card.licence, where + (" (gated)" if card.gated else ""),
     )  # fmt: skip
