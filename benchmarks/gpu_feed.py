@@ -43,8 +43,7 @@ from ingest.teachers.extract_plan import plan
 from ingest.teachers.extractor import Extractor
 from ingest.teachers.find_teacher import Teacher
 from ingest.teachers.outputs import Output
-from ingest.teachers.work import tile_feed
-from ingest.teachers.work.tile_feed import PieceBatch
+from ingest.teachers.views import region_tiles
 from ingest.teachers.work.units import Outcome, Unit
 from ingest.tile_jpeg import decode_tiles
 
@@ -136,9 +135,8 @@ class Machine:
         self._cores = threading.Semaphore(self.decoders)
         self._pixels = np.zeros((256, TILE_PX, TILE_PX, 3), np.uint8)
 
-    def decoded(self, batch: PieceBatch) -> npt.NDArray[np.uint8]:
-        """Read the JPEGs of a batch; decode them, or sleep as long as that takes."""
-        jpegs = batch.piece.shard.jpegs(batch.piece.ids[batch.places])
+    def decoded(self, jpegs: Sequence[memoryview]) -> npt.NDArray[np.uint8]:
+        """Decode the JPEGs of a batch, or sleep as long as that takes."""
         if not self.decode_ms:
             return decode_tiles(jpegs)
         with self._cores:
@@ -208,7 +206,7 @@ def busy(lake: Lake, teacher: Teacher, unit: Unit, machine: Machine) -> tuple[fl
         "threads": machine.decoders,
         "device": "cuda",  # the sizes of batches; the encoder is simulated
     }
-    with mock.patch.object(tile_feed, "_decoded", machine.decoded):
+    with mock.patch.object(region_tiles, "decode_tiles", machine.decoded):
         answer = SimulatedExtractor(machine)(task_row)
     outcome: Outcome = pickle.loads(answer["outcome"])
     if outcome.reason:

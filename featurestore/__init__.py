@@ -25,7 +25,7 @@ from featurestore.errors import (
     LakeError,
     LakeMissingError,
 )
-from featurestore.ids import mpp_name, tile_ids, tile_parts
+from featurestore.ids import mpp_code, mpp_name, tile_ids, tile_parts
 from featurestore.keep.lance_compact import Compacted, compact
 from featurestore.keep.lance_copy import Copied, copy_lake
 from featurestore.keep.lance_restore import Restored, restore
@@ -118,6 +118,7 @@ __all__ = [
     "licences_text",
     "listing",
     "matrix",
+    "mpp_code",
     "mpp_name",
     "open_lake",
     "patient_of",

@@ -35,6 +35,17 @@ class NoSlidesError(InputError):
     """Inputs that can be read and hold no slide (yet)."""
 
 
+class SlideEncoderError(ValueError):
+    """A slide encoder that is not known, lacks its weights, or would see other tiles than it knows.
+
+    Examples:
+        >>> sl.encode("my-lake", "titan", features=["student"], mpp=0.5)
+        Traceback (most recent call last):
+            ...
+        ingest.errors.SlideEncoderError: titan was trained on conch15 ...
+    """
+
+
 class TeacherError(ValueError):
     """A teacher that is not known, or whose weights are not on this machine.
 
@@ -44,3 +55,7 @@ class TeacherError(ValueError):
             ...
         ingest.errors.TeacherError: no teacher 'uni3_h': did you mean uni2_h or uni? ...
     """
+
+
+class FieldError(TeacherError):
+    """A field of view that rows of a lake do not have; the text says what they have instead."""

@@ -34,6 +34,7 @@ from ingest.teachers.find_teacher import Teacher, find_card, find_teachers, sees
 from ingest.teachers.outputs import outputs_of
 from ingest.teachers.own_encoder import split_own
 from ingest.teachers.ray_extract import ExtractResult, extract
+from ingest.teachers.views.field_of_view import FovMode
 from ingest.teachers.weights.weights_files import has_weights
 
 FEATURE_BYTES = 2  # float16
@@ -48,6 +49,7 @@ class BuildOptions(IngestOptions, total=False):
         engine: engine of new columns; None for the faster engine.
         where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
+        fov: field of view of new columns, as in `extract`.
         slide_timeout_s: seconds, plus one for each MB, after which a slide is given up.
         commit_slides: number of slides in one commit of the ingest; None as in `ingest`.
         address: a Ray cluster; a local Ray is started if None.
@@ -60,6 +62,7 @@ class BuildOptions(IngestOptions, total=False):
     engine: Engine | None
     where: str | None
     share: float | None
+    fov: FovMode | None
     slide_timeout_s: float
     commit_slides: int | None
     address: str | None
@@ -153,6 +156,7 @@ def build_lake(
             engine=options.get("engine"),
             where=options.get("where"),
             share=options.get("share"),
+            fov=options.get("fov"),
             address=address,
             workers=options.get("workers", WorkerSettings()),
             auto_vacuum=options.get("auto_vacuum", False),
@@ -267,6 +271,7 @@ def _check_columns(
         choice=choice,
         precision=options.get("precision"),
         engine=options.get("engine"),
+        fov=options.get("fov"),
     )
 
 

@@ -44,10 +44,16 @@ def _info_lines(info: dict[str, Any]) -> list[str]:
     lines += [
         f"{column['teacher']} at {column['mpp']} mpp: {column['tiles']:,} x {column['dim']}"
         + "".join(f", {name} {column[name]}" for name in ("where", "share") if name in column)
+        + (f", field {fov['px']} px at {fov['mpp']} mpp" if (fov := column.get("fov")) else "")
         + ("" if column["complete"] else " (incomplete: run extract again)")
         for column in info["features"]
     ]
     lines += [_annotation_line(annotation) for annotation in info["annotations"]]
+    lines += [
+        f"slide features {one['name']} at {one['mpp']} mpp: {counted(one['rows'], one['unit'])}, "
+        f"{one['dim']} numbers each"
+        for one in info["slide_features"]
+    ]
     lines += [
         f"column {column['column']} at {column['mpp']} mpp: {column['type']}, of no teacher and no "
         "annotation"

@@ -90,6 +90,7 @@ def build_command(options: BuildCommandOptions) -> None:
         "engine": options.run.engine,
         "where": options.run.where,
         "share": options.run.share,
+        "fov": options.run.fov,
         "commit_slides": None,
         "slide_timeout_s": 60 * options.selection.slide_timeout,
         "address": options.address,

@@ -40,6 +40,10 @@ class RunOptions:
         where: Only tiles for which this condition holds, as 'tissue > 0.5 AND pen < 0.05'; the
             features of the others are NaN, and bags leave them out.
         share: Only this share of the tiles, drawn by their keys.
+        fov: Field of view of new columns. If not given, a teacher gets the row's tile where that
+            is about its field (px at mpp, as `slidelake teachers` shows), else its field from tiles
+            of a finer mpp or as a crop, and is refused where there is none. exact: its field to the
+            pixel. nearest: the row's tile where it would be refused.
     """
 
     PANEL = "Teachers"
@@ -49,6 +53,7 @@ class RunOptions:
     engine: Literal["torch", "onnxruntime"] | None = None
     where: Annotated[str | None, typer.Option(metavar="SQL")] = None
     share: float | None = None
+    fov: Literal["exact", "nearest"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +80,8 @@ def extract_command(options: ExtractOptions) -> None:
     or: slidelake extract my-lake --teacher my_encoder.py
 
     A teacher is NAME or NAME:POOLING (cls, mean, cls+mean, own, patches, patches25), with @L12 for
-    the tokens after block 12, with @S1 for a stain variant of each tile; `slidelake teachers` lists
-    the names.
+    the tokens after block 12, with @S1 for a stain variant of each tile, with @macenko or @reinhard
+    for tiles whose stains are normalised; `slidelake teachers` lists the names.
     """
     from distill.students.feature_students import extract
 
@@ -89,6 +94,7 @@ def extract_command(options: ExtractOptions) -> None:
         engine=options.run.engine,
         where=options.run.where,
         share=options.run.share,
+        fov=options.run.fov,
         address=options.address,
         workers=options.workers.settings(),
         auto_vacuum=options.auto_vacuum,
@@ -112,6 +118,13 @@ def failed_fragments(extracted: "ExtractResult") -> list[str]:
 def extract_lines(extracted: "ExtractResult") -> list[str]:
     """Return a line for each column, and on slides that have no tiles to run on."""
     lines = [_column_line(name, counts) for name, counts in extracted.teachers.items()]
+    lines += extracted.notes
+    lines += [
+        f"{name}: {counted(int(counts['filled']), 'tile')} with background in place of tiles that "
+        f"were not kept (column {name}@filled), {counts['left_out']:,} left out for too much of it"
+        for name, counts in extracted.teachers.items()
+        if counts.get("filled")
+    ]
     if extracted.pending:
         lines.append(
             f"{counted(extracted.pending, 'slide')} pending: slidelake ingest goes on with them"

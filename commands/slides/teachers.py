@@ -35,12 +35,18 @@ def teachers_command(options: TeachersOptions) -> None:
     lake = open_lake(options.lake) if options.lake else None
     rows = list_teachers(lake, folder=options.weights)
     lines = [
-        f"{row['teacher']:20} {row['dim']:>5} dims  {row['mpp'] or '-':>5} mpp  "
+        f"{row['teacher']:20} {row['dim']:>5} dims  {_field_words(row):16}  "
         f"{_weights_word(row):8}"
         f"{', '.join(row['poolings']):16} {row['licence']}"
         for row in sorted(rows, key=lambda row: not row["available"])
     ]
     print_answer({"teachers": rows}, as_json=options.json, text="\n".join(lines))
+
+
+def _field_words(row: dict[str, Any]) -> str:
+    """Return the field of view of a teacher, as `512 px at 0.5`."""
+    px = "/".join(map(str, row["field_px"])) or "any"
+    return f"{px} px at {row['mpp'] or 'any'}"
 
 
 def _weights_word(row: dict[str, Any]) -> str:

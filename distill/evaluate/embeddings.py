@@ -119,7 +119,7 @@ def run_teacher(lake: Lake, column: str, *, mpp: float, device: str, threads: in
     except TeacherError as error:
         msg = f"{column}: not a teacher that can be run: {error}"
         raise DistillError(msg) from error
-    if more or output.stain:
+    if more or output.stain or output.normalisation:
         msg = f"{column}: not an embedding of the tile as it is"
         raise DistillError(msg)
     if find_weights(card) is None and not lake.exists(f"students/{card.name}/model.safetensors"):
@@ -128,10 +128,18 @@ def run_teacher(lake: Lake, column: str, *, mpp: float, device: str, threads: in
     try:
         (teacher,) = find_teachers(lake.store, [column])
         _refuse_other_weights(lake, column, mpp, teacher.sha256)
+        _refuse_other_fields(lake, column, mpp)
         return _load_runner(lake, column, device=device, threads=threads)
     except (TeacherError, LakeError) as error:
         msg = f"{column}: {error}"
         raise DistillError(msg) from error
+
+
+def _refuse_other_fields(lake: Lake, column: str, mpp: float) -> None:
+    fov = lake.identity(column, mpp=mpp).get("fov")
+    if fov is not None:
+        msg = f"{column}: its field of view is {fov['px']} px at {fov['mpp']} mpp, not the tile"
+        raise DistillError(msg)
 
 
 def _refuse_other_weights(lake: Lake, column: str, mpp: float, sha256: str) -> None:

@@ -11,7 +11,7 @@ from cluster import WorkerSettings, joins_cluster
 from featurestore import LakeConfig, Store
 from ingest import BuildOptions, BuildResult, sees_features
 from ingest import build_lake as build_columns
-from ingest.teachers import Engine, ExtractResult, MadeColumn, Precision
+from ingest.teachers import Engine, ExtractResult, FovMode, MadeColumn, Precision
 from ingest.teachers import extract as extract_columns
 
 
@@ -57,7 +57,7 @@ class FeatureStudents:
         return make_columns(lake_uri, name, mpps=mpps)
 
 
-# Long, with eleven parameters: the public function names every setting that users change.
+# Long, with twelve parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
     teachers: str | Sequence[str],
@@ -68,6 +68,7 @@ def extract(
     engine: Engine | None = None,
     where: str | None = None,
     share: float | None = None,
+    fov: FovMode | None = None,
     address: str | None = None,
     workers: WorkerSettings = WorkerSettings(),  # noqa: B008 - it is frozen
     auto_vacuum: bool = False,
@@ -96,6 +97,9 @@ def extract(
             it is installed and there are 5,000 tiles or more (an export takes 10-20 s), else torch.
         where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
+        fov: field of view of new columns. None: the row's tile where it is about the card's field,
+            else that field from finer tiles or a crop. "exact": the card's field to the pixel.
+            "nearest": the row's tile where its mpp does not have the card's field.
         address: a Ray cluster; a local Ray is started if None.
         workers: device and size of the workers; precision and engine follow the device.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
@@ -103,7 +107,8 @@ def extract(
     Raises:
         ClusterError: no node of the cluster holds such a worker.
         LakeError: `where` is no predicate on the tiles' columns.
-        TeacherError: a teacher is not known or its weights are missing.
+        TeacherError: a teacher is not known, its weights are missing, or the tiles at an mpp do not
+            have its field of view (without `mpps`: at every mpp).
         IdentityError: a column of that name holds another encoder's features.
     """
     return extract_columns(
@@ -115,6 +120,7 @@ def extract(
         engine=engine,
         where=where,
         share=share,
+        fov=fov,
         address=address,
         workers=workers,
         auto_vacuum=auto_vacuum,

@@ -20,7 +20,7 @@ from distill.targets.tile_classes import PATIENT, SLIDE, annotation_column
 from distill.train.clustered_slides import ChoiceTiles, cluster_slides, coreset_places
 from distill.train.coresets import EASY, HARD
 from distill.train.mosaics import neighbour_rows
-from featurestore import Lake, LakeError, mpp_name
+from featurestore import Lake, LakeError, matrix, mpp_name
 from featurestore.annotations import Where
 from featurestore.tables import features_table
 from ingest.teachers import in_share
@@ -199,6 +199,7 @@ class _Restriction:
 
     where: Where | None
     share: float | None
+    filled: tuple[str, float] | None = None  # column of filled shares, and the greatest allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,15 @@ class _Slide:
                 is_there &= self.where(restriction.where)
             if restriction.share is not None:
                 is_there &= in_share(self.tile_id, restriction.share)
+            if restriction.filled is not None:
+                is_there &= self._is_seen(*restriction.filled)
         return is_there
+
+    def _is_seen(self, column: str, at_most: float) -> npt.NDArray[np.bool_]:
+        """Return whether at most this share of each tile's field of view was filled."""
+        rows = self.fragment.scanner(columns=[column], filter=f"slide = {self.number}").to_table()
+        is_seen: npt.NDArray[np.bool_] = matrix(rows[column])[:, 0] <= at_most
+        return is_seen
 
 
 def _restrictions(lake: Lake, recipe: Recipe, mpp: float) -> list[_Restriction]:
@@ -248,7 +257,9 @@ def _restrictions(lake: Lake, recipe: Recipe, mpp: float) -> list[_Restriction]:
     for teacher in [t for t, level in recipe.needs(lake.config.mpps) if level == mpp]:
         identity = lake.identity(teacher, mpp=mpp)
         text, share = identity.get("where"), identity.get("share")
-        if text is None and share is None:
+        most = identity.get("fov", {}).get("filled_at_most")
+        filled = None if most is None else (f"{teacher.partition('~')[0]}@filled", most)
+        if text is None and share is None and filled is None:
             continue
         where = Where(lake, text) if text is not None else None
         if where is not None and where.marks != identity.get("annotations", {}):
@@ -257,7 +268,7 @@ def _restrictions(lake: Lake, recipe: Recipe, mpp: float) -> list[_Restriction]:
                 "since, so it can't be told which: drop the column and extract it again"
             )
             raise DistillError(msg)
-        restrictions.append(_Restriction(where=where, share=share))
+        restrictions.append(_Restriction(where=where, share=share, filled=filled))
     return restrictions
 
 

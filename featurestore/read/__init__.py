@@ -7,15 +7,22 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from featurestore.read.pairs import child_cells, children_of, nesting
     from featurestore.read.stream import Stream
 
 MODULES = {
     "Stream": "featurestore.read.stream",
+    "child_cells": "featurestore.read.pairs",
+    "children_of": "featurestore.read.pairs",
+    "nesting": "featurestore.read.pairs",
 }
 """The module of every name on the door."""
 
 __all__ = [
     "Stream",
+    "child_cells",
+    "children_of",
+    "nesting",
 ]
 
 

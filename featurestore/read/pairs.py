@@ -107,15 +107,27 @@ def cells_of(keys: Int64Array) -> Int64Array:
 
 def children_among(coarse: Int64Array, cells: Int64Array, ratio: int, *, apart: int) -> Int64Array:
     """Return the result of `children_of` from the ascending `cells_of` the fine tiles."""
+    y, x = child_cells(coarse, ratio, apart=apart)
+    child_cell = y * MAX_GRID + x
+    at = np.searchsorted(cells, child_cell)
+    exists = at < len(cells)
+    exists[exists] = cells[at[exists]] == child_cell[exists]
+    return np.where(exists & (x < MAX_GRID), at, -1)
+
+
+def child_cells(coarse: Int64Array, ratio: int, *, apart: int = 1) -> tuple[Int64Array, Int64Array]:
+    """Return grid_y [N, ratio, 1] and grid_x [N, 1, ratio] of the fine tiles under coarse ones.
+
+    Args:
+        coarse: keys of coarse tiles [N].
+        ratio: number of fine tiles side by side in a coarse tile.
+        apart: fine-grid cells between neighbouring children: 2 where tiles overlap by half.
+    """
     _, _, grid_y, grid_x = tile_parts(coarse)
     step = np.arange(ratio) * apart
-    y = grid_y[:, None, None] * ratio + step[:, None]
-    x = grid_x[:, None, None] * ratio + step
-    child_cells = y * MAX_GRID + x
-    at = np.searchsorted(cells, child_cells)
-    exists = at < len(cells)
-    exists[exists] = cells[at[exists]] == child_cells[exists]
-    return np.where(exists & (x < MAX_GRID), at, -1)
+    y: Int64Array = grid_y[:, None, None] * ratio + step[:, None]
+    x: Int64Array = grid_x[:, None, None] * ratio + step
+    return y, x
 
 
 def _check_places(pairs: Pairs, side_px: int) -> None:

@@ -79,7 +79,11 @@ def column_key(field: pa.Field, mpp: float, slides: Sequence[Mapping[str, Any]])
     that was scanned again, or a fragment that was compacted, has parts of other names.
     """
     names = ("slide", "row_start", "tiles", "crc32", "shard", "shard_crc32", "where")
-    rows = [[row.get(name) for name in names] for row in slides]
+    rows: list[list[Any]] = [[row.get(name) for name in names] for row in slides]
+    for facts, row in zip(rows, slides, strict=True):
+        if "finer" in row:  # a field of view that is put together from finer tiles
+            finer = sorted(row["finer"].items())
+            facts.append([[at, one["crc32"], one["shard_crc32"]] for at, one in finer])
     meta = {k.decode(): v.decode() for k, v in sorted((field.metadata or {}).items())}
     text = json.dumps([field.name, str(field.type), meta, mpp, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:20]

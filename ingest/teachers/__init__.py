@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ingest.teachers.outputs import Output, card_name, in_share, outputs_of
     from ingest.teachers.ray_extract import ExtractResult, extract
     from ingest.teachers.student_files import WEIGHTS, student_file
+    from ingest.teachers.views.field_of_view import FovMode
     from ingest.teachers.weights.position_tables import resampled
     from ingest.teachers.weights.weight_keys import load_weights, read_weights
     from ingest.teachers.weights.weights_files import find_weights
@@ -27,6 +28,7 @@ MODULES = {
     "Encoder": "ingest.teachers.encoder",
     "Engine": "ingest.teachers.cards.card",
     "ExtractResult": "ingest.teachers.ray_extract",
+    "FovMode": "ingest.teachers.views.field_of_view",
     "MadeColumn": "ingest.teachers.column_maker",
     "Output": "ingest.teachers.outputs",
     "Precision": "ingest.teachers.cards.card",
@@ -55,6 +57,7 @@ __all__ = [
     "Encoder",
     "Engine",
     "ExtractResult",
+    "FovMode",
     "MadeColumn",
     "Output",
     "Precision",

@@ -19,8 +19,12 @@ from featurestore.tables import (
 )
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher
+from ingest.teachers.outputs import Output, filled_output
+from ingest.teachers.views.chosen_views import ChosenViews, choose_views
+from ingest.teachers.views.field_of_view import FieldOfView, FovMode
+from ingest.teachers.views.missing_tiles import ORIGIN
 from ingest.teachers.weights.weights_files import has_onnx
-from ingest.teachers.work.units import Choice, Unit
+from ingest.teachers.work.units import Choice, Row, Unit
 
 #: An export to ONNX takes 10-20 s, which fewer tiles do not win back.
 ONNX_TILES = 5000
@@ -66,10 +70,12 @@ def plan(
     precision: Precision | None = None,
     engine: Engine | None = None,
     device: Literal["cuda", "cpu"] = "cpu",
+    chosen: ChosenViews | None = None,
 ) -> list[Unit]:
     """Return the fragments that lack features of these teachers, largest first.
 
-    The teachers' columns are made, empty, where they do not exist yet.
+    The teachers' columns are made, empty, where they do not exist yet, and beside a column whose
+    field of view is several tiles one for the shares of it that are filled.
 
     Args:
         lake: lake to be filled.
@@ -79,11 +85,14 @@ def plan(
         precision: precision of new columns; None for the cards' own precision on GPUs.
         engine: engine of new columns; None for the faster engine.
         device: device of the workers.
+        chosen: the columns' fields of view; None as `choose_views` does by itself.
 
     Raises:
+        FieldError: an mpp does not have the field of view of a teacher.
         IdentityError: a column of that name holds another encoder's features.
     """
     lake.committer.recover()
+    chosen = chosen or choose_views(lake, teachers, mpps)
     units: list[Unit] = []
     tiles = sum(int(lake.tiles_of(mpp=mpp)["tiles"].sum()) for mpp in mpps)
     for mpp in mpps:
@@ -96,22 +105,35 @@ def plan(
                 if device == "cpu" and precision in (None, usual)
                 else "torch"
             )
-            for output in teacher.outputs:
+            for output, view in _seen_outputs(teacher, chosen, mpp):
                 name = output.column
                 kept = identity_of(schema.field(name)) if name in schema.names else {}
                 identity = teacher.identity(
                     output,
                     precision or kept.get("precision") or usual,
                     engine or (kept.get("engine", "torch") if kept else faster),
+                    view,
                 )
-                new_fields.append(
-                    teacher_field(
-                        name, output.dim, identity | choice.identity(), teacher.card.terms
-                    )
-                )
+                whole = identity | choice.identity()
+                new_fields.append(teacher_field(name, output.dim, whole, teacher.card.terms))
+        if not new_fields:
+            continue
         fields = {field.name: field for field in lake.committer.add_teachers(mpp, new_fields)}
         units += _units(lake.refreshed(), mpp, fields, choice)
     return sorted(units, key=lambda unit: -unit.tiles)
+
+
+def _seen_outputs(
+    teacher: Teacher, chosen: ChosenViews, mpp: float
+) -> Iterator[tuple[Output, FieldOfView]]:
+    """Yield the columns of a teacher at an mpp with their fields of view, and those of shares."""
+    for output in teacher.outputs:
+        view = chosen.views.get((output.column, mpp))
+        if view is None:
+            continue
+        yield output, view
+        if view.ratio > 1:
+            yield filled_output(output), view
 
 
 def sized_for(
@@ -158,23 +180,27 @@ def check_columns(
     choice: Choice,
     precision: Precision | None = None,
     engine: Engine | None = None,
+    fov: FovMode | None = None,
 ) -> None:
     """Check that the columns which a lake has are of these teachers, before they are extended.
 
     Raises:
+        FieldError: no mpp of the lake has the field of view of a teacher.
         IdentityError: a column of that name holds another encoder's features.
     """
+    chosen = choose_views(lake, teachers, lake.config.mpps, fov, skip=True)
     for mpp in lake.config.mpps:
         schema = open_table(lake.store, features_table(mpp)).schema
         for teacher in teachers:
             for output in teacher.outputs:
                 name = output.column
-                if name in schema.names:
+                if name in schema.names and (name, mpp) in chosen.views:
                     kept = identity_of(schema.field(name))
                     identity = teacher.identity(
                         output,
                         precision or kept.get("precision") or "float32",
                         engine or kept.get("engine", "torch"),
+                        chosen.views[name, mpp],
                     )
                     identity |= choice.identity()
                     # of a column that is there it compares the identity, and changes nothing
@@ -195,11 +221,18 @@ def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) 
     slides = defaultdict(list)
     where = None if choice.where is None else Where(lake, choice.where)
     patients = dict(slides_of(lake)) if where is not None and where.marks else {}
+    views = [
+        FieldOfView.of_identity(identity_of(column), tile_px=lake.config.tile_px, mpp=mpp)
+        for column in fields.values()
+    ]
+    finer = _finer_rows(lake, sorted({view.mpp for view in views if view.ratio > 1}))
     # Features that were imported have no pixels to run a teacher on.
     with_pixels = lake.tiles_of(mpp=mpp).drop_nulls("shard").sort("row_start")
     for row in with_pixels.iter_rows(named=True):
         if where is not None:
             row["where"] = where.of(row["slide_id"], patients.get(row["slide_id"]))
+        if finer:
+            row |= finer[row["slide"]]
         slides[row["fragment"]].append(row)
     for fragment in table.get_fragments():
         rows = slides.get(fragment.fragment_id, [])
@@ -215,5 +248,31 @@ def _units(lake: Lake, mpp: float, fields: dict[str, pa.Field], choice: Choice) 
                 fields=tuple(missing),
                 slides=tuple(rows),
                 rows=fragment.physical_rows,
+                tile_px=lake.config.tile_px,
                 choice=choice,
             )
+
+
+def _finer_rows(lake: Lake, mpps: Sequence[float]) -> dict[int, Row]:
+    """Return by slide what regions of finer tiles are put together from.
+
+    Args:
+        lake: the lake.
+        mpps: the finer mpps; none where no region is.
+
+    Returns:
+        `finer`, the slide's catalog rows by mpp, and `origin`, its file and how that was read.
+    """
+    if not mpps:
+        return {}
+    columns = [name for name in ORIGIN if name in lake.slides().collect_schema().names()]
+    origins = lake.slides().select("slide", *columns).collect().to_dicts()
+    rows: dict[int, Row] = {
+        origin["slide"]: {"finer": {}, "origin": dict.fromkeys(ORIGIN) | origin}
+        for origin in origins
+    }
+    for mpp in mpps:
+        for row in lake.tiles_of(mpp=mpp).iter_rows(named=True):
+            if row["slide"] in rows:
+                rows[row["slide"]]["finer"][mpp] = row
+    return rows

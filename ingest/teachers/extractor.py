@@ -10,7 +10,8 @@ import contextlib
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from featurestore.tables import (
 from ingest.stain import stain_variant
 from ingest.teachers.cards.card import Engine, Precision
 from ingest.teachers.find_teacher import Teacher, load_encoder
-from ingest.teachers.outputs import Output, only
-from ingest.teachers.work.tile_feed import PieceBatch, tile_feed
+from ingest.teachers.outputs import FILLED, Output, only
+from ingest.teachers.views.field_of_view import FieldOfView
+from ingest.teachers.work.tile_feed import PieceBatch, Seen, tile_feed
 from ingest.teachers.work.units import Join, Outcome, Unit, outcome_of
 
 if TYPE_CHECKING:
@@ -41,8 +43,35 @@ if TYPE_CHECKING:
 
 BATCH_TILES, GPU_BATCH_TILES = 32, 256
 
+Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 RgbArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A network with columns that it computes from the same pixels."""
+
+    encoder: "Encoder"
+    outputs: list[Output]
+    view: FieldOfView
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Started:
+    """Features of some tiles of a batch that are computed, or known.
+
+    Attributes:
+        places: places of the tiles among the keys of the batch's piece [B].
+        running: the batch on a network; None for `shares`.
+        shares: filled shares [B, 1] of the tiles by column, which no network computes.
+        left_out: number of tiles that are left out for their share.
+    """
+
+    places: Int64Array
+    running: "RunningBatch | None" = None
+    shares: Mapping[str, Float32Array] = field(default_factory=dict)
+    left_out: int = 0
 
 
 class Extractor:
@@ -90,17 +119,20 @@ class Extractor:
         unit = outcome.unit
         outcome.seconds = dict.fromkeys((column.name for column in unit.fields), 0.0)
         work, start = list(self._work(unit, teachers)), time.perf_counter()
-        size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
+        shares = _columns_of_shares(unit)
+        views = list(dict.fromkeys([*(part.view for part in work), *shares.values()]))
         # So many batches are on the networks that each thread has a part to compute.
-        least = min((encoder.part_tiles for encoder, _ in work), default=size)
+        least = min((part.encoder.part_tiles for part in work), default=1)
+        size = GPU_BATCH_TILES if self._device == "cuda" else BATCH_TILES
+        size = max(least, size // max((view.ratio for view in views), default=1) ** 2)
         ahead = 1 + -(-self._threads * least // size)
         with contextlib.ExitStack() as stack:
             writers = _writers(self._store, unit, stack)
-            feed = tile_feed(self._store, unit, threads=self._threads, batch_tiles=size)
-            running: deque[tuple[PieceBatch, list[RunningBatch]]] = deque()
-            for batch, tiles in stack.enter_context(feed):
+            feed = tile_feed(self._store, unit, views, threads=self._threads, batch_tiles=size)
+            running: deque[tuple[PieceBatch, list[_Started]]] = deque()
+            for batch, seen_tiles in stack.enter_context(feed):
                 outcome.tiles += len(batch.places)
-                running.append((batch, _start(work, batch, tiles)))
+                running.append((batch, _start(work, shares, batch, seen_tiles)))
                 while len(running) > ahead:  # the networks are busy while it is written
                     _put(writers, outcome, self._threads, *running.popleft())
             while running:
@@ -114,19 +146,30 @@ class Extractor:
                     outcome.files.append(writer.finish())
         outcome.wall_s = time.perf_counter() - start
 
-    def _work(
-        self, unit: Unit, teachers: Sequence[Teacher]
-    ) -> Iterator[tuple["Encoder", list[Output]]]:
-        """Yield each network with its columns of one precision, engine and stain."""
+    def _work(self, unit: Unit, teachers: Sequence[Teacher]) -> Iterator[_Work]:
+        """Yield each network with its columns of one precision, engine, stain and view."""
         identities = {column.name: identity_of(column) for column in unit.fields}
         for teacher in teachers:
-            groups: dict[tuple[Precision, Engine, int | None], list[Output]] = {}
+            groups: dict[tuple[Precision, Engine, int | None, FieldOfView], list[Output]] = {}
             for output in only(teacher.outputs, list(identities)):
                 identity = identities[output.column]
-                key = (identity["precision"], identity.get("engine", "torch"), output.stain)
+                view = unit.view_of(identity)
+                engine = identity.get("engine", "torch")
+                key = (identity["precision"], engine, output.stain, view)
                 groups.setdefault(key, []).append(output)
-            for (precision, engine, _), outputs in groups.items():
-                yield self._encoder(teacher, precision, engine), outputs
+            for (precision, engine, _, view), outputs in groups.items():
+                encoder = self._encoder(teacher, precision, engine)
+                yield _Work(encoder=encoder, outputs=outputs, view=view)
+
+
+def _columns_of_shares(unit: Unit) -> dict[str, FieldOfView]:
+    """Return the columns of shares that were filled, each with the field that it is about."""
+    identities = {column.name: identity_of(column) for column in unit.fields}
+    return {
+        name: unit.view_of(identity)
+        for name, identity in identities.items()
+        if identity.get("pooling") == FILLED
+    }
 
 
 def _writers(
@@ -147,19 +190,28 @@ def _writers(
 
 
 def _start(
-    work: Sequence[tuple["Encoder", list[Output]]], batch: PieceBatch, tiles: RgbArray
-) -> list["RunningBatch"]:
+    work: Sequence[_Work], shares: Mapping[str, FieldOfView], batch: PieceBatch, seen_tiles: Seen
+) -> list[_Started]:
     """Start all networks on some tiles."""
     if not len(batch.places):
         return []
-    tile_id = batch.piece.ids[batch.places]
-    stained: dict[int | None, RgbArray] = {None: tiles}
+    stained: dict[tuple[FieldOfView, int | None], RgbArray] = {}
     started = []
-    for encoder, outputs in work:
-        stain = outputs[0].stain
-        if stain is not None and stain not in stained:
-            stained[stain] = stain_variant(tiles, tile_id, stain)
-        started.append(encoder.start(stained[stain], tile_id, outputs))
+    for part in work:
+        tiles, stain = seen_tiles[part.view], part.outputs[0].stain
+        if not len(tiles.places):
+            continue
+        tile_id, key = batch.piece.ids[tiles.places], (part.view, stain)
+        if key not in stained:
+            stained[key] = (
+                tiles.pixels if stain is None else stain_variant(tiles.pixels, tile_id, stain)
+            )
+        running = part.encoder.start(stained[key], tile_id, part.outputs)
+        started.append(_Started(places=tiles.places, running=running))
+    for column, view in shares.items():
+        values = {column: seen_tiles[view].filled[:, None]}
+        left_out = len(batch.places) - len(seen_tiles[view].places)
+        started.append(_Started(places=batch.places, shares=values, left_out=left_out))
     return started
 
 
@@ -168,18 +220,22 @@ def _put(
     outcome: Outcome,
     threads: int,
     batch: PieceBatch,
-    started: Sequence["RunningBatch"],
+    started: Sequence[_Started],
 ) -> None:
     """Write the features of some tiles of a slide; tiles between them were not chosen."""
-    piece, places = batch.piece, batch.places
-    runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
+    piece = batch.piece
     for writer in writers.values():
         writer.skip(max(0, piece.start - writer.rows))
-    for running in started:
-        embeddings = running.result()
+    for part in started:
+        places, running = part.places, part.running
+        embeddings = part.shares if running is None else running.result()
+        runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
         for name, values in embeddings.items():
             writer = writers[name]
-            outcome.seconds[name] += running.seconds / threads / len(embeddings)
+            if running is None:
+                outcome.count_filled(name, values, part.left_out)
+            else:
+                outcome.seconds[name] += running.seconds / threads / len(embeddings)
             for run in runs:
                 written = writer.rows - piece.start
                 writer.absent(piece.slide, int(places[run[0]]) - written)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from featurestore import Lake, Licence, Store
     from ingest.teachers.encoder import Encoder
+    from ingest.teachers.views.field_of_view import FieldOfView
 
 # A student of features has this file in place of a card.
 FEATURE_CARD = "features.json"
@@ -55,15 +56,27 @@ class Teacher:
     folder: str | None = None
 
     def identity(
-        self, output: Output, precision: Precision, engine: Engine = "torch"
+        self,
+        output: Output,
+        precision: Precision,
+        engine: Engine = "torch",
+        view: "FieldOfView | None" = None,
     ) -> dict[str, Any]:
-        """Return all that decides a column's numbers, which is kept with the column."""
+        """Return all that decides a column's numbers, which is kept with the column.
+
+        Args:
+            output: the column.
+            precision: precision of the network's arithmetic.
+            engine: engine that runs the network.
+            view: field of view; None for the rows' own tiles.
+        """
         run = {"card": self.card.name, "weights_sha256": self.sha256, "precision": precision}
         by = {} if engine == "torch" else {"engine": engine}
         # A reader of patch tokens needs their grid, and the card of a user's encoder is in no lake.
         own_tokens = self.source is not None and output.pooling in SAMPLED and self.card.grid
         grid = {"grid": list(self.card.grid or ())} if own_tokens else {}
-        return {**self.card.identity(), **output.identity(), **run, **by, **grid}
+        field = {} if view is None else view.identity()
+        return {**self.card.identity(), **output.identity(), **run, **by, **grid, **field}
 
 
 def sees_features(store: "Store", name: str) -> bool:
@@ -202,10 +215,12 @@ def load_encoder(
 def licence_of(store: "Store", teacher: str) -> "Licence":
     """Return the licence of a teacher or student by its name; of an unknown one it is not stated.
 
-    A student has the licences of its teachers, and forbids what any of them forbids.
+    A student has the licences of its teachers, and forbids what any of them forbids. Codes of a
+    column (`NAME~CODEC`) have that of the column.
     """
     from featurestore import Licence
 
+    teacher = teacher.partition("~")[0]
     if sees_features(store, teacher):
         record = json.loads(student_file(store, teacher, FEATURE_CARD))
         text = "; ".join(f"{name}: {text}" for name, text in record["licences"].items())
@@ -219,14 +234,17 @@ def licence_of(store: "Store", teacher: str) -> "Licence":
 def column_licences(lake: "Lake", teachers: Sequence[str]) -> dict[str, "Licence"]:
     """Return the licence of each column: the one kept with it, or else that of its name's card.
 
-    Columns that were imported, or extracted by an earlier version, keep none.
+    Columns that were imported, or extracted by an earlier version, keep none. Codes that keep none
+    have the licence of the column that they are of.
     """
     licences = {}
     for teacher in teachers:
+        names = dict.fromkeys((teacher, teacher.partition("~")[0]))
         kept = [
-            lake.licence(teacher, mpp=mpp)
+            lake.licence(name, mpp=mpp)
+            for name in names
             for mpp in lake.config.mpps
-            if teacher in lake.teachers(mpp=mpp)
+            if name in lake.teachers(mpp=mpp)
         ]
         recorded = next((licence for licence in kept if licence is not None), None)
         licences[teacher] = recorded or licence_of(lake.store, teacher)
@@ -289,7 +307,9 @@ def _card_row(card: Card, *, here: bool) -> dict[str, Any]:
         "poolings": list(card.poolings),
         "patches": card.grid[0] * card.grid[1] if card.grid else 0,
         "input_px": card.input_px,
+        "field_px": list(card.field_px),
         "mpp": card.mpps[0] if card.mpps else None,
+        "mpps": list(card.mpps),
         "precision": card.precision,
         "licence": card.licence,
         "forbids": list(card.forbids),
@@ -309,7 +329,9 @@ def _feature_student_row(store: "Store", name: str) -> dict[str, Any]:
         "poolings": [],
         "patches": 0,
         "input_px": None,
+        "field_px": [],
         "mpp": min(record["mpps"]),
+        "mpps": list(record["mpps"]),
         "precision": None,
         "licence": licence_of(store, name).text,
         "forbids": list(licence_of(store, name).forbids),

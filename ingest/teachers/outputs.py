@@ -7,25 +7,32 @@ A name is a card's, then what is taken of its tokens, then the block after which
 - `patches`: all patch tokens, row after row, prefix tokens left out; `patches25`: 25 of them, other
   ones for each tile, whose places in the grid are in the column `...:places25`;
 - `@L12`: after the 12th block and the final norm; after the last one if it is not given;
-- `@S1`: of the first stain variant of each tile (see `stain.py`), not of the tile as it is.
+- `@S1`: of the first stain variant of each tile (see `stain.py`), not of the tile as it is;
+- `@macenko`, `@reinhard`: of tiles whose stains are normalised (see `stain_normalisation.py`).
+
+A column whose field of view is put together from several tiles has one more beside it, `...@filled`
+(`filled_output`): the share of each field that was filled with background.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ingest.errors import TeacherError
+from ingest.stain_normalisation import Normalisation, normalisation_identity
 from ingest.teachers.cards.card import Card
 
 NAME = re.compile(
     r"(?P<card>[A-Za-z0-9_-]+)(:(?P<what>[a-z+]+)(?P<sample>[1-9][0-9]*)?)?"
-    r"(@L(?P<layer>[1-9][0-9]*))?(@S(?P<stain>[1-9][0-9]*))?"
+    r"(@L(?P<layer>[1-9][0-9]*))?(@S(?P<stain>[1-9][0-9]*)|@(?P<normalisation>macenko|reinhard))?"
 )
 SAMPLED = ("patches", "places")
+#: What the column of the shares is in place of a pooling, and the end of its name.
+FILLED = "filled"
 # Places are kept as float16 like all else, which holds whole numbers exactly up to this.
 MOST_PLACES = 2048
 
@@ -42,6 +49,7 @@ class Output:
         sample: number of patch tokens that are taken of each tile; all if None.
         layer: number of the block after which tokens are taken, from 1; the last if None.
         stain: number of the stain variant; None for the tile as it is.
+        normalisation: how the stains of tiles are normalised; None for tiles as they are.
         dim: number of values for each tile.
         tokens: number of patch tokens in these values; None without patch tokens.
     """
@@ -53,12 +61,16 @@ class Output:
     stain: int | None
     dim: int
     tokens: int | None = None
+    normalisation: Normalisation | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return the part of an output that decides its numbers."""
         facts = {"pooling": self.pooling, "dim": self.dim, "sample": self.sample}
         facts |= {"layer": self.layer, "stain": self.stain, "tokens": self.tokens}
-        return {name: fact for name, fact in facts.items() if fact is not None}
+        identity = {name: fact for name, fact in facts.items() if fact is not None}
+        if self.normalisation is not None:
+            identity |= normalisation_identity(self.normalisation)
+        return identity
 
 
 def card_name(teacher: str) -> str:
@@ -80,7 +92,10 @@ def _parsed(teacher: str) -> dict[str, str | None]:
         )
         raise TeacherError(msg)
     if match is None:
-        msg = f"'{teacher}' names no teacher: give NAME, NAME:POOLING, NAME:POOLING@L12 or @S1"
+        msg = (
+            f"'{teacher}' names no teacher: give NAME, NAME:POOLING, NAME:POOLING@L12, @S1 or "
+            "@macenko"
+        )
         raise TeacherError(msg)
     return match.groupdict()
 
@@ -98,7 +113,14 @@ def outputs_of(teacher: str, card: Card) -> list[Output]:
     sample, layer, stain = (int(parts[name] or 0) or None for name in ("sample", "layer", "stain"))
     _check(teacher, card, pooling, sample, layer)
     whats = [pooling] if sample is None else SAMPLED
-    return [_output(card, name, sample, layer, stain) for name in whats]
+    normalisation = cast("Normalisation | None", parts["normalisation"])
+    outputs = [_output(card, name, sample, layer, stain) for name in whats]
+    if normalisation is None:
+        return outputs
+    return [
+        replace(output, column=f"{output.column}@{normalisation}", normalisation=normalisation)
+        for output in outputs
+    ]
 
 
 def _output(
@@ -118,6 +140,18 @@ def _output(
         stain=stain,
         dim=dim,
         tokens=tokens if pooling == "patches" else None,
+    )
+
+
+def filled_output(output: Output) -> Output:
+    """Return the column of the shares of another column's fields that were filled."""
+    return Output(
+        column=f"{output.column}@{FILLED}",
+        pooling=FILLED,
+        sample=None,
+        layer=None,
+        stain=None,
+        dim=1,
     )
 
 
@@ -149,6 +183,17 @@ def places(tile_id: Int64Array, patches: int, sample: int) -> Int64Array:
     each: npt.NDArray[np.uint64] = first[:, None] + np.arange(patches).astype(np.uint64)
     mixed = _mix(each)
     return np.sort(np.argsort(mixed, axis=1, kind="stable")[:, :sample], axis=1)
+
+
+def drawn(tile_id: Int64Array, count: int) -> Int64Array:
+    """Return the places of some tiles, ascending; their keys decide which.
+
+    Args:
+        tile_id: keys of all tiles [N].
+        count: number of tiles that are drawn; all if there are fewer.
+    """
+    order = np.argsort(_mix(tile_id.astype(np.uint64)), kind="stable")
+    return np.sort(order[:count])
 
 
 def in_share(tile_id: Int64Array, share: float) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,8 @@ from ingest.errors import TeacherError
 
 SUFFIX = ".py"
 _TAKEN = re.compile(
-    r"(?P<path>.+\.py)(?P<taken>(:[a-z+]+[0-9]*)?(@L[0-9]+)?(@S[0-9]+)?)", re.DOTALL
+    r"(?P<path>.+\.py)(?P<taken>(:[a-z+]+[0-9]*)?(@L[0-9]+)?(@S[0-9]+|@macenko|@reinhard)?)",
+    re.DOTALL,
 )
 
 

@@ -52,6 +52,8 @@ from ingest.teachers.extract_here import outcomes_here
 from ingest.teachers.extract_plan import choose_tiles, plan, sized_for
 from ingest.teachers.find_teacher import Teacher, find_teachers
 from ingest.teachers.ray_workers import WorkerPool
+from ingest.teachers.views.chosen_views import choose_views
+from ingest.teachers.views.field_of_view import FovMode
 from ingest.teachers.work.unit_queue import SIZES, UnitQueue
 from ingest.teachers.work.units import Outcome, Unit, tiles_between
 
@@ -67,13 +69,16 @@ class ExtractResult(Shown):
 
     Attributes:
         teachers: by column: tiles, seconds in which its network ran, tiles_per_s of wall time, and
-            stall, the share of the workers' time without a running network (waits, writes).
+            stall, the share of the workers' time without a running network (waits, writes); where a
+            field of view was put together, `filled` and `left_out`, the tiles of whose field a
+            part was filled with background, and those that are NaN for the size of this part.
         failed: failed slides with their mpp and the reason.
         seconds: seconds that the whole run took.
         ready: number of slides that have been cut, and so have tiles to run on.
         pending: number of slides that an ingest has not cut yet: they have no features.
         freed: the versions and files that an automatic vacuum removed.
         workers: the workers that ran the encoders; None if there was nothing to run.
+        notes: lines on fields of view that are not the row's tile, and on mpps without a field.
 
     Examples:
         >>> outcome = sl.extract("my-lake", ["efficientnet_lite0"], mpps=[2.0])
@@ -88,6 +93,7 @@ class ExtractResult(Shown):
     pending: int = 0
     freed: Vacuumed | None = None
     workers: Placement | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def did_nothing(self) -> bool:
@@ -117,7 +123,7 @@ class ExtractResult(Shown):
         self.ready, self.pending = states.get(READY, 0), states.get(PENDING, 0)
 
 
-# With twelve parameters: the public function names every setting that users change.
+# With thirteen parameters: the public function names every setting that users change.
 def extract(
     lake_uri: str,
     teachers: str | Sequence[str],
@@ -128,6 +134,7 @@ def extract(
     engine: Engine | None = None,
     where: str | None = None,
     share: float | None = None,
+    fov: FovMode | None = None,
     address: str | None = None,
     workers: WorkerSettings = WorkerSettings(),  # noqa: B008 - it is frozen
     auto_vacuum: bool = False,
@@ -147,6 +154,9 @@ def extract(
             it is installed and there are 5,000 tiles or more (an export takes 10-20 s), else torch.
         where: a predicate on the tiles' columns; tiles for which it does not hold get NaN.
         share: share of the tiles, drawn by their keys; the others get NaN.
+        fov: field of view of new columns. None: the row's tile where it is about the card's field,
+            else that field from finer tiles or a crop. "exact": the card's field to the pixel.
+            "nearest": the row's tile where its mpp does not have the card's field.
         address: a Ray cluster; a local Ray is started if None.
         workers: device and size of the workers; precision and engine follow the device.
         auto_vacuum: whether old versions are freed in the end; see `free_old_versions`.
@@ -155,6 +165,7 @@ def extract(
 
     Raises:
         ClusterError: no node of the cluster holds such a worker.
+        FieldError: an mpp does not have the field of view of a teacher; without `mpps`, none does.
         LakeError: `where` is no predicate on the tiles' columns.
         TeacherError: a teacher is not known or its weights are missing.
         IdentityError: a column of that name holds another encoder's features.
@@ -171,8 +182,17 @@ def extract(
         chosen = [lake.known_mpp(mpp) for mpp in mpps or lake.config.mpps]
         choice = choose_tiles(lake, chosen, where, share)
         networks = find_teachers(lake.store, encoders, folder=weights)
+        views = choose_views(lake, networks, chosen, fov, skip=mpps is None)
+        outcomes.notes += views.notes
         planned = partial(
-            plan, lake, networks, chosen, choice=choice, precision=precision, engine=engine
+            plan,
+            lake,
+            networks,
+            chosen,
+            choice=choice,
+            precision=precision,
+            engine=engine,
+            chosen=views,
         )
         _run_encoders(lake, networks, planned, outcomes, address, workers)
         outcomes.seconds = round(time.perf_counter() - start, 3)
@@ -410,8 +430,13 @@ def _watch(outcome: Outcome, watch: JobWatch) -> None:
 def _count(outcome: Outcome, outcomes: ExtractResult) -> None:
     """Add the tiles and the seconds of a unit."""
     for name, seconds in ({} if outcome.reason else outcome.seconds).items():
+        if name not in outcomes.teachers:  # a column of shares, beside the teacher's own
+            continue
         counts = outcomes.teachers[name]
         counts["tiles"] += outcome.tiles
         counts["seconds"] = round(counts["seconds"] + seconds, 3)
         counts["wall"] = counts.get("wall", 0.0) + outcome.wall_s
         counts["busy"] = counts.get("busy", 0.0) + sum(outcome.seconds.values())
+        if name in outcome.filled:
+            counts["filled"] = counts.get("filled", 0) + outcome.filled[name]
+            counts["left_out"] = counts.get("left_out", 0) + outcome.left_out[name]

@@ -25,7 +25,7 @@ CUT = (
 )
 RUN = (
     "--teacher efficientnet_lite0 --weights {tmp} --precision bfloat16 --engine torch "
-    "--where 'pen < 0.1' --share 0.5 --device cpu --workers 3 --cpus-per-worker 2 "
+    "--where 'pen < 0.1' --share 0.5 --fov nearest --device cpu --workers 3 --cpus-per-worker 2 "
     "--gpus-per-worker 0 "
 )
 SHARED = "--address 127.0.0.1:1 --auto-vacuum "
@@ -95,7 +95,7 @@ def test_build_gives_each_stage_what_its_own_command_gives_it(
     assert ours.pop("column_makers")
     assert theirs.pop("mpps") is None
     assert ours == theirs
-    assert ours["auto_vacuum"] is True
+    assert (ours["auto_vacuum"], ours["fov"]) == (True, "nearest")
 
 
 def test_build_plans_without_writing(

@@ -41,6 +41,10 @@ class Card:
         patch_px: side of a patch; None if the network has no patch tokens.
         maps: whether it is convolutional: its last map's places are then its tokens.
         mpps: microns per pixel that it was trained for, best first; empty if not on microscopy.
+        field_px: sides in pixels, at one of `mpps`, of the squares that its authors feed, the best
+            first; they are resized to `resize_px` or `input_px`. Empty: a tile of any side.
+        filled_at_most: greatest share of a field that may be filled with background where its tiles
+            were not kept and the slide can't be reached; rows with more have no features.
         precision: precision in which its authors, or most of its users, run it on GPUs.
         licence: licence of the weights, as far as it is known.
         forbids: what the licence forbids, in the words of `featurestore.licences`.
@@ -77,6 +81,8 @@ class Card:
     patch_px: int | None = None
     maps: bool = False
     mpps: tuple[float, ...] = ()
+    field_px: tuple[int, ...] = ()
+    filled_at_most: float = 0.5
     precision: Precision = "float32"
     licence: str = "unknown"
     forbids: "tuple[Forbidden, ...]" = ()
@@ -148,7 +154,7 @@ def card_json(card: Card) -> bytes:
 
 def card_from_json(record: Mapping[str, Any]) -> Card:
     """Return a card from its kept JSON; fields of a later version are ignored."""
-    lists = ("mean", "std", "poolings", "mpps", "files", "unverified", "forbids")
+    lists = ("mean", "std", "poolings", "mpps", "field_px", "files", "unverified", "forbids")
     fields: dict[str, Any] = {
         name: tuple(record[name]) if name in lists else record[name]
         for name in Card.__dataclass_fields__

@@ -25,6 +25,7 @@ PHIKON = Card(
     prefix_tokens=1,
     patch_px=16,
     mpps=(0.5,),
+    field_px=(224,),
     licence="Owkin non-commercial",
     forbids=("commercial use",),
     source="Owkin, the teacher of its iBOT",
@@ -32,7 +33,7 @@ PHIKON = Card(
     files=BOTH_FILES,
     keys="hf_vit",
     references={
-        "network, pooling, mpp": "owkin/HistoSSLscaling@73f1d19, README.md",
+        "network, pooling, mpp, field": "owkin/HistoSSLscaling@73f1d19, README.md",
         "epsilon of the norms": "config.json of the hub, 1e-6; an older revision had 1e-12",
         "interpolation": "birkhoffkiki/PrePATH models/phikon.py, compared with the processor",
         "mean, std, precision": TRIDENT,
@@ -53,6 +54,7 @@ PHIKON_V2 = Card(
     prefix_tokens=1,
     patch_px=16,
     mpps=(0.5,),
+    field_px=(224,),
     licence="Owkin non-commercial",
     forbids=("commercial use",),
     source="Owkin",
@@ -63,6 +65,7 @@ PHIKON_V2 = Card(
         "network": "303.4 million parameters and third-party code: 24 blocks, plain MLP",
         "interpolation, mean, std": "the hub's processor, in birkhoffkiki/PrePATH phikon2.py",
         "pooling": f"{SLIDE2VEC}/phikon.py; cls+mean in PathoROB",
+        "mpp, field": TRIDENT_TABLE,
         "precision": TRIDENT,
         "names": HF_DINOV2,
     },
@@ -84,6 +87,7 @@ def _hibou(name: str, size: str, dim: int, ratio: float, hub: str) -> Card:
         prefix_tokens=5,
         patch_px=14,
         mpps=(0.5,),
+        field_px=(224,),
         precision="float32" if large else "float16",
         licence="Apache-2.0",
         gated=large,
@@ -97,12 +101,14 @@ def _hibou(name: str, size: str, dim: int, ratio: float, hub: str) -> Card:
             "interpolation": "birkhoffkiki/PrePATH models/hibou_l.py",
             "pooling": f"pooler_output, the normed class token: {SLIDE2VEC}/hibou.py",
             "precision": TRIDENT if large else f"{SLIDE2VEC}/hibou.py",
+            **({"mpp, field": TRIDENT_TABLE} if large else {}),
             "licence": "HistAI/hibou LICENSE",
         },
         unverified=(
             "config.json: its size follows from 303,657,216 parameters; slide2vec runs float16"
             if large
             else "whether it is gated now: open in 2024, LazySlide says it is",
+            *(() if large else ("mpp, field: as of hibou_l",)),
         ),
     )
 
@@ -122,6 +128,7 @@ def _kaiko(letter: str, size: str, patch: int, dim: int) -> Card:
         prefix_tokens=5 if large else 1,
         patch_px=patch,
         mpps=(0.5,),
+        field_px=(256,),
         licence="Kaiko non-commercial",
         forbids=("commercial use",),
         source="kaiko.ai",
@@ -131,7 +138,7 @@ def _kaiko(letter: str, size: str, patch: int, dim: int) -> Card:
         references={
             "network": f"kaiko-ai/towards_large_pathology_fms@bfcde17, hubconf.py; {TRIDENT}",
             "mean, std, interpolation": "kaiko-ai/towards_large_pathology_fms README.md",
-            "mpp": TRIDENT_TABLE,
+            "mpp, field": TRIDENT_TABLE,
             "precision": TRIDENT,
             "licence": "kaiko-ai/towards_large_pathology_fms LICENSE",
         },
@@ -151,6 +158,7 @@ MIDNIGHT = Card(
     prefix_tokens=1,
     patch_px=14,
     mpps=(0.5, 0.25, 1.0, 2.0),
+    field_px=(224,),
     precision="float16",
     licence="MIT",
     source="kaiko.ai",
@@ -162,7 +170,7 @@ MIDNIGHT = Card(
         "pooling": "page of the hub, for classification; TRIDENT takes the class token",
         "network": f"{SLIDE2VEC}/midnight.py; {TRIDENT}",
         "position table": f"37 x 37, resized as {HF_DINOV2} does",
-        "mpp": f"{SLIDE2VEC}/midnight.py; 0.5 first by {TRIDENT_TABLE}",
+        "mpp, field": f"{SLIDE2VEC}/midnight.py; 0.5 first by {TRIDENT_TABLE}",
         "precision": TRIDENT,
     },
     unverified=(
@@ -186,6 +194,7 @@ def _lunit(patch: int) -> Card:
         prefix_tokens=1,
         patch_px=patch,
         mpps=(0.5,),
+        field_px=(224,),
         licence="Lunit public licence, non-commercial",
         forbids=("commercial use",),
         source="Lunit, DINO on TCGA",
@@ -194,7 +203,7 @@ def _lunit(patch: int) -> Card:
         references={
             "network, licence": "lunit-io/benchmark-ssl-pathology@d0288de, README.md and LICENSE",
             "mean, std": "kaiko-ai/eva@73b61a7, pathology/lunit.py; owkin/plism-benchmark",
-            **({"mpp": TRIDENT_TABLE} if patch == 8 else {}),
+            **({"mpp, field": TRIDENT_TABLE} if patch == 8 else {}),
             "resize": "owkin/plism-benchmark, models/lunit.py: none",
             "precision": TRIDENT if patch == 8 else f"{SLIDE2VEC}/lunit.py",
         },
@@ -202,7 +211,7 @@ def _lunit(patch: int) -> Card:
             "interpolation",
             "mean and std: PrePATH takes those of ImageNet",
             "crop: timm's default for the hub's copy would cut off a tenth",
-            *(() if patch == 8 else ("mpp",)),
+            *(() if patch == 8 else ("mpp, field",)),
         ),
     )
 
@@ -218,6 +227,7 @@ GPFM = Card(
     prefix_tokens=1,
     patch_px=14,
     mpps=(0.5,),
+    field_px=(224,),
     precision="float16",
     licence="CC-BY-NC-ND-4.0",
     forbids=("commercial use", "sharing derivatives"),
@@ -227,7 +237,7 @@ GPFM = Card(
     keys="gpfm",
     references={
         "network, interpolation": "birkhoffkiki/GPFM@4f8be2b, models/dinov2/__init__.py",
-        "mpp": f"{TRIDENT_TABLE}; {SLIDE2VEC}/gpfm.py",
+        "mpp, field": f"{TRIDENT_TABLE}; {SLIDE2VEC}/gpfm.py",
         "names": f"hub: {TRIDENT}, loads it strictly; GitHub: kaiko-ai/eva@73b61a7, hkust.py",
         "precision": f"{TRIDENT}; {SLIDE2VEC} runs float32",
         "licence": "birkhoffkiki/GPFM LICENSE",
@@ -248,6 +258,7 @@ CTRANSPATH = Card(
     poolings=("mean",),
     patch_px=32,
     mpps=(1.0,),
+    field_px=(224,),
     licence="GPL-3.0; its README: for academic research",
     forbids=("commercial use",),
     source="Xiyue Wang, ctranspath.pth in github.com/Xiyue-Wang/TransPath",
@@ -259,7 +270,10 @@ CTRANSPATH = Card(
         "equality": "STAMP's network of timm 0.5.4, difference 0.0 on random weights",
         "precision": TRIDENT,
     },
-    unverified=("TRIDENT's `ctranspath` is another file, CHIEF's: AGPL-3.0",),
+    unverified=(
+        "TRIDENT's `ctranspath` is another file, CHIEF's: AGPL-3.0, 256 px",
+        "field: the side of the network's input",
+    ),
 )
 
 

@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore import ColumnFile
 from featurestore.tables import PartName
+from ingest.teachers.outputs import FILLED
+from ingest.teachers.views.field_of_view import FieldOfView
 
+Float32Array = npt.NDArray[np.float32]
 Row = dict[str, Any]
 
 
@@ -40,8 +45,11 @@ class Unit:
         mpp: microns per pixel of the fragment's table.
         fragment: the fragment's id.
         fields: the teachers' columns that the fragment lacks.
-        slides: catalog rows of the slides, in row order.
+        slides: catalog rows of the slides, in row order. Where a field of view is put together from
+            finer tiles, each has `finer`, the slide's rows at these mpps, and `origin`, where the
+            slide is.
         rows: physical rows of the whole fragment.
+        tile_px: side of the lake's tiles.
         choice: the tiles to run on.
         first: number of the unit's first row in the fragment.
         stop: number of the row after its last; None for the end of the fragment.
@@ -54,6 +62,7 @@ class Unit:
     fields: tuple[pa.Field, ...]
     slides: tuple[Row, ...]
     rows: int
+    tile_px: int
     choice: Choice = Choice()
     first: int = 0
     stop: int | None = None
@@ -68,6 +77,10 @@ class Unit:
     def tiles(self) -> int:
         """Return the number of tiles in the unit's rows."""
         return tiles_between(self.slides, self.first, self.end)
+
+    def view_of(self, identity: Mapping[str, Any]) -> FieldOfView:
+        """Return the field of view of a column, from its identity."""
+        return FieldOfView.of_identity(identity, tile_px=self.tile_px, mpp=self.mpp)
 
     def part_names(self) -> dict[str, PartName]:
         """Return the name of each column's part; empty for a whole fragment."""
@@ -101,6 +114,8 @@ class Outcome:
         seconds: seconds in which its network ran, by column; shared time is divided among columns.
         wall_s: seconds of the whole run, without the time to build networks.
         tiles: number of tiles that the networks were run on.
+        filled: by column: number of tiles of whose field a part was filled with background.
+        left_out: by column: number of tiles of whose field too large a part was, so that it is NaN.
         reason: why the unit failed.
         no_keys: whether it failed because its machine has no keys of the bucket.
         joined: paths of the parts that are in the files now, and so of no more use.
@@ -113,10 +128,24 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
     tiles: int = 0
+    filled: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     no_keys: bool = False
     joined: list[str] = field(default_factory=list)
     damaged: tuple[int, int] | None = None
+
+    def count_filled(self, column: str, shares: Float32Array, left_out: int) -> None:
+        """Count tiles with filled fields.
+
+        Args:
+            column: column of the shares.
+            shares: share of each tile's field that was filled.
+            left_out: number of tiles whose share is too large.
+        """
+        name = column.removesuffix(f"@{FILLED}")
+        self.filled[name] = self.filled.get(name, 0) + int((shares > 0).sum())
+        self.left_out[name] = self.left_out.get(name, 0) + left_out
 
 
 def tiles_between(slides: tuple[Row, ...], first: int, stop: int) -> int:

@@ -271,8 +271,15 @@ def test_damaged_pixels_are_refused_by_streams_and_extraction(copied: Lake) -> N
     with pytest.raises(DamageError, match=text):
         streamed(copied, PLAIN, pixels="jpeg")
     streamed(copied, PLAIN)
-    unit = Unit(mpp=MPP, fragment=row["fragment"], fields=(), slides=(row,), rows=row["tiles"])
-    feed = tile_feed(copied.store, unit, threads=1, batch_tiles=8)
+    unit = Unit(
+        mpp=MPP,
+        fragment=row["fragment"],
+        fields=(),
+        slides=(row,),
+        rows=row["tiles"],
+        tile_px=copied.config.tile_px,
+    )
+    feed = tile_feed(copied.store, unit, [unit.view_of({})], threads=1, batch_tiles=8)
     with pytest.raises(DamageError, match=text), feed as batches:
         next(batches)
     streamed(open_lake(copied.uri, check=None), PLAIN, pixels="jpeg")

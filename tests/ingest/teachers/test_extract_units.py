@@ -249,11 +249,13 @@ def test_a_slide_in_two_units_is_fetched_in_two_parts(
             fields=(),
             slides=(row,),
             rows=96,
+            tile_px=256,
             first=first,
             stop=stop,
         )
-        with tile_feed(lake.store, unit, threads=2, batch_tiles=4) as feed:
-            pixels += [tiles for _, tiles in feed]
+        view = unit.view_of({})
+        with tile_feed(lake.store, unit, [view], threads=2, batch_tiles=4) as feed:
+            pixels += [seen[view].pixels for _, seen in feed]
     assert sum(len(tiles) for tiles in pixels) == 24
     assert len(ranges) == 2
     assert ranges[0][0] + ranges[0][1] <= ranges[1][0]

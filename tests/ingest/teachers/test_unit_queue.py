@@ -33,7 +33,7 @@ def fragment(number: int, tiles: Sequence[int], *, columns: int = 1, gap: int = 
     slides = rows_of(tiles, gap=gap)
     fields = tuple(pa.field(f"t{n}", pa.list_(pa.float16(), 4)) for n in range(columns))
     rows = sum(tiles) + gap * len(tiles)
-    return Unit(mpp=0.5, fragment=number, fields=fields, slides=slides, rows=rows)
+    return Unit(mpp=0.5, fragment=number, fields=fields, slides=slides, rows=rows, tile_px=256)
 
 
 @pytest.mark.parametrize(
