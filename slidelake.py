@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from featurestore.read.torch_bags import Bags
     from featurestore.storage import DiskFullError
     from featurestore.tables.annotation import AnnotationError
-    from ingest import BuildResult, InputError, SlideError, TeacherError
+    from ingest import BuildResult, FieldError, InputError, SlideError, TeacherError
     from ingest.ray_ingest import IngestResult, ingest
     from ingest.teachers.cards.card import Card
     from ingest.teachers.find_teacher import list_teachers
@@ -118,6 +118,7 @@ PUBLIC = {
     "DistillError": "distill",
     "ExtensionError": "cluster",
     "ExtractResult": "ingest.teachers.ray_extract",
+    "FieldError": "ingest",
     "FormatError": "featurestore",
     "IdentityError": "featurestore",
     "InUseError": "featurestore.errors",
@@ -204,6 +205,7 @@ __all__ = [
     "DistillError",
     "ExtensionError",
     "ExtractResult",
+    "FieldError",
     "FormatError",
     "IdentityError",
     "InUseError",

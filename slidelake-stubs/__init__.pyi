@@ -78,6 +78,7 @@ from featurestore.read.torch_bags import Bags as Bags
 from featurestore.storage import DiskFullError as DiskFullError
 from featurestore.tables.annotation import AnnotationError as AnnotationError
 from ingest import BuildResult as BuildResult
+from ingest import FieldError as FieldError
 from ingest import InputError as InputError
 from ingest import SlideError as SlideError
 from ingest import TeacherError as TeacherError
@@ -115,6 +116,7 @@ __all__ = [
     "DistillError",
     "ExtensionError",
     "ExtractResult",
+    "FieldError",
     "FormatError",
     "IdentityError",
     "InUseError",
