@@ -89,8 +89,11 @@ if TYPE_CHECKING:
     from featurestore.read.torch_bags import Bags
     from featurestore.storage import DiskFullError
     from featurestore.tables.annotation import AnnotationError
+    from featurestore.tables.slide_encoding import SlideEncoding
     from ingest import BuildResult, FieldError, InputError, SlideError, TeacherError
+    from ingest.errors import SlideEncoderError
     from ingest.ray_ingest import IngestResult, ingest
+    from ingest.slide_encoders import EncodeResult, SlideCard, encode
     from ingest.teachers.cards.card import Card
     from ingest.teachers.find_teacher import list_teachers
     from ingest.teachers.ray_extract import ExtractResult
@@ -116,6 +119,7 @@ PUBLIC = {
     "DamageError": "featurestore",
     "DiskFullError": "featurestore.storage",
     "DistillError": "distill",
+    "EncodeResult": "ingest.slide_encoders",
     "ExtensionError": "cluster",
     "ExtractResult": "ingest.teachers.ray_extract",
     "FieldError": "ingest",
@@ -145,6 +149,9 @@ PUBLIC = {
     "RobustnessOptions": "downstream",
     "Segmenter": "ingest.tissue.own_segmenter",
     "SettingsError": "downstream.run.fit_settings",
+    "SlideCard": "ingest.slide_encoders",
+    "SlideEncoderError": "ingest.errors",
+    "SlideEncoding": "featurestore.tables.slide_encoding",
     "SlideError": "ingest",
     "SplitError": "downstream",
     "Stream": "featurestore.read.stream",
@@ -162,6 +169,7 @@ PUBLIC = {
     "create_lake": "featurestore",
     "distill": "distill.train.ray_train",
     "drop": "featurestore",
+    "encode": "ingest.slide_encoders",
     "extend": "cluster",
     "extract": "distill.students.feature_students",
     "ingest": "ingest.ray_ingest",
@@ -203,6 +211,7 @@ __all__ = [
     "DamageError",
     "DiskFullError",
     "DistillError",
+    "EncodeResult",
     "ExtensionError",
     "ExtractResult",
     "FieldError",
@@ -232,6 +241,9 @@ __all__ = [
     "RobustnessOptions",
     "Segmenter",
     "SettingsError",
+    "SlideCard",
+    "SlideEncoderError",
+    "SlideEncoding",
     "SlideError",
     "SplitError",
     "Stream",
@@ -249,6 +261,7 @@ __all__ = [
     "create_lake",
     "distill",
     "drop",
+    "encode",
     "extend",
     "extract",
     "ingest",

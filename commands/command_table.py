@@ -19,7 +19,7 @@ from commands.lakes import (
     vacuum,
     verify,
 )
-from commands.slides import build, extract, ingest, score, teachers
+from commands.slides import build, encode, extract, ingest, score, teachers
 from commands.students import distill, evaluate, export_student, stats
 from commands.studies import (
     attention,
@@ -40,6 +40,7 @@ COMMANDS: dict[str | None, tuple[typer.Typer, ...]] = {
         build.app,
         ingest.app,
         extract.app,
+        encode.app,
         score.app,
         quantise.app,
         teachers.app,

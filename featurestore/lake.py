@@ -38,6 +38,7 @@ from featurestore.storage.full_disk import naming_full_disk
 from featurestore.storage.read_errors import reading
 from featurestore.storage.store import Store
 from featurestore.tables import lance_annotations as registry
+from featurestore.tables import lance_slide_encodings
 from featurestore.tables.annotation import TILE, Annotation
 from featurestore.tables.lance_counts import count_states, count_tiles
 from featurestore.tables.lance_held import new_session
@@ -58,11 +59,13 @@ from featurestore.tables.schema import (
     is_teacher,
     kind_of,
 )
+from featurestore.tables.slide_encoding import SlideEncoding, is_slide_encoding
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from PIL import Image
 
+    from featurestore.encodings.encoded import EncodedRows
     from featurestore.pixels.tile_pixels import Decode
     from featurestore.read.slide_means import MeanType
     from featurestore.read.stream import Stream
@@ -76,7 +79,8 @@ PICTURES = ("thumbnail", "tissue_mask")
 BULKY = (*PICTURES, "icc_profile")
 #: Names that the packages of slidelake use; `dir(lake)`, which notebooks complete by, hides them.
 PLUMBING = {
-    *("catalog_rows", "check_teacher", "committer", "content_key", "exists", "features_of"),
+    *("catalog_rows", "check_teacher", "committer", "content_key", "encoded"),
+    *("exists", "features_of"),
     *("first_reads", "is_pinned", "known_mpp", "places_of", "read_bytes", "read_json"),
     *("row_reader", "slide_rows", "store", "table", "tiles_of", "version_of"),
     *("write_bytes", "write_json"),
@@ -131,6 +135,7 @@ class Lake:
         self._tables = {CATALOG: catalog}
         self._readers: dict[str, RowReader] = {}
         self._dims: dict[float, dict[str, int]] = {}
+        self._encoded: dict[str, EncodedRows] = {}
         self._places = BagPlaces(self)
 
     def _catalog_at(self, version: int) -> lance.LanceDataset:
@@ -342,6 +347,58 @@ class Lake:
         keys = [pl.col("tile_id", "slide_id", "x", "y"), pl.lit(mpp).alias("mpp")]
         return tiles.filter(some).select(*keys, *names)
 
+    def slide_encodings(self) -> list[SlideEncoding]:
+        """Return the vectors of slides and patients that the lake has, by slide encoder.
+
+        >>> lake.slide_encodings()
+        []
+        """
+        encodings = lance_slide_encodings.encodings_of(self.table(SLIDES))
+        return list(encodings.values())
+
+    def slide_features(self, name: str | None = None, *, mpp: float | None = None) -> pl.LazyFrame:
+        """Return the vectors that `slidelake encode` made of slides or patients.
+
+        Vectors of slides that have been dropped, scanned or extracted again since then are left
+        out: the same command makes them anew.
+
+        Args:
+            name: name of the vectors, as mean.uni2_h; None for all in one frame.
+            mpp: microns per pixel of their tiles; None for the only one that they have.
+
+        Returns:
+            `slide_id` or `patient_id` (and `section`), `tiles` (their number) and `vector`, an
+            array of float32 [D]. For all names: `name`, `unit` (slide, patient or section) and
+            `mpp` before them, and `vector` as a list, for names differ in length.
+
+        Raises:
+            LakeError: there are no vectors of this name, or of several mpps.
+            DamageError: the stored vectors differ from the written ones.
+
+        >>> lake.slide_features().collect().columns[:4]
+        ['name', 'unit', 'mpp', 'slide_id']
+        """
+        from featurestore.encodings.encoded import current_rows, encodings_frame, named_encoding
+
+        encodings = self.slide_encodings()
+        if name is None:
+            return encodings_frame(self, encodings)
+        return current_rows(self, named_encoding(self, encodings, name, mpp)).lazy()
+
+    def encoded(self, name: str, *, mpp: float) -> "EncodedRows":
+        """Return the vectors of a name in memory; they are read once for this lake object.
+
+        Raises:
+            LakeError: there are no vectors of this name at this mpp.
+            DamageError: the stored vectors differ from the written ones.
+        """
+        from featurestore.encodings.encoded import EncodedRows, named_encoding
+
+        encoding = named_encoding(self, self.slide_encodings(), name, mpp)
+        if encoding.place not in self._encoded:
+            self._encoded[encoding.place] = EncodedRows(self, encoding)
+        return self._encoded[encoding.place]
+
     # ------------------------------------------------------------------ contents
 
     def known_mpp(self, mpp: float) -> float:
@@ -388,6 +445,14 @@ class Lake:
     def check_teacher(self, teacher: str, *, mpp: float) -> None:
         """Raise LakeError, naming the lake's teachers, if a teacher has no column at an mpp."""
         teachers = self.teachers(mpp=mpp)
+        if teacher not in teachers and is_slide_encoding(teacher):
+            msg = (
+                f"'{teacher}' names vectors of slides (they have a dot in their name), and this "
+                f"takes features of tiles; there are: {', '.join(teachers) or 'none'}. Vectors of "
+                "slides are read by mil (--model linear is a probe of them), survival, predict, "
+                "search, robustness and query"
+            )
+            raise LakeError(msg)
         if teacher not in teachers:
             msg = (
                 f"no features of '{teacher}' at mpp {mpp_name(mpp)} in {self.uri}"
@@ -498,6 +563,7 @@ class Lake:
             "annotations": [
                 self._annotation_info(annotation) for annotation in self.annotations().values()
             ],
+            "slide_features": [self._encoding_info(one) for one in self.slide_encodings()],
             "other_columns": self._other_columns(),
             "snapshots": self.snapshots(),
         }
@@ -516,6 +582,12 @@ class Lake:
             "columns": columns,
         }
         return {**info, "mpps": list(annotation.mpps), "source": annotation.source}
+
+    def _encoding_info(self, encoding: SlideEncoding) -> dict[str, Any]:
+        """Return an encoding as `info` shows it."""
+        names = ("name", "unit", "mpp", "dim", "rows")
+        facts = {name: getattr(encoding, name) for name in names}
+        return {**facts, "columns": list(encoding.columns)}
 
     def _other_columns(self) -> list[dict[str, Any]]:
         """Return the columns of the features tables that belong to no teacher and no annotation."""

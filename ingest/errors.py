@@ -35,6 +35,17 @@ class NoSlidesError(InputError):
     """Inputs that can be read and hold no slide (yet)."""
 
 
+class SlideEncoderError(ValueError):
+    """A slide encoder that is not known, lacks its weights, or would see other tiles than it knows.
+
+    Examples:
+        >>> sl.encode("my-lake", "titan", features=["student"], mpp=0.5)
+        Traceback (most recent call last):
+            ...
+        ingest.errors.SlideEncoderError: titan was trained on conch15 ...
+    """
+
+
 class TeacherError(ValueError):
     """A teacher that is not known, or whose weights are not on this machine.
 

@@ -77,13 +77,18 @@ from featurestore.read.stream import Stream as Stream
 from featurestore.read.torch_bags import Bags as Bags
 from featurestore.storage import DiskFullError as DiskFullError
 from featurestore.tables.annotation import AnnotationError as AnnotationError
+from featurestore.tables.slide_encoding import SlideEncoding as SlideEncoding
 from ingest import BuildResult as BuildResult
 from ingest import FieldError as FieldError
 from ingest import InputError as InputError
 from ingest import SlideError as SlideError
 from ingest import TeacherError as TeacherError
+from ingest.errors import SlideEncoderError as SlideEncoderError
 from ingest.ray_ingest import IngestResult as IngestResult
 from ingest.ray_ingest import ingest as ingest
+from ingest.slide_encoders import EncodeResult as EncodeResult
+from ingest.slide_encoders import SlideCard as SlideCard
+from ingest.slide_encoders import encode as encode
 from ingest.teachers.cards.card import Card as Card
 from ingest.teachers.find_teacher import list_teachers as list_teachers
 from ingest.teachers.ray_extract import ExtractResult as ExtractResult
@@ -114,6 +119,7 @@ __all__ = [
     "DamageError",
     "DiskFullError",
     "DistillError",
+    "EncodeResult",
     "ExtensionError",
     "ExtractResult",
     "FieldError",
@@ -143,6 +149,9 @@ __all__ = [
     "RobustnessOptions",
     "Segmenter",
     "SettingsError",
+    "SlideCard",
+    "SlideEncoderError",
+    "SlideEncoding",
     "SlideError",
     "SplitError",
     "Stream",
@@ -160,6 +169,7 @@ __all__ = [
     "create_lake",
     "distill",
     "drop",
+    "encode",
     "extend",
     "extract",
     "ingest",

@@ -1,4 +1,4 @@
-"""`slidelake drop`: slides, teachers or annotations out of a lake."""
+"""`slidelake drop`: slides, teachers, annotations or slides' vectors out of a lake."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,18 +20,20 @@ class DropOptions:
         slides: slide_id of a slide; repeat for several.
         teachers: Name of a teacher; repeat for several.
         annotations: Name of an annotation; repeat for several.
+        encodings: Name of slides' vectors, as mean.uni2_h; repeat for several.
     """
 
     lake: LakeArg
     slides: Annotated[tuple[str, ...], typer.Option("--slide")] = ()
     teachers: Annotated[tuple[str, ...], typer.Option("--teacher")] = ()
     annotations: Annotated[tuple[str, ...], typer.Option("--annotation")] = ()
+    encodings: Annotated[tuple[str, ...], typer.Option("--encoding")] = ()
     json: JsonOpt = False
 
 
 @command(app, "drop", without_pandas=True)
 def drop_command(options: DropOptions) -> None:
-    """Remove slides, teachers or annotations from a lake, in one commit.
+    """Remove slides, teachers, annotations or slides' vectors from a lake, in one commit.
 
     Earlier versions keep them (--at) until `slidelake vacuum`. A dropped slide can be ingested
     again, as a new one.
@@ -45,10 +47,11 @@ def drop_command(options: DropOptions) -> None:
         "slide": options.slides,
         "teacher": options.teachers,
         "annotation": options.annotations,
+        "encoding": options.encodings,
     }
     requests = [(kind, list(names)) for kind, names in chosen.items() if names]
     if len(requests) != 1:
-        msg = "give one of --slide, --teacher and --annotation; each may be repeated"
+        msg = "give one of --slide, --teacher, --annotation and --encoding; each may be repeated"
         raise typer.BadParameter(msg)
     [(kind, names)] = requests
     edit = drop(open_lake(options.lake), kind, names)  # type: ignore[arg-type]

@@ -19,7 +19,8 @@ class ExportOptions:
     """Options of `slidelake export`.
 
     Attributes:
-        out: Local folder to write to.
+        out: Local folder to write to; with hub also a URL, as s3://lab/cohort or
+            hf://datasets/lab/cohort.
         format: Format of the tool that reads the files, as trident; docs/interop.md has all, and
             an unknown one lists them.
         teachers: Teacher to export; repeat for several; all if not given.

@@ -19,7 +19,7 @@ class ImportOptions:
     """Options of `slidelake import`.
 
     Attributes:
-        folder: Folder that the other tool wrote.
+        folder: Folder that the other tool wrote; of the format hub also a URL.
         format: Format of the tool that wrote it, as clam; docs/interop.md has all, and an unknown
             one lists them.
         mpp: Microns per pixel of the tiles; the files of CLAM lack it.

@@ -50,6 +50,11 @@ def _info_lines(info: dict[str, Any]) -> list[str]:
     ]
     lines += [_annotation_line(annotation) for annotation in info["annotations"]]
     lines += [
+        f"slide features {one['name']} at {one['mpp']} mpp: {counted(one['rows'], one['unit'])}, "
+        f"{one['dim']} numbers each"
+        for one in info["slide_features"]
+    ]
+    lines += [
         f"column {column['column']} at {column['mpp']} mpp: {column['type']}, of no teacher and no "
         "annotation"
         for column in info["other_columns"]

@@ -32,6 +32,7 @@ NAVIGATION = {
         "docs/ingest",
         "docs/tissue",
         "docs/teachers",
+        "docs/slide_encoders",
         "docs/stats",
         "docs/quantised",
         "docs/annotations",

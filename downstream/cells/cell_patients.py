@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from downstream.cells.held_lake import held_bags
 from downstream.cells.member import Member
 from downstream.cohorts.covariates import CovariateEncoder
-from downstream.run.feature_bags import teachers_of
+from downstream.run.feature_bags import feature_width, teachers_of
 from downstream.run.study import outcomes
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class CellPatients:
         slides = [patient.slide_ids for patient in study.patients]
         self._bags = held_bags(lake, slides, cell.arm.features, mpps=study.mpps)
         self._soft: dict[str, Floats] = {}
-        dims = lake.teachers(mpp=study.mpps[0])
-        self.widths = tuple(dims[teacher] for teacher in teachers_of(cell.arm.features))
+        names, mpp = teachers_of(cell.arm.features), study.mpps[0]
+        self.widths = tuple(feature_width(lake, name, mpp=mpp) for name in names)
 
     def patient(self, patient_id: str) -> "Patient":
         """Return the patient with an id."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from downstream.cohorts.cohort_errors import listing
-from downstream.run.feature_bags import teachers_of
+from downstream.run.feature_bags import tile_columns
 from downstream.splits.split import SplitError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def seen_patients(
     from featurestore.storage import read_sealed
 
     # A student's column may name a pooling, and be quantised: `small~int8`.
-    parts = [part for name in features for part in teachers_of(name)]
+    parts = [part for name in features for part in tile_columns(lake, name)]
     names = {part.partition(":")[0].partition("~")[0] for part in parts}
     patients_of: dict[str, frozenset[str] | None] = {}
     for name in sorted(names):

@@ -41,7 +41,7 @@ class LakePatients:
     ) -> None:
         self._covariates = covariates
         self._lake, self.slides_of = lake, dict(slides_of)
-        self._features, self._mpps = features, mpps
+        self.features, self._mpps = features, mpps
         self._last: tuple[str, PatientBag] | None = None
         self._vector: tuple[str, Floats] | None = None
 
@@ -51,7 +51,7 @@ class LakePatients:
             slides = self.slides_of[patient_id]
             self._last = (
                 patient_id,
-                read_patient(self._lake, slides, self._features, self._mpps),
+                read_patient(self._lake, slides, self.features, self._mpps),
             )
         return self._last[1]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cluster import progress
 from downstream.kept.kept_model import KeptModelError
 from downstream.report.heatmaps.heatmap_files import HeatmapFolder, SlideHeatmap
+from downstream.run.feature_bags import is_of_slides
 
 if TYPE_CHECKING:
     from downstream.kept.kept_model import Predicted
@@ -111,7 +112,7 @@ def slide_heatmaps(
     from featurestore import tile_parts
 
     weights_MN = [one.attention[0] for one in predicted if one.attention is not None]
-    if len(weights_MN) < len(predicted):
+    if len(weights_MN) < len(predicted) or is_of_slides(reader.features):
         msg = (
             f"no heatmaps of arm {arm!r}: its models do not weigh tiles; choose an arm that does "
             "by --arm, such as one of abmil, or leave --heatmaps out"

@@ -25,7 +25,13 @@ from downstream.kept.patient_rows import patient_rows
 from downstream.kept.run_models import models_of_run, owners_of_slides
 from downstream.report.finished_run import RunError, read_run
 from downstream.report.heatmaps.heatmap_files import HeatmapFolder
-from downstream.run.feature_bags import slides_with_tiles, teachers_of
+from downstream.run.feature_bags import (
+    column_identity,
+    feature_width,
+    slides_with_features,
+    slides_with_tiles,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     from downstream.report.finished_run import Run
@@ -257,8 +263,11 @@ def _check_columns(lake: "Lake", home: "Lake", run: "Run", features: str) -> Non
         raise KeptModelError(msg)
     for teacher in teachers_of(features):
         for mpp in mpps:
-            lake.check_teacher(teacher, mpp=mpp)
-            ours, trained = lake.identity(teacher, mpp=mpp), identities.get(f"{teacher}@{mpp}")
+            feature_width(lake, teacher, mpp=mpp)
+            ours, trained = (
+                column_identity(lake, teacher, mpp=mpp),
+                identities.get(f"{teacher}@{mpp}"),
+            )
             if trained is None or ours == trained:
                 continue
             apart = sorted(k for k in {*ours, *trained} if ours.get(k) != trained.get(k))
@@ -279,7 +288,7 @@ def _slides_of(
     for mpp in run.result["config"]["mpps"]:
         usable &= slides_with_tiles(lake, mpp=mpp)
         for teacher in teachers_of(features):
-            usable &= set(lake.features_of(teacher, mpp=mpp)["slide_id"])
+            usable &= slides_with_features(lake, teacher, mpp=mpp)
     slides_of: dict[str, list[str]] = defaultdict(list)
     lost = []
     for slide, patient in slides.select("slide_id", "patient_id").sort("slide_id").iter_rows():

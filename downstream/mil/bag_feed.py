@@ -116,7 +116,7 @@ class BagFeed:
         """Return features float32[N, D] and places [N, K] of some tiles of a bag on the device."""
         if isinstance(bag, SentBag):
             if isinstance(rows, slice):
-                return bag.features.float(), bag.places
+                return bag.features.to(torch.float32, copy=True), bag.places
             chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
             rows_device = self.send(torch.from_numpy(chosen))
             return bag.features[rows_device].float(), bag.places[rows_device]

@@ -27,7 +27,7 @@ class TileMoments:
     squares: Floats
 
 
-def bag_moments(features_ND: NDArray[np.float16]) -> TileMoments:
+def bag_moments(features_ND: NDArray[np.float16 | np.float32]) -> TileMoments:
     """Return the moments of one bag's tiles, in float64."""
     x_ND = features_ND.astype(np.float64)
     if not np.isfinite(x_ND).all():

@@ -68,9 +68,9 @@ def tile_statistics(bags: BagSequence) -> tuple[Floats, Floats]:
     return together.mean, np.where(std_D > _MIN_STD, std_D, 1.0)
 
 
-def floats(x_ND: NDArray[np.float16]) -> Tensor:
+def floats(x_ND: NDArray[np.float16 | np.float32]) -> Tensor:
     """Return a float32 copy of features, by torch, ten times as fast as NumPy's cast."""
-    return as_tensor(x_ND).float()
+    return as_tensor(x_ND).to(torch.float32, copy=True)
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:

@@ -22,7 +22,13 @@ from downstream.cohorts.outcomes import class_labels
 from downstream.measures.intervals import bca_or_percentile, interval
 from downstream.retrieval.ranked_slides import DEPTHS, Hits, hits_of, measures_of, ranked_slides
 from downstream.retrieval.search_options import LabelledSearchOptions
-from downstream.retrieval.search_query import RetrievalError
+from downstream.retrieval.search_query import RetrievalError, slide_vectors
+from downstream.run.feature_bags import (
+    feature_width,
+    is_of_slides,
+    slides_with_features,
+    tile_columns,
+)
 
 if TYPE_CHECKING:
     from downstream.cohorts.label_tables import LabelTable
@@ -92,7 +98,7 @@ def evaluate_search(
     lake = open_lake(lake_uri, version=options.version)
     mpp = lake.known_mpp(options.mpp)
     for name in options.features:
-        lake.check_teacher(name, mpp=mpp)
+        feature_width(lake, name, mpp=mpp)
     table = load_labels(labels_of(lake, options.labels))
     labelled = slide_table(_slides(lake, table), table, options.target)
     vectors, lost, seconds = _vectors(lake, labelled.rows["slide_id"].to_list(), options, mpp)
@@ -148,16 +154,19 @@ def _vectors(
     """
     usable = set(lake.tiles_of(mpp=mpp).filter(pl.col("tiles") > 0)["slide_id"])
     for name in options.features:
-        usable &= set(lake.features_of(name, mpp=mpp)["slide_id"])
+        usable &= slides_with_features(lake, name, mpp=mpp)
     names = [slide for slide in slide_ids if slide in usable]
     vectors: dict[str, dict[str, NDArray[np.float64]]] = {}
     seconds = {}
     for name in options.features if names else ():
         begun = time.perf_counter()
-        frame = lake.slide_means(name, mpp=mpp, slide_ids=names, dtype="float64")
+        if is_of_slides(name):
+            vectors[name] = dict(zip(*slide_vectors(lake, names, name, mpp=mpp), strict=True))
+        else:
+            frame = lake.slide_means(name, mpp=mpp, slide_ids=names, dtype="float64")
+            rows = zip(frame["slide_id"], frame[name].to_list(), strict=True)
+            vectors[name] = {slide: np.array(row) for slide, row in rows if row and any(row)}
         seconds[name] = time.perf_counter() - begun
-        rows = zip(frame["slide_id"], frame[name].to_list(), strict=True)
-        vectors[name] = {slide: np.array(row) for slide, row in rows if row and any(row)}
     kept = set(names).intersection(*(set(part) for part in vectors.values()))
     lost = sorted(set(slide_ids) - kept)
     if not kept:
@@ -210,12 +219,14 @@ def _column(
     hits = hits_of(ranked_QK, examined.label, examined.query)
     tiles = lake.tiles_of(mpp=mpp, slide_ids=examined.slide_ids)["tiles"].sum()
     width = vector_SD.shape[1]
+    dims = lake.teachers(mpp=mpp)
+    tile_width = sum(dims.get(column, 0) for column in tile_columns(lake, name))
     return {
         "measures": _measures(hits, examined, seed),
         "classes": _by_class(hits, examined),
         "width": width,
         "bytes_per_slide": VALUE_BYTES * width,
-        "tile_bytes_per_slide": round(2 * width * tiles / len(examined.slide_ids)),
+        "tile_bytes_per_slide": round(2 * tile_width * tiles / len(examined.slide_ids)),
         "seconds_per_query": seconds / len(examined.query),
         "seconds_to_read": round(seconds_to_read, 3),
     }

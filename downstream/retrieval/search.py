@@ -21,6 +21,7 @@ from downstream.retrieval.search_query import (
     nearest_rows,
     pooled_features,
 )
+from downstream.run.feature_bags import is_of_slides, slides_with_features, slides_with_tiles
 
 if TYPE_CHECKING:
     from downstream.retrieval.search_query import Query
@@ -54,6 +55,9 @@ def search_lake(lake_uri: str, options: SearchOptions, *, out: Path | None = Non
         check_out(out)
     lake = open_lake(lake_uri, version=options.version)
     query = find_query(lake, options.like, options.features, mpp=options.mpp)
+    if options.build_index and is_of_slides(options.features):
+        msg = f"'{options.features}' has vectors of slides, which are compared without an index"
+        raise RetrievalError(msg)
     if options.build_index:
         lake = _with_index(lake, query, options.version)
     begun = time.monotonic()
@@ -213,8 +217,9 @@ def nearest_slides(
         Columns slide_id, similarity (cosine, higher is nearer); nearest first, ties by slide_id.
     """
     left_out = {query.slide_id, *(without or [])}
-    rows = lake.features_of(query.features, mpp=query.mpp).filter(pl.col("tiles") > 0)
-    names = sorted(set(rows["slide_id"]) - left_out)
+    usable = slides_with_tiles(lake, mpp=query.mpp)
+    usable &= slides_with_features(lake, query.features, mpp=query.mpp)
+    names = sorted(usable - left_out)
     names, pooled_SD = pooled_features(lake, names, query.features, mpp=query.mpp)
     row, similarity = nearest_rows(query.vector, pooled_SD, k)
     return pl.DataFrame(

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cluster import counted
+from downstream.run.feature_bags import is_of_slides
 
 if TYPE_CHECKING:
     from featurestore import Bag, Lake
@@ -113,11 +114,15 @@ def find_query(lake: "Lake", like: str, features: str, *, mpp: float) -> Query:
     """
     from featurestore import patient_of
 
-    lake.check_teacher(features, mpp=mpp)
+    if not is_of_slides(features):
+        lake.check_teacher(features, mpp=mpp)
     slides = lake.slides().select("slide_id", "patient_id").collect()
     patients = patient_of(slides).select("slide_id", "patient").sort("slide_id")
     slide, place = parse_like(like, patients["slide_id"].to_list())
     mpp = lake.known_mpp(mpp)
+    if is_of_slides(features):
+        vector = _slide_query(lake, slide, place, features, mpp)
+        return Query(slide_id=slide, features=features, mpp=mpp, vector=vector, patients=patients)
     bag = lake.bag(slide, features, mpp=mpp)
     if place is None:
         pooled = _pooled(bag)
@@ -137,6 +142,44 @@ def find_query(lake: "Lake", like: str, features: str, *, mpp: float) -> Query:
         x=int(bag.x[at]),
         y=int(bag.y[at]),
     )
+
+
+def _slide_query(
+    lake: "Lake", slide: str, place: tuple[int, int] | None, features: str, mpp: float
+) -> NDArray[np.float64]:
+    """Return the vector of a slide [D].
+
+    Raises:
+        RetrievalError: A place on the slide was asked for, or its vector is zero.
+        LakeError: The slide has no vector.
+    """
+    if place is not None:
+        msg = f"'{features}' has a vector of each slide and none of its tiles; leave the place out"
+        raise RetrievalError(msg)
+    _, vectors_SD = slide_vectors(lake, [slide], features, mpp=mpp)
+    if not len(vectors_SD):
+        msg = f"the vector of slide '{slide}' in '{features}' is zero and can't be compared"
+        raise RetrievalError(msg)
+    query_D: NDArray[np.float64] = vectors_SD[0]
+    return query_D
+
+
+def slide_vectors(
+    lake: "Lake", slide_ids: Sequence[str], features: str, *, mpp: float
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the ids and vectors of slides, without those whose vector is zero.
+
+    Raises:
+        RetrievalError: The vectors are of patients or sections.
+        LakeError: A slide has no vector.
+    """
+    encoded = lake.encoded(features, mpp=mpp)
+    if encoded.encoding.unit != "slide":
+        msg = f"'{features}' has vectors of each {encoded.encoding.unit}; a search compares slides"
+        raise RetrievalError(msg)
+    vectors_SD, _ = encoded.rows_of(slide_ids)
+    usable = np.flatnonzero(np.any(vectors_SD, axis=1))
+    return [slide_ids[at] for at in usable.tolist()], vectors_SD[usable].astype(np.float64)
 
 
 def tile_at(bag: "Bag", place: tuple[int, int], side_px: int) -> int:
@@ -178,12 +221,16 @@ def pooled_features(
 ) -> tuple[list[str], NDArray[np.float64]]:
     """Return the ids and mean features of slides, without slides whose mean is undefined.
 
+    Vectors of slides (`slidelake encode`) are taken as they are.
+
     Returns:
         Ids of the slides with features, in the given order, and their means float64[S, D].
 
     Raises:
         LakeError: A slide has no features of this teacher.
     """
+    if is_of_slides(features):
+        return slide_vectors(lake, slide_ids, features, mpp=mpp)
     with ThreadPoolExecutor(_READERS) as pool:
         means = list(pool.map(lambda slide: _pooled(lake.bag(slide, features, mpp=mpp)), slide_ids))
     mean_of_slide = {name: m for name, m in zip(slide_ids, means, strict=True) if m is not None}

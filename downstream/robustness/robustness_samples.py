@@ -20,7 +20,12 @@ from downstream.cohorts.outcomes import class_labels, guess_task, site_of
 from downstream.cohorts.site_facts import site_facts, site_notes
 from downstream.probes.probe_labels import read_tile_labels
 from downstream.robustness.robustness_spec import LEAST_SAMPLES, RobustnessError
-from downstream.run.feature_bags import slides_with_tiles, teachers_of
+from downstream.run.feature_bags import (
+    is_of_slides,
+    read_patient,
+    slides_with_tiles,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     from downstream.cohorts.label_tables import LabelTable
@@ -178,6 +183,8 @@ def features_of_samples(
 ) -> NDArray[np.float32]:
     """Return the features of each sample [N, D]: of a tile, or the mean over a slide's tiles.
 
+    Vectors of slides (`slidelake encode`) are taken as they are, where samples are slides.
+
     Args:
         lake: the lake.
         samples: the samples.
@@ -187,11 +194,19 @@ def features_of_samples(
 
     Raises:
         LakeError: A slide has no features of a teacher.
-        RobustnessError: A tile has no features, since only a part was extracted.
+        RobustnessError: A tile has no features, since only a part was extracted, or the samples
+            are tiles and the features vectors of slides.
     """
+    if is_of_slides(name) and samples.unit != "slide":
+        msg = f"{name!r} has vectors of slides, and the samples are tiles; label slides instead"
+        raise RobustnessError(msg)
     parts: dict[int, NDArray[np.float32]] = {}
     for (slide,), rows in samples.rows.with_row_index("row").group_by("slide_id"):
-        bag = lake.bag(str(slide), teachers_of(name), mpp=mpp)
+        bag = (
+            read_patient(lake, [str(slide)], name, [mpp])
+            if is_of_slides(name)
+            else lake.bag(str(slide), teachers_of(name), mpp=mpp)
+        )
         if samples.unit == "slide":
             vectors = bag.features.mean(axis=0, dtype=np.float32)[None].repeat(rows.height, axis=0)
         else:

@@ -13,6 +13,7 @@ from downstream.cells.cell_patients import CellPatients
 from downstream.cells.held_lake import held_lake
 from downstream.cells.prediction_rows import attention_table, rows_of
 from downstream.cells.trials import settings_of
+from downstream.run.feature_bags import is_of_slides
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,7 +51,7 @@ def fit_and_store(lake: "Lake", cell: "Cell") -> float:
     rows = rows_of(cell, patients, members)
     seconds = time.perf_counter() - start
     first = cell.repeat == 0 and cell.seed == 0
-    if first and members[0].attention is not None:
+    if first and members[0].attention is not None and not is_of_slides(cell.arm.features):
         table = attention_table(cell, patients, members)
         lake.write_bytes(cell.attention_path, parquet_bytes(table))
     for member in members:

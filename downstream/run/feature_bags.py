@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -48,20 +48,21 @@ class BagError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PatientBag:
-    """The bag of a patient: the tiles of all slides.
+    """The bag of a patient: the tiles of all slides, or one vector of each slide.
 
     Attributes:
-        features: float16[N, D], teachers side by side in the order of the feature set's name.
+        features: float16[N, D], teachers side by side in the order of the feature set's name;
+            float32 for vectors of slides.
         places: int64[N, 2] (y, x) on one canvas of all slides; at several mpps int64[N, 3], the
             level before them, 0 the coarsest.
         family: int32[N] number of the tile's family, see `families`.
         slide: int32[N] number of the slide among the patient's slides.
-        tile_id: int64[N] keys of the tiles.
+        tile_id: int64[N] keys of the tiles; -1 for vectors of slides.
         x: int32[N] left edges in level-0 pixels.
         y: int32[N] top edges in level-0 pixels.
     """
 
-    features: NDArray[np.float16]
+    features: NDArray[np.float16 | np.float32]
     places: NDArray[np.int64]
     family: NDArray[np.int32]
     slide: NDArray[np.int32]
@@ -88,6 +89,94 @@ def teachers_of(features: str) -> list[str]:
     return _JOIN.split(features)
 
 
+def is_of_slides(features: str) -> bool:
+    """Whether a feature set is of vectors of slides (`slidelake encode`), not of tiles.
+
+    Raises:
+        BagError: it joins both, which have no rows in common.
+
+    >>> is_of_slides("mean.uni2_h+titan.conch15"), is_of_slides("uni2_h+conch15")
+    (True, False)
+    """
+    from featurestore.encodings import is_slide_encoding
+
+    are_of_slides = [is_slide_encoding(name) for name in teachers_of(features)]
+    if any(are_of_slides) and not all(are_of_slides):
+        msg = (
+            f"feature set {features!r} joins vectors of slides (their names have a dot) with "
+            "features of tiles; join those of one kind"
+        )
+        raise BagError(msg)
+    return any(are_of_slides)
+
+
+def feature_width(lake: "Lake", name: str, *, mpp: float) -> int:
+    """Return the width of a column of tiles, or of vectors of slides.
+
+    Raises:
+        LakeError: The lake has none of this name at this mpp.
+    """
+    if is_of_slides(name):
+        return lake.encoded(name, mpp=mpp).encoding.dim
+    lake.check_teacher(name, mpp=mpp)
+    return lake.teachers(mpp=mpp)[name]
+
+
+def column_identity(lake: "Lake", name: str, *, mpp: float) -> dict[str, Any]:
+    """Return all that decides the numbers of a column of tiles, or of vectors of slides."""
+    if is_of_slides(name):
+        return dict(lake.encoded(name, mpp=mpp).encoding.identity)
+    return lake.identity(name, mpp=mpp)
+
+
+def slides_with_features(lake: "Lake", name: str, *, mpp: float) -> set[str]:
+    """Return the slides that have features of a column, or a vector.
+
+    Raises:
+        LakeError: The lake has none of this name at this mpp.
+    """
+    if is_of_slides(name):
+        return lake.encoded(name, mpp=mpp).slide_ids
+    return set(lake.features_of(name, mpp=mpp)["slide_id"])
+
+
+def tile_columns(lake: "Lake", features: str) -> list[str]:
+    """Return the columns of tiles that a feature set is made of, vectors of slides included."""
+    columns = {one.name: one.columns for one in lake.slide_encodings()}
+    names = [columns.get(name, (name,)) for name in teachers_of(features)]
+    return list(dict.fromkeys(itertools.chain.from_iterable(names)))
+
+
+def _slide_vectors(
+    lake: "Lake", slide_ids: Sequence[str], names: Sequence[str], mpps: Sequence[float]
+) -> PatientBag:
+    """Return a bag of one vector a slide, or one of the patient; names stand side by side.
+
+    Raises:
+        BagError: Several mpps, or encoders whose vectors are not of the same slides and sections.
+        LakeError: A slide has no vector.
+    """
+    if len(mpps) != 1:
+        msg = f"{', '.join(names)} at mpps {list(mpps)}; vectors of slides are of one mpp"
+        raise BagError(msg)
+    parts = [lake.encoded(name, mpp=mpps[0]).rows_of(slide_ids) for name in names]
+    slide_N = parts[0][1]
+    if any(not np.array_equal(slide_N, other) for _, other in parts):
+        msg = f"{', '.join(names)} have not the same number of vectors for {', '.join(slide_ids)}"
+        raise BagError(msg)
+    count = len(slide_N)
+    places = np.stack([slide_N, np.zeros(count)], axis=1).astype(np.int64)
+    return PatientBag(
+        features=np.concatenate([vectors for vectors, _ in parts], axis=1),
+        places=places,
+        family=families(places, []),
+        slide=slide_N,
+        tile_id=np.full(count, -1, np.int64),
+        x=np.zeros(count, np.int32),
+        y=np.zeros(count, np.int32),
+    )
+
+
 def read_patient(
     lake: "Lake", slide_ids: Sequence[str], features: str, mpps: Sequence[float]
 ) -> PatientBag:
@@ -106,6 +195,8 @@ def read_patient(
         LakeError: A slide has no features of a teacher.
     """
     teachers = teachers_of(features)
+    if is_of_slides(features):
+        return _slide_vectors(lake, slide_ids, teachers, mpps)
     if len(mpps) == 1:
         return _one_level(*lake.slide_rows(slide_ids, teachers, mpp=mpps[0]), len(slide_ids))
     return _several_levels(lake, slide_ids, teachers, mpps)
@@ -189,10 +280,15 @@ def feature_identity(lake: "Lake", slide_ids: Sequence[str], features: str, *, m
         mpp: microns per pixel of the tiles.
 
     Raises:
-        LakeError: The lake has no such teacher at this mpp.
+        LakeError: The lake has no such teacher at this mpp, or a slide lacks its vector.
         BagError: A slide lacks the features of a teacher.
     """
     digest = hashlib.sha256()
+    if is_of_slides(features):
+        for name in teachers_of(features):
+            vectors, _ = lake.encoded(name, mpp=mpp).rows_of(sorted(slide_ids))
+            digest.update(repr((name, sorted(slide_ids))).encode() + vectors.tobytes())
+        return digest.hexdigest()[:16]
     for teacher in teachers_of(features):
         rows = lake.features_of(teacher, mpp=mpp, slide_ids=slide_ids)
         missing = sorted(set(slide_ids) - set(rows["slide_id"]))

@@ -16,7 +16,7 @@ from downstream.measures.coverage import coverage_at
 from downstream.protocols.protocol_measures import mean_over_parts, protocol_measures
 from downstream.robustness.study_sites import site_probes
 from downstream.run.cells import parquet_bytes
-from downstream.run.feature_bags import teachers_of
+from downstream.run.feature_bags import column_identity, teachers_of
 from downstream.run.outcome_counts import outcome_counts, outcome_notes
 from downstream.splits.split_tables import to_table
 from downstream.survival.group_incidence import incidence_of_groups
@@ -276,7 +276,7 @@ def _columns(lake: "Lake", study: "Study") -> dict[str, Any]:
     """Return the identity of each column that was read, by `TEACHER@MPP`, for `predict`."""
     teachers = {name for features in study.features for name in teachers_of(features)}
     return {
-        f"{name}@{mpp}": lake.identity(name, mpp=mpp)
+        f"{name}@{mpp}": column_identity(lake, name, mpp=mpp)
         for name in sorted(teachers)
         for mpp in study.mpps
     }

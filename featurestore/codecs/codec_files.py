@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 from featurestore.codecs.codec import Codec
 from featurestore.errors import DamageError, LakeError
 from featurestore.ids import mpp_name
+from featurestore.licences import Licence
 from featurestore.storage.read_errors import meaning_of
 from featurestore.storage.sealed_json import checksum_of, json_bytes, sealed
 from featurestore.storage.store import Store
@@ -29,7 +30,12 @@ def column_name(source: str, codec: str) -> str:
 
 
 def write_codec(
-    store: Store, source: str, mpp: float, codec: Codec, identity: Mapping[str, Any]
+    store: Store,
+    source: str,
+    mpp: float,
+    codec: Codec,
+    identity: Mapping[str, Any],
+    licence: Licence | None = None,
 ) -> pa.Field:
     """Write a codec's files and return the field of its column, which names them.
 
@@ -39,6 +45,7 @@ def write_codec(
         mpp: microns per pixel of its tiles.
         codec: the fitted codec.
         identity: identity of the source.
+        licence: licence that is kept with the source, if one is.
     """
     content = save(dict(sorted(codec.arrays.items())))
     sha256, name = hashlib.sha256(content).hexdigest(), column_name(source, codec.name)
@@ -49,7 +56,7 @@ def write_codec(
     store.write_bytes(f"{folder}/{FILE}", content)
     store.write_bytes(f"{folder}/card.json", json_bytes(sealed(card, {FILE: content})))
     record = {**facts, "path": f"{folder}/{FILE}", "checksum": checksum_of(content)}
-    return quantised_field(name, codec.codes, own_identity, record)
+    return quantised_field(name, codec.codes, own_identity, record, licence)
 
 
 def codec_paths(schema: pa.Schema) -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from featurestore.codecs.codec_fitting import fit_codec
 from featurestore.errors import IdentityError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.lake import Lake
+from featurestore.licences import field_licence
 from featurestore.notebook.shown import Shown
 from featurestore.read.first_reads import place_of
 from featurestore.read.selection import Selection
@@ -190,7 +191,8 @@ def _column(
     tokens = int(identity.get("tokens") or identity.get("sample") or 1)
     tokens = tokens if identity.get("pooling") == "patches" else 1
     codec = fit_codec(codec_name, sample_ND, tokens=tokens, seed=seed)
-    field = write_codec(lake.store, source, mpp, codec, identity)
+    licence = field_licence(_field(lake, source, mpp))
+    field = write_codec(lake.store, source, mpp, codec, identity, licence)
     return lake.committer.add_teachers(mpp, [field])[0], codec
 
 

@@ -31,7 +31,7 @@ from featurestore.tables.schema import (
     is_quantised,
 )
 
-What = Literal["slide", "teacher", "annotation"]
+What = Literal["slide", "teacher", "annotation", "encoding"]
 FOLDERS = ("runs", "stats", "students")
 PIECE_BYTES = 1 << 24  # of a JSON file, read at once
 
@@ -41,7 +41,7 @@ class Edited(Shown):
     """Result of dropping or renaming.
 
     Attributes:
-        what: `slide`, `teacher` or `annotation`.
+        what: `slide`, `teacher`, `annotation` or `encoding`.
         names: names of the dropped parts, or the old and the new name.
         version: version of the lake that has it.
         before: the version before it, which `--at` still reads.
@@ -58,11 +58,11 @@ class Edited(Shown):
 
 
 def drop(lake: Lake, what: What, names: Sequence[str]) -> Edited:
-    """Remove slides, teachers or annotations from a lake, in one commit.
+    """Remove slides, teachers, annotations or slide encodings from a lake, in one commit.
 
     Args:
         lake: the lake; its newest version is edited.
-        what: `slide`, `teacher` or `annotation`.
+        what: `slide`, `teacher`, `annotation` or `encoding` (slides' vectors of a name).
         names: names of what is dropped.
 
     Raises:
@@ -165,10 +165,21 @@ def _annotations_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
     return edit
 
 
+def _encodings_to_drop(lake: Lake, names: Sequence[str]) -> Edit | None:
+    present = sorted({one.name for one in lake.slide_encodings()})
+    edit = edits.drop_encodings(names)
+    missing = [name for name in names if name not in present]
+    if len(missing) == len(names) and was_made(lake.committer.ledger, edit):
+        return None
+    _refuse(lake, "slide encoding", missing, present)
+    return edit
+
+
 _DROPS = {
     "slide": _slides_to_drop,
     "teacher": _teachers_to_drop,
     "annotation": _annotations_to_drop,
+    "encoding": _encodings_to_drop,
 }
 
 

@@ -15,6 +15,7 @@ from featurestore.commits.lance_edit import Edit, Work
 from featurestore.commits.lance_ledger import Change, Ledger, among
 from featurestore.query.lance_nearest import index_name
 from featurestore.tables import lance_annotations as registry
+from featurestore.tables import lance_slide_encodings as encodings
 from featurestore.tables.checksums import with_row_crc32
 from featurestore.tables.lance_files import physical_column, put_files, write_column
 from featurestore.tables.lance_tables import open_table
@@ -35,6 +36,7 @@ def drop_slides(slides: Mapping[int, str]) -> Edit:
     """
 
     def steps(work: Work) -> Iterator[Change]:
+        patients = _patients(work.ledger, list(slides))
         for mpp in work.ledger.config.mpps:
             work.check()
             features.drop_tiles(work.ledger, mpp, list(slides), work.group)
@@ -44,9 +46,30 @@ def drop_slides(slides: Mapping[int, str]) -> Edit:
         ]
         work.check()
         _put_by_number(work.ledger, rows)
+        encodings.drop_slides(work.ledger.store, set(slides.values()), patients, work.check)
         yield from ()
 
     return Edit(description={"drop slides": sorted(slides.values())}, steps=steps)
+
+
+def _patients(ledger: Ledger, numbers: Sequence[int]) -> set[str]:
+    """Return the patients of slides; a slide without one is its own."""
+    columns = ["slide_id", "patient_id"]
+    table = open_table(ledger.store, SLIDES).to_table(columns=columns, filter=among(numbers))
+    return {row["patient_id"] or row["slide_id"] for row in table.to_pylist()}
+
+
+def drop_encodings(names: Sequence[str]) -> Edit:
+    """Take slides' vectors of some names out of the lake, at all mpps."""
+
+    def steps(work: Work) -> Iterator[Change]:
+        kept = encodings.encodings_of(open_table(work.ledger.store, SLIDES))
+        kept = {place: one for place, one in kept.items() if one.name not in names}
+        work.check()
+        encodings.put_encodings(work.ledger.store, kept)
+        yield from ()
+
+    return Edit(description={"drop encodings": sorted(names)}, steps=steps)
 
 
 def dropped_id(number: int, slide_id: str) -> str:
@@ -71,6 +94,7 @@ def rename_slide(number: int, old: str, new: str) -> Edit:
         work.check()
         _put_by_number(ledger, [{**row, "slide_id": new} for row in slide_rows])
         registry.rename_slide(ledger.store, old, new, work.check)
+        encodings.rename_slide(ledger.store, old, new, work.check)
 
     return Edit(description={"rename slide": [old, new]}, steps=steps)
 

@@ -7,7 +7,7 @@ that has grown writes what is new.
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,24 +15,43 @@ import numpy as np
 import polars as pl
 
 from featurestore.annotations.annotation_export import AnnotationsOut
-from featurestore.errors import DamageError, LakeError
+from featurestore.errors import BucketError, DamageError, LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
-from featurestore.interop.formats import FORMATS, writer_of
-from featurestore.interop.lake_tiles import slide_rows, tile_places, tissue_of
+from featurestore.interop.formats import FORMATS, Format, writer_of
+from featurestore.interop.hub.places import PlaceError, open_place
+from featurestore.interop.hub.remote_outbox import RemoteOutbox
+from featurestore.interop.lake_tiles import (
+    slide_rows,
+    tile_places,
+    tile_table,
+    tissue_of,
+    whole_rows,
+)
 from featurestore.interop.pseudonyms import Pseudonyms
 from featurestore.interop.sharing import Sharing, write_licences
 from featurestore.interop.writers.outbox import Outbox
-from featurestore.interop.writers.outgoing_slide import SlideOut, TeacherOut
+from featurestore.interop.writers.outgoing_slide import CohortOut, SlideOut, TeacherOut
 from featurestore.lake import Lake
 from featurestore.licences import Licence, check_licences, field_licence
 from featurestore.messages import counted
 from featurestore.notebook.shown import Shown
 from featurestore.opening import open_lake
-from featurestore.tables.schema import READY, features_table, identity_of
+from featurestore.tables.schema import (
+    READY,
+    SLIDES,
+    features_table,
+    identity_of,
+    is_quantised,
+)
 
 SLIDES_AT_ONCE = 256
 SLIDE_COLUMNS = ("state", "patient_id", "reason", "mpp", "width_px", "height_px", "extra")
+#: Facts of a slide that formats of our own hand on.
+FACTS = (
+    "patient_id", "uri", "fingerprint", "bytes", "width_px", "height_px", "mpp", "mpp_source",
+    "mpp_x", "mpp_y", "objective", "vendor", "levels", "reader", "notes", "tissue", "pen",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -80,7 +99,7 @@ def export_folder(
 
     Args:
         lake_uri: the lake.
-        out: a local folder; it is created if it is missing.
+        out: a local folder, which is created if it is missing; with `hub` also a URL of fsspec.
         format: name of the format, an entry of `WRITABLE`.
         teachers: names of the teachers to export; none for all that the lake has at this mpp.
         mpp: microns per pixel of the tiles; needed if the lake has several.
@@ -96,16 +115,20 @@ def export_folder(
     writer = writer_of(format)
     lake = open_lake(lake_uri, version=version)
     mpp = _export_mpp(lake, mpp, needed=FORMATS[format].writes_tiles or tiles)
-    task = _ExportTask(lake, mpp, teachers, writes_features=FORMATS[format].writes_features)
+    task = _ExportTask(lake, mpp, teachers, FORMATS[format])
     sharing = sharing or Sharing()
     terms = task.checked_licences(sharing)
     if sharing.deidentify is not None:
         task.deidentify(Pseudonyms(sharing.deidentify, out))
     summary = ExportResult(out=os.fspath(out), format=format, version=lake.version, licences=terms)
-    with Outbox(out, shows_paths=task.pseudonyms is None) as box:
+    with _outbox(out, format, shows_paths=task.pseudonyms is None) as box:
+        if FORMATS[format].keeps_columns:
+            writer.check_earlier(box, random_names=task.pseudonyms is not None)
         for slide_id, slide in task.slides(summary):
             try:
                 files = writer.export_slide(box, slide())
+            except (PlaceError, BucketError):
+                raise
             except LakeError as error:
                 summary.failed.append({"slide": slide_id, "reason": " ".join(str(error).split())})
                 continue
@@ -115,10 +138,22 @@ def export_folder(
             on_slide(slide_id, files)
         summary.files += task.write_tables(box)
         write_licences(box, terms, sharing)
+        if FORMATS[format].keeps_columns:
+            summary.files += writer.export_cohort(box, task.cohort(terms))
     return summary
 
 
-def _write_annotations(box: Outbox, annotations: AnnotationsOut) -> int:
+def _outbox(
+    out: str | os.PathLike[str], format_name: str, *, shows_paths: bool
+) -> Outbox | RemoteOutbox:
+    """Return the folder that an export fills, here or, if the format allows it, at a URL."""
+    text = os.fspath(out)
+    if FORMATS[format_name].keeps_columns and "://" in text and not text.startswith("file://"):
+        return RemoteOutbox(open_place(text))
+    return Outbox(text.removeprefix("file://"), shows_paths=shows_paths)
+
+
+def _write_annotations(box: Outbox | RemoteOutbox, annotations: AnnotationsOut) -> int:
     """Write each annotation as `annotations/<name>.csv`; return how many files were written."""
     written = 0
     for name, table in annotations.tables():
@@ -139,19 +174,25 @@ class _ExportTask:
     """The slides to be exported of a lake; its catalog is read once per 256 slides."""
 
     def __init__(
-        self, lake: Lake, mpp: float | None, teachers: Sequence[str], *, writes_features: bool
+        self, lake: Lake, mpp: float | None, teachers: Sequence[str], format_modules: Format
     ) -> None:
         self.lake, self.mpp = lake, mpp
+        self.keeps_columns = format_modules.keeps_columns
+        self.names: list[str] = []
         self.has_choice = bool(teachers)
         self.pseudonyms: Pseudonyms | None = None
         self.patients = pl.DataFrame()
         self.annotations = AnnotationsOut(lake, mpp)
         self.teachers: dict[str, TeacherOut] = {}
-        if mpp is None or not writes_features:
+        if mpp is None or not format_modules.writes_features:
             return
         for name in teachers:
             lake.check_teacher(name, mpp=mpp)
         schema = lake.table(features_table(mpp)).schema
+        codes = {name for name in schema.names if is_quantised(schema.field(name))}
+        if self.keeps_columns and (chosen := sorted(codes & set(teachers))):
+            msg = f"{', '.join(chosen)} holds codes; export its source, and quantise it there"
+            raise InteropError(msg)
         self.teachers = {
             name: TeacherOut(
                 dim=dim,
@@ -160,7 +201,7 @@ class _ExportTask:
                 licence=field_licence(schema.field(name)),
             )
             for name, dim in lake.teachers(mpp=mpp).items()
-            if name in teachers or not teachers
+            if (name in teachers or not teachers) and not (self.keeps_columns and name in codes)
         }
 
     def checked_licences(self, sharing: Sharing) -> dict[str, Licence]:
@@ -176,7 +217,7 @@ class _ExportTask:
         check_licences(licences, "sharing outputs", permission=sharing.permission)
         return licences
 
-    def write_tables(self, box: Outbox) -> int:
+    def write_tables(self, box: Outbox | RemoteOutbox) -> int:
         """Write annotations, or patients by their random names; return the number of files."""
         if self.pseudonyms is None:
             return _write_annotations(box, self.annotations)
@@ -188,6 +229,23 @@ class _ExportTask:
         pseudonyms.add(self.patients["slide_id"], self.patients["patient_id"].drop_nulls())
         self.pseudonyms = pseudonyms
 
+    def cohort(self, licences: Mapping[str, Licence]) -> CohortOut:
+        """Return what the export is of, under the names that it uses; after all slides."""
+        names, teachers = self.names, self.teachers
+        if self.pseudonyms is not None:
+            names = [self.pseudonyms.slide(name) for name in names]
+            teachers = {
+                name: self.pseudonyms.teacher_out(teacher) for name, teacher in teachers.items()
+            }
+        return CohortOut(
+            config=self.lake.config,
+            mpp=self.mpp or self.lake.config.mpps[0],
+            teachers=teachers,
+            licences=licences,
+            slides=names,
+            random_names=self.pseudonyms is not None,
+        )
+
     def slides(self, summary: ExportResult) -> Iterator[tuple[str, Callable[[], SlideOut]]]:
         """Yield the name of every ready slide with a function that loads it for the export."""
         names = self.lake.slides().select("slide_id").collect()["slide_id"].sort().to_list()
@@ -196,7 +254,7 @@ class _ExportTask:
             secrets.SystemRandom().shuffle(names)
         for start in range(0, len(names), SLIDES_AT_ONCE):
             some = names[start : start + SLIDES_AT_ONCE]
-            rows = slide_rows(self.lake, some, SLIDE_COLUMNS)
+            rows = slide_rows(self.lake, some, self._slide_columns())
             tiles, sums = self._catalog(some)
             for name in some:
                 row = {**rows[name], "tiles": tiles.get(name)}
@@ -204,7 +262,15 @@ class _ExportTask:
                     reason = row["reason"] or f"not in the lake at mpp {self.mpp}: {row['state']}"
                     summary.left_out.append({"slide": name, "reason": reason})
                     continue
+                self.names.append(name)
                 yield name, lambda row=row, sums=sums: self._slide(row, sums)  # type: ignore[misc]
+
+    def _slide_columns(self) -> list[str]:
+        columns = dict.fromkeys((*SLIDE_COLUMNS, *(FACTS if self.keeps_columns else ())))
+        table_columns = set(
+            self.lake.table(SLIDES).schema.names
+        )  # an early lake may lack the newest
+        return [column for column in columns if column in table_columns]
 
     def _catalog(self, names: Sequence[str]) -> tuple[dict[str, Row], dict[tuple[str, str], int]]:
         """Return the catalog rows of the slides' tiles, and the checksums of their features."""
@@ -241,6 +307,9 @@ class _ExportTask:
             features=lambda teacher: self._features(catalog, keys, teacher),
             tissue=lambda: tissue_of(self.lake, name),
             annotations=self.annotations.of(name, row["patient_id"], catalog),
+            facts={fact: row[fact] for fact in FACTS if row.get(fact) is not None},
+            grid=catalog or {},
+            rows=lambda: tile_table(self.lake, catalog),
         )
         return slide if self.pseudonyms is None else self.pseudonyms.slide_out(slide)
 
@@ -277,6 +346,8 @@ class _ExportTask:
         if not len(keys):
             return np.zeros((0, self.teachers[teacher].dim), np.float16)
         bag = self.lake.bag(catalog["slide_id"], teacher, mpp=catalog["mpp"])
+        if self.keeps_columns:
+            return whole_rows(bag, keys)
         if len(bag.tile_id) < len(keys):
             msg = (
                 f"slide '{catalog['slide_id']}': '{teacher}' was run on {len(bag.tile_id)} of its "

@@ -75,6 +75,10 @@ class SlideFiles:
     tissue: Path | None = None
     meta: Path | None = None
 
+    def shown(self, path: Path) -> str:
+        """Return the path of a file of this source for messages."""
+        return str(path)
+
     @property
     def path(self) -> Path:
         """Return the file that represents this source in messages and in the lake."""
@@ -103,6 +107,29 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GridFacts:
+    """Facts of a slide's tiles beyond their places, which files of a lake's own format hold.
+
+    Attributes:
+        step_px: level-0 pixels between neighbouring cells of the grid.
+        cells_y: row of each tile's cell [N].
+        cells_x: column of each tile's cell [N].
+        effective_mpp: microns per pixel that the tiles really have; None if that is not known.
+        width: cells in a row of the whole grid, background included.
+        height: rows of the whole grid.
+        columns: further columns of the tiles: their scores, and their codec.
+    """
+
+    step_px: int
+    cells_y: Int64Array
+    cells_x: Int64Array
+    effective_mpp: float | None
+    width: int
+    height: int
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SlideTiles:
     """The places of the tiles of one slide, their size and their mpp.
 
@@ -121,6 +148,9 @@ class SlideTiles:
         tissue_geojson: polygons of the tissue in level-0 pixels, as a GeoJSON text.
         source: the file that this was read from.
         attrs: further attributes of the file.
+        grid: the lake's own grid, if the files hold it.
+        facts: what the exported lake says of the slide, by columns of `slides`.
+        mark: checksum that stands for the source; None where the source is a file of its own.
     """
 
     slide_id: str
@@ -137,6 +167,9 @@ class SlideTiles:
     tissue_geojson: str | None = None
     source: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    grid: GridFacts | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    mark: str | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -149,6 +182,8 @@ class SlideTiles:
     @property
     def effective_mpp(self) -> float | None:
         """Return the microns per pixel that follow from the tiles' size on the slide, or None."""
+        if self.grid is not None:
+            return self.grid.effective_mpp
         if self.level0_mpp is None:
             return None
         return self.level0_mpp * self.tile_px_level0 / self.tile_px

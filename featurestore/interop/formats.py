@@ -37,12 +37,17 @@ class Format:
         writer: dotted name of the module that writes; None if the format is only read.
         writes_features: whether teachers' features are written; if not, none are read.
         writes_tiles: whether tiles are always written, which needs one mpp, or only on request.
+        keeps_columns: whether its files keep a lake's columns whole (identity, licence, scores of
+            tiles, tiles that a teacher left out), and are written to and read from any URL. Its
+            writer has `check_earlier` and `export_cohort` too, its reader `config_of` and
+            `licence`.
     """
 
     reader: str | None = None
     writer: str | None = None
     writes_features: bool = True
     writes_tiles: bool = True
+    keeps_columns: bool = False
 
 
 FORMATS = {
@@ -50,6 +55,7 @@ FORMATS = {
     "clam": Format(reader=f"{_READERS}.clam", writer=f"{_WRITERS}.clam_out"),
     "stamp": Format(reader=f"{_READERS}.stamp", writer=f"{_WRITERS}.stamp_out"),
     "slide2vec": Format(reader=f"{_READERS}.slide2vec"),
+    "hub": Format(reader=f"{_READERS}.hub", writer=f"{_WRITERS}.hub_out", keeps_columns=True),
     "anndata": Format(writer=f"{_WRITERS}.anndata_out"),
     "geojson": Format(writer=f"{_WRITERS}.geojson_out", writes_features=False, writes_tiles=False),
 }
@@ -95,7 +101,11 @@ def find_sources(
         InteropError: no such folder, or nothing of this format in it; other formats of which
             there is something are named.
     """
-    root, reader = Path(folder).expanduser().absolute(), reader_of(name)
+    reader = reader_of(name)
+    if "://" in str(folder) and FORMATS[name].keeps_columns:
+        sources: list[SlideFiles] = reader.find(str(folder), facts)[0]
+        return sources, []
+    root = Path(folder).expanduser().absolute()
     if not root.is_dir():
         msg = f"{folder} is no folder; give the folder that {name} wrote to"
         raise InteropError(msg)
@@ -178,4 +188,6 @@ def read_folder(
 
 def problem_of(source: SlideFiles, path: Path, error: Exception) -> Problem:
     """Return an error as the problem of one file."""
-    return Problem(path=str(path), slide_id=source.slide_id, reason=" ".join(str(error).split()))
+    return Problem(
+        path=source.shown(path), slide_id=source.slide_id, reason=" ".join(str(error).split())
+    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from featurestore.errors import LakeError
@@ -22,9 +23,16 @@ from featurestore.interop.foreign_slide import (
     Problem,
     SlideFiles,
 )
-from featurestore.interop.formats import problem_of, read_features, read_tiles, reader_of
-from featurestore.interop.lake_tiles import tile_places
+from featurestore.interop.formats import (
+    FORMATS,
+    problem_of,
+    read_features,
+    read_tiles,
+    reader_of,
+)
+from featurestore.interop.lake_tiles import tile_places, whole_rows
 from featurestore.lake import Lake
+from featurestore.messages import counted
 from featurestore.tables.column_rows import to_float16
 from featurestore.tables.lance_columns import ColumnFile, ColumnWriter
 from featurestore.tables.schema import features_table
@@ -62,6 +70,7 @@ class TeacherImport:
     ) -> None:
         self.lake, self.mpp, self.teacher = lake, mpp, teacher
         self.format, self.facts, self.on_problem = format_name, facts, on_problem
+        self.keeps_columns = FORMATS[format_name].keeps_columns
         self._field: pa.Field | None = None
         self._identity: dict[str, Any] | None = None
         self._failed_slides: set[str] = set()
@@ -135,15 +144,16 @@ class TeacherImport:
                     self._features_of(row, todo[name]) if name in todo and row["tiles"] else None
                 )
                 if name in done_slides and row["tiles"]:
+                    keys = tile_places(self.lake, row)[0]
                     bag = self.lake.bag(name, self.teacher, mpp=self.mpp)
-                    rows_of_slide = bag.tile_id, bag.features
+                    rows_of_slide = keys, whole_rows(bag, keys)
                 if rows_of_slide is None:
                     continue
                 imported += [name] if name in todo else []
                 writer = writer or stack.enter_context(self._writer(fragment))
                 if row["row_start"] > writer.rows:
                     writer.skip(row["row_start"] - writer.rows)
-                writer.add(row["slide"], *rows_of_slide)
+                _add_rows(writer, row["slide"], *rows_of_slide)
             if writer is None:
                 return None, []
             if physical > writer.rows:
@@ -173,20 +183,20 @@ class TeacherImport:
             tiles = read_tiles(source, self.format, self.facts)
             features = read_features(source, self.format, self.teacher, tiles)
             keys, xy = tile_places(self.lake, row)
-            order = order_of(tiles.xy, xy, str(path))
-            features = to_float16(
-                features if order is None else features[order], keys, self.teacher
-            )
-            identity = {
-                "imported_from": self.format,
-                **reader_of(self.format).identity(source, self.teacher),
-            }
+            order = order_of(tiles.xy, xy, source.shown(path))
+            features = features if order is None else features[order]
+            with_features = rows_with_features(features) if self.keeps_columns else slice(None)
+            to_float16(features[with_features], keys[with_features], self.teacher)
+            features = features.astype(np.float16)
+            identity = reader_of(self.format).identity(source, self.teacher)
+            if not self.keeps_columns:
+                identity = {"imported_from": self.format, **identity}
             self._check_same(identity, features.shape[1])
         except LakeError as error:
             self._failed_slides.add(source.slide_id)
             self.on_problem(problem_of(source, path, error))
             return None
-        self._make_column(identity, features.shape[1])
+        self._make_column(source, identity, features.shape[1])
         return keys, features
 
     def _check_same(self, identity: dict[str, Any], dim: int) -> None:
@@ -200,10 +210,37 @@ class TeacherImport:
             )
             raise InteropError(msg)
 
-    def _make_column(self, identity: dict[str, Any], dim: int) -> None:
+    def _make_column(self, source: SlideFiles, identity: dict[str, Any], dim: int) -> None:
         # IdentityError is not caught here: it is of the teacher, not of one file.
         if self._identity is None:
             committer = self.lake.committer
-            self._field = committer.add_teacher(self.mpp, self.teacher, dim, identity)
+            licence = (
+                reader_of(self.format).licence(source, self.teacher) if self.keeps_columns else None
+            )
+            self._field = committer.add_teacher(self.mpp, self.teacher, dim, identity, licence)
             self._identity = identity
             self.lake = self.lake.refreshed()
+
+
+def rows_with_features(features: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return which tiles have features [N]: those that a teacher left out are NaN throughout."""
+    return np.asarray(~np.isnan(features).all(axis=1))
+
+
+def _add_rows(writer: ColumnWriter, slide: int, keys: Int64Array, features: FloatArray) -> None:
+    """Append a slide's features [N, D] to a column, with NaN for tiles that were left out.
+
+    Raises:
+        LakeError: the width is not the column's, or a value can't be stored.
+    """
+    has_features = rows_with_features(features)
+    if has_features.all():
+        writer.add(slide, keys, features)
+        return
+    dim = writer.field.type.list_size
+    if features.shape != (len(keys), dim):
+        tiles, width = counted(len(keys), "tile"), counted(dim, "value")
+        msg = f"features {features.shape} for {tiles}; the column holds {width} a tile"
+        raise InteropError(msg)
+    to_float16(features[has_features], keys[has_features], writer.field.name)
+    writer.append(slide, features.astype(np.float16))

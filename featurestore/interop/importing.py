@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from featurestore.commits.cuts import ROWS_PER_FRAGMENT, SlideCut
+from featurestore.config import LakeConfig
 from featurestore.errors import LakeError
 from featurestore.ids import mpp_name
 from featurestore.interop.aligned_rows import order_of
@@ -24,10 +25,21 @@ from featurestore.interop.foreign_slide import (
     SlideFiles,
     SlideTiles,
 )
-from featurestore.interop.formats import find_sources, problem_of, read_tiles
-from featurestore.interop.grid_cells import choose_cells
+from featurestore.interop.formats import (
+    FORMATS,
+    find_sources,
+    problem_of,
+    read_tiles,
+    reader_of,
+)
 from featurestore.interop.imported_columns import TeacherImport
-from featurestore.interop.incoming_tiles import config_for, grid_of, lake_mpp, slide_row
+from featurestore.interop.incoming_tiles import (
+    cells_of,
+    config_for,
+    grid_of,
+    lake_mpp,
+    slide_row,
+)
 from featurestore.interop.lake_tiles import slide_rows, tile_places
 from featurestore.lake import Lake
 from featurestore.notebook.shown import Shown
@@ -87,7 +99,7 @@ def import_folder(
 
     Args:
         lake_uri: the lake; a new lake gets the tile size and the mpps of the files.
-        folder: folder that the tool wrote; subfolders are searched.
+        folder: folder that the tool wrote, subfolders included; with `hub` also a URL of fsspec.
         format: name of the format, an entry of `READABLE`.
         facts: facts that the files lack.
         on_slide: called with each slide and the part that was added: "tiles", or a teacher's name.
@@ -102,7 +114,7 @@ def import_folder(
     facts = facts or ImportFacts()
     sources, problems = find_sources(os.fspath(folder), format, facts)
     facts = replace(facts, known_mpp=_known_mpp(existing, sources))
-    lake = existing or create_lake(lake_uri, config_for(_sizes(sources, format, facts)))
+    lake = existing or create_lake(lake_uri, _new_config(sources, format, facts))
     summary = ImportResult(lake=lake.uri, format=format)
     for problem in problems:
         summary.note(problem)
@@ -121,6 +133,14 @@ def _known_mpp(lake: Lake | None, sources: Sequence[SlideFiles]) -> Callable[[st
         rows = slide_rows(lake, names[start : start + LOOKED_UP], ["mpp", "state"]) if lake else {}
         mpps |= {name: row["mpp"] for name, row in rows.items() if row["state"] == READY}
     return mpps.get
+
+
+def _new_config(sources: Sequence[SlideFiles], format_name: str, facts: ImportFacts) -> LakeConfig:
+    """Return the settings of a new lake for these files."""
+    if FORMATS[format_name].keeps_columns and sources:
+        config: LakeConfig = reader_of(format_name).config_of(sources)
+        return config
+    return config_for(_sizes(sources, format_name, facts))
 
 
 def _sizes(
@@ -204,10 +224,10 @@ class _Import:
         for source in sources:
             try:
                 tiles = read_tiles(source, self.format, self.facts)
-                choose_cells(tiles.xy, tiles.tile_px_level0)
+                cells_of(tiles)
                 mpp = lake_mpp(self.lake.config, tiles)
                 if mpp in slide.grids:
-                    order_of(tiles.xy, slide.grids[mpp].xy, str(source.path))
+                    order_of(tiles.xy, slide.grids[mpp].xy, source.shown(source.path))
             except LakeError as error:
                 self.summary.note(problem_of(source, source.path, error))
                 continue
@@ -266,7 +286,7 @@ class _Import:
                 # It has tiles at other mpps: what is known of it, pictures too, stays as it is.
                 row = lake_rows[name]
             elif name in lake_rows:
-                row["patient_id"] = lake_rows[name]["patient_id"]
+                row["patient_id"] = lake_rows[name]["patient_id"] or row.get("patient_id")
             self.summary.new += row["state"] != READY
             made = {mpp: grid_of(row, tiles, mpp, config) for mpp, tiles in grids.items()}
             cuts.append(SlideCut(row=row, grids=made))

@@ -14,10 +14,15 @@ from featurestore.commits.cuts import GridCut, Row
 from featurestore.config import LakeConfig
 from featurestore.ids import MPP_STEP, mpp_name, tile_ids
 from featurestore.interop.foreign_slide import MPP_TOLERANCE, InteropError, SlideTiles
-from featurestore.interop.grid_cells import choose_cells
+from featurestore.interop.grid_cells import Cells, choose_cells
 from featurestore.tables.schema import tiles_table
 
 END_BYTES = 64 * 1024
+#: Facts of an exported slide that the new row has too, and those that `extra` keeps.
+HANDED_ON = (
+    "patient_id", "mpp_x", "mpp_y", "objective", "vendor", "levels", "notes", "tissue", "pen",
+)  # fmt: skip
+SOURCE = ("uri", "fingerprint", "reader")
 USUAL_MPPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -98,7 +103,7 @@ def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> Grid
     Raises:
         InteropError: the tiles can't have keys; see `choose_cells`.
     """
-    cells = choose_cells(tiles.xy, tiles.tile_px_level0)
+    cells = cells_of(tiles)
     keys = tile_ids(row["slide"], mpp, cells.y, cells.x)
     order = np.argsort(keys)
     columns: dict[str, Any] = {
@@ -110,15 +115,32 @@ def grid_of(row: Row, tiles: SlideTiles, mpp: float, config: LakeConfig) -> Grid
         "y": tiles.y[order],
         "x": tiles.x[order],
     }
+    if tiles.grid is not None:
+        columns |= {name: column.take(order) for name, column in tiles.grid.columns.items()}
     return GridCut(
         tiles=tiles_table(mpp, config.tile_px, columns),
         shard=None,
         effective_mpp=tiles.effective_mpp,
         tile_px_level0=tiles.tile_px_level0,
         grid_px_level0=cells.step_px,
-        grid_width=_cell_count(tiles.width_px, cells.step_px, columns["grid_x"]),
-        grid_height=_cell_count(tiles.height_px, cells.step_px, columns["grid_y"]),
+        grid_width=tiles.grid.width
+        if tiles.grid
+        else _cell_count(tiles.width_px, cells.step_px, columns["grid_x"]),
+        grid_height=tiles.grid.height
+        if tiles.grid
+        else _cell_count(tiles.height_px, cells.step_px, columns["grid_y"]),
     )
+
+
+def cells_of(tiles: SlideTiles) -> Cells:
+    """Return the cells of tiles: those of the lake that they were exported from, or chosen ones.
+
+    Raises:
+        InteropError: the tiles can't have keys; see `choose_cells`.
+    """
+    if tiles.grid is None:
+        return choose_cells(tiles.xy, tiles.tile_px_level0)
+    return Cells(step_px=tiles.grid.step_px, y=tiles.grid.cells_y, x=tiles.grid.cells_x)
 
 
 def _cell_count(size_px: int | None, step_px: int, used: np.ndarray) -> int:
@@ -134,12 +156,19 @@ def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
         grids: tiles of the slide by the lake's mpps.
     """
     tiles = grids[min(grids)]
-    path = Path(tiles.source)
-    size, mark = fingerprint(path)
+    size, mark = (
+        fingerprint(Path(tiles.source))
+        if tiles.mark is None
+        else (tiles.facts.get("bytes"), tiles.mark)
+    )
+    extra: dict[str, Any] = {}
+    if source := {name: tiles.facts[name] for name in SOURCE if name in tiles.facts}:
+        extra["exported_from"] = source
     imported = {mpp_name(mpp): dict(tiles_at_mpp.attrs) for mpp, tiles_at_mpp in grids.items()}
     return {
         "slide_id": tiles.slide_id,
-        "uri": str(path),
+        **{name: fact for name, fact in tiles.facts.items() if name in HANDED_ON},
+        "uri": tiles.source,
         "fingerprint": mark,
         "bytes": size,
         "width_px": tiles.width_px,
@@ -147,7 +176,7 @@ def slide_row(format_name: str, grids: Mapping[float, SlideTiles]) -> Row:
         "mpp": tiles.level0_mpp,
         "mpp_source": tiles.level0_mpp_source,
         "reader": f"import {format_name}",
-        "extra": json.dumps({"imported_from": format_name, "imported_tiles": imported}),
+        "extra": json.dumps({"imported_from": format_name, "imported_tiles": imported, **extra}),
         "tissue_geojson": tiles.tissue_geojson,
     }
 

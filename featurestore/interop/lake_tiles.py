@@ -6,16 +6,23 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from featurestore.commits.lance_ledger import among_names
 from featurestore.errors import DamageError
 from featurestore.ids import mpp_name
-from featurestore.interop.foreign_slide import Int64Array
+from featurestore.interop.foreign_slide import FloatArray, Int64Array
 from featurestore.interop.writers.outline import mask_geojson
 from featurestore.lake import Lake
+from featurestore.read.bags import Bag
 from featurestore.read.selection import Selection
 from featurestore.storage.read_errors import reading
-from featurestore.tables.schema import SLIDES, features_table
+from featurestore.tables.schema import (
+    SLIDES,
+    TILE_COLUMNS,
+    TILE_FIELDS,
+    features_table,
+)
 
 Row = dict[str, Any]
 
@@ -47,6 +54,27 @@ def tile_places(lake: Lake, row: Mapping[str, Any]) -> tuple[Int64Array, Int64Ar
     table = pl.DataFrame(rows).sort("tile_id")
     xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.int64)
     return table["tile_id"].to_numpy(), xy
+
+
+def tile_table(lake: Lake, row: Mapping[str, Any]) -> pa.Table:
+    """Return all tile columns of a slide's tiles, sorted by key; see `tile_places`."""
+    if not row["tiles"]:
+        return pa.schema(TILE_FIELDS).empty_table()
+    fragment = lake.table(features_table(row["mpp"])).get_fragment(row["fragment"])
+    subject = f"slide {row['slide_id']} at mpp {mpp_name(row['mpp'])}"
+    with reading(lake.store, f"{subject}: its tiles can't be read"):
+        where = f"slide = {row['slide']}"
+        rows: pa.Table = fragment.to_table(columns=list(TILE_COLUMNS), filter=where)
+    return rows.sort_by("tile_id")
+
+
+def whole_rows(bag: Bag, keys: Int64Array) -> FloatArray:
+    """Return a bag's features for all keys of its slide [N, D]; NaN where it has none."""
+    if np.array_equal(bag.tile_id, keys):
+        return bag.features
+    features = np.full((len(keys), bag.features.shape[1]), np.nan, np.float16)
+    features[np.searchsorted(keys, bag.tile_id)] = bag.features
+    return features
 
 
 def slide_rows(

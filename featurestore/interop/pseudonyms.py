@@ -25,6 +25,8 @@ FACTS = (
     "normalisation", "pooling", "precision", "resize_px", "share", "stain", "std", "tokens",
     "version", "weights_sha256",
 )  # fmt: skip
+# Numbers of a slide by which nobody finds its file.
+NUMBERS = ("width_px", "height_px", "mpp", "mpp_x", "mpp_y", "objective", "levels", "tissue", "pen")
 
 
 class Pseudonyms:
@@ -71,6 +73,10 @@ class Pseudonyms:
         """Return the random name of a slide."""
         return self._names[SLIDE, slide_id]
 
+    def teacher_out(self, teacher: TeacherOut) -> TeacherOut:
+        """Return a column to be exported without a user's own words in its encoder's identity."""
+        return _without_words(teacher)
+
     def patients_table(self, ids: pl.DataFrame) -> str:
         """Return CSV with the random names of slides and their patients, in the order of the names.
 
@@ -88,12 +94,16 @@ class Pseudonyms:
         """Return a slide to be exported without ids, paths, free text and users' own columns."""
         attrs = {name: entry for name, entry in slide.tiles.attrs.items() if _is_number(entry)}
         name = self.slide(slide.tiles.slide_id)
+        facts = {name: slide.facts[name] for name in NUMBERS if name in slide.facts}
+        if (patient := slide.facts.get("patient_id")) is not None:
+            facts["patient_id"] = self._names[PATIENT, patient]
         return replace(
             slide,
             tiles=replace(slide.tiles, slide_id=name, source="", attrs=attrs),
             teachers={name: _without_words(teacher) for name, teacher in slide.teachers.items()},
             tissue=lambda: _geometry_alone(slide.tissue()),
             annotations=SlideAnnotations(),
+            facts=facts,
         )
 
 

@@ -5,8 +5,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from featurestore.interop.hub.remote_outbox import RemoteOutbox
 from featurestore.interop.writers.outbox import Outbox
 from featurestore.licences import Licence
+
+LICENCES_FILE = "licences.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +28,19 @@ class Sharing:
     deidentify: str | os.PathLike[str] | None = None
 
 
-def write_licences(box: Outbox, licences: Mapping[str, Licence], sharing: Sharing) -> None:
-    """Write what each column's licence is, and forbids, beside the files of the columns."""
+def write_licences(
+    box: Outbox | RemoteOutbox, licences: Mapping[str, Licence], sharing: Sharing
+) -> None:
+    """Write what each column's licence is, and forbids, beside the files of the columns.
+
+    Columns that an earlier export wrote stay in it, as their files do.
+    """
     if not licences:
         return
-    permission = sharing.permission
-    if permission is not None and sharing.deidentify is not None:
+    earlier = json.loads(box.read_text(LICENCES_FILE) or '{"licences": {}, "permission": null}')
+    permission = sharing.permission or earlier["permission"]
+    if sharing.permission is not None and sharing.deidentify is not None:
         permission = "stated; the words are not part of a de-identified export"
-    record = {name: licence.to_json() for name, licence in licences.items()}
+    record = earlier["licences"] | {name: one.to_json() for name, one in licences.items()}
     text = json.dumps({"licences": record, "permission": permission}, indent=2) + "\n"
-    box.write_text("licences.json", text)
+    box.write_text(LICENCES_FILE, text)

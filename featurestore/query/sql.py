@@ -30,8 +30,8 @@ MISSING = re.compile(r"""(column|relation|table)[\w ]* ['"]([^'"]+)['"]""")
 def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[str, pl.LazyFrame]:
     """Return the tables that a query can name, as frames.
 
-    They are `slides`, `catalog`, `tiles_mpp0_5` and so on per mpp, each annotation of slides or
-    patients, and users' own.
+    They are `slides`, `catalog`, `tiles_mpp0_5` and so on per mpp, `slide_features` where there are
+    any, each annotation of slides or patients, and users' own.
 
     Args:
         lake: the lake.
@@ -43,6 +43,8 @@ def tables(lake: Lake, own: Mapping[str, pl.DataFrame] | None = None) -> dict[st
     frames = {"slides": lake.slides(), "catalog": lake.catalog()}
     for mpp in lake.config.mpps:
         frames[f"tiles_mpp{mpp_name(mpp).replace('.', '_')}"] = lake.tiles(mpp=mpp)
+    if lake.slide_encodings():
+        frames["slide_features"] = lake.slide_features()
     for name, annotation in lake.annotations().items():
         if annotation.level != TILE:  # those of tiles are columns of theirs
             frames[name] = lake.annotation(name)

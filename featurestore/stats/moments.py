@@ -176,6 +176,33 @@ def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
     return PhiS(mean=arrays["mean"], rotation=arrays["rotation"], scale=card["scale"])
 
 
+def kept_stats(lake: Lake, teacher: str, *, mpp: float) -> list[dict[str, Any]]:
+    """Return the cards of all statistics of a column at an mpp, those of the newest lake last.
+
+    Raises:
+        LakeError: the teacher has no column at this mpp.
+        DamageError: a card is damaged.
+    """
+    lake.check_teacher(teacher, mpp=mpp)
+    base = folder(teacher, lake.known_mpp(mpp))
+    paths = [f"{base}/{name}" for name in sorted(lake.store.names(base))]
+    cards = [
+        {**read_sealed(lake.store, f"{path}/card.json"), "path": path}
+        for path in paths
+        if lake.exists(f"{path}/card.json")
+    ]
+    return sorted(cards, key=lambda card: int(card["lake_version"]))
+
+
+def moments_of(lake: Lake, card: dict[str, Any]) -> Moments:
+    """Return the moments of a card of `kept_stats`.
+
+    Raises:
+        DamageError: the stored statistics are damaged.
+    """
+    return _moments(lake, card)
+
+
 def _moments(lake: Lake, card: dict[str, Any]) -> Moments:
     name = f"{card['path']}/moments" if "formula" in card else card["path"]
     arrays = _arrays(lake, card, f"{name}.safetensors")

@@ -11,7 +11,9 @@ from featurestore.tables.schema import TILE_COLUMNS
 TILE, SLIDE, PATIENT = "tile", "slide", "patient"
 PATIENTS = "patients"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-RESERVED = re.compile(r"slides|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE)
+RESERVED = re.compile(
+    r"slides|slide_features|catalog|tiles_mpp.*|row_crc32|teacher|library_id", re.IGNORECASE
+)
 
 
 class AnnotationError(LakeError):
@@ -91,6 +93,6 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name) or name in TILE_COLUMNS or RESERVED.fullmatch(name):
         msg = (
             f"an annotation can't be called '{name}': use letters, digits and _, a letter first; "
-            f"not slides, catalog, tiles_mpp..., {', '.join(TILE_COLUMNS)}"
+            f"not slides, slide_features, catalog, tiles_mpp..., {', '.join(TILE_COLUMNS)}"
         )
         raise AnnotationError(msg)

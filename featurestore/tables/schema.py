@@ -176,7 +176,11 @@ def teacher_field(
 
 
 def quantised_field(
-    name: str, codes: int, identity: Mapping[str, Any], record: Mapping[str, Any]
+    name: str,
+    codes: int,
+    identity: Mapping[str, Any],
+    record: Mapping[str, Any],
+    licence: Licence | None = None,
 ) -> pa.Field:
     """Return the column of a teacher's features as codes: a nullable fixed-size list of uint8.
 
@@ -185,6 +189,7 @@ def quantised_field(
         codes: number of codes of a tile.
         identity: identity of the source, with the codec's.
         record: codec, `dim` and `tokens` of the features, path and checksum of the codec's file.
+        licence: licence of the source's encoder, which the codes have too; None if none is kept.
 
     Raises:
         LakeError: a quantised column can't have this name.
@@ -194,6 +199,7 @@ def quantised_field(
         IDENTITY_KEY: json.dumps(identity, sort_keys=True),
         KIND_KEY: QUANTISED,
         CODEC_KEY: json.dumps(record, sort_keys=True),
+        **licence_metadata(licence),
         # Rows of few bytes are packed otherwise, and could not be read in place.
         b"lance-encoding:structural-encoding": "fullzip",
     }

@@ -215,10 +215,12 @@ def load_encoder(
 def licence_of(store: "Store", teacher: str) -> "Licence":
     """Return the licence of a teacher or student by its name; of an unknown one it is not stated.
 
-    A student has the licences of its teachers, and forbids what any of them forbids.
+    A student has the licences of its teachers, and forbids what any of them forbids. Codes of a
+    column (`NAME~CODEC`) have that of the column.
     """
     from featurestore import Licence
 
+    teacher = teacher.partition("~")[0]
     if sees_features(store, teacher):
         record = json.loads(student_file(store, teacher, FEATURE_CARD))
         text = "; ".join(f"{name}: {text}" for name, text in record["licences"].items())
@@ -232,14 +234,17 @@ def licence_of(store: "Store", teacher: str) -> "Licence":
 def column_licences(lake: "Lake", teachers: Sequence[str]) -> dict[str, "Licence"]:
     """Return the licence of each column: the one kept with it, or else that of its name's card.
 
-    Columns that were imported, or extracted by an earlier version, keep none.
+    Columns that were imported, or extracted by an earlier version, keep none. Codes that keep none
+    have the licence of the column that they are of.
     """
     licences = {}
     for teacher in teachers:
+        names = dict.fromkeys((teacher, teacher.partition("~")[0]))
         kept = [
-            lake.licence(teacher, mpp=mpp)
+            lake.licence(name, mpp=mpp)
+            for name in names
             for mpp in lake.config.mpps
-            if teacher in lake.teachers(mpp=mpp)
+            if name in lake.teachers(mpp=mpp)
         ]
         recorded = next((licence for licence in kept if licence is not None), None)
         licences[teacher] = recorded or licence_of(lake.store, teacher)

@@ -1,4 +1,4 @@
-"""Networks of the teacher cards: timm's by name, and five that timm has only in part.
+"""Networks of the teacher cards: timm's by name, and those that timm has only in part.
 
 All offer timm's protocol: `forward_features` returns tokens [B, N, D] after the final norm, prefix
 tokens first (maps [B, C, H, W] where there are no tokens), and `forward_head` makes the network's
@@ -8,6 +8,7 @@ Letters in names: B images, C channels, H W pixels, N tokens, D their length.
 """
 
 import difflib
+import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -63,8 +64,8 @@ def build(
         _check_pretrained(architecture)
     try:
         if pretrained:
-            return _Timm(architecture)(input_px, built, pretrained=True)
-        return OWN.get(architecture, _Timm(architecture))(input_px, built)
+            return TimmNetwork(architecture)(input_px, built, pretrained=True)
+        return OWN.get(architecture, TimmNetwork(architecture))(input_px, built)
     except TypeError as error:
         msg = f"{architecture} can't be built with {dict(arguments)}: {error}"
         raise TeacherError(msg) from error
@@ -97,8 +98,12 @@ def _layer(name: str) -> Callable[..., nn.Module]:
     raise TeacherError(msg)
 
 
-class _Timm:
-    """A builder of the network that timm has under a name."""
+class TimmNetwork:
+    """A builder of the network that timm has under a name.
+
+    Args:
+        architecture: timm's name of it.
+    """
 
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
@@ -106,6 +111,7 @@ class _Timm:
     def __call__(
         self, input_px: int, arguments: Mapping[str, Any], *, pretrained: bool = False
     ) -> nn.Module:
+        """Build the network for an input size; a name that timm does not know is refused."""
         # Names with a colon ("hf-hub:...") would be fetched; is_model knows registered ones alone.
         if not timm.is_model(self.architecture):
             close = difflib.get_close_matches(self.architecture, [*OWN, *timm.list_models()], n=1)
@@ -155,8 +161,12 @@ class Plain(nn.Module):
         return self.forward_features(x_BCHW)
 
 
-class _Headed(nn.Module):
-    """A trunk of timm's, with the head of another implementation."""
+class Headed(nn.Module):
+    """A trunk of timm's, with the head of another implementation.
+
+    Args:
+        trunk: the network of timm.
+    """
 
     trunk: Any
 
@@ -183,7 +193,7 @@ class _Headed(nn.Module):
         return self.forward_head(self.forward_features(x_BCHW))
 
 
-class Conch(_Headed):
+class Conch(Headed):
     """CONCH's vision tower up to the pooled embedding that is used for slides [B, 512].
 
     That is before its contrastive projection and not normalised: `encode_image(proj_contrast=False,
@@ -191,7 +201,7 @@ class Conch(_Headed):
     """
 
     def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
-        super().__init__(_Timm("vit_base_patch16_224")(input_px, arguments))
+        super().__init__(TimmNetwork("vit_base_patch16_224")(input_px, arguments))
         self.attn_pool_contrast = _TorchPooler(512, 768)
         self.ln_contrast = nn.LayerNorm(512)
 
@@ -220,7 +230,7 @@ class _TorchPooler(nn.Module):
         return pooled
 
 
-class Conch15(_Headed):
+class Conch15(Headed):
     """CONCH v1.5's vision tower [B, 768], the encoder that TITAN reads.
 
     From the module of that name in mahmoodlab/TRIDENT's `model_zoo` and in the hub's
@@ -229,7 +239,7 @@ class Conch15(_Headed):
 
     def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
         super().__init__(
-            _Timm("vit_large_patch16_224")(input_px, {"init_values": 1.0, **arguments})
+            TimmNetwork("vit_large_patch16_224")(input_px, {"init_values": 1.0, **arguments})
         )
         self.attn_pool_contrast = _LinearPooler(768, 1024)
         self.ln_contrast = nn.LayerNorm(768)
@@ -260,12 +270,12 @@ class _LinearPooler(nn.Module):
         return pooled
 
 
-class Keep(_Headed):
+class Keep(Headed):
     """KEEP's `encode_image` [B, 768], of length 1 (MAGIC-AI4Med/KEEP, `quick_start`)."""
 
     def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
         super().__init__(
-            _Timm("vit_large_patch16_224")(input_px, {"init_values": 1e-5, **arguments})
+            TimmNetwork("vit_large_patch16_224")(input_px, {"init_values": 1e-5, **arguments})
         )
         self.head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
 
@@ -274,12 +284,14 @@ class Keep(_Headed):
         return F.normalize(self.head(self.trunk.forward_head(features)), dim=-1)
 
 
-class CTransPath(_Headed):
+class CTransPath(Headed):
     """CTransPath [B, 768]: a Swin transformer whose stem is convolutions (Xiyue-Wang/TransPath)."""
 
     def __init__(self, input_px: int, arguments: Mapping[str, Any]) -> None:
         stem = {"embed_layer": _ConvStem}
-        super().__init__(_Timm("swin_tiny_patch4_window7_224")(input_px, {**stem, **arguments}))
+        super().__init__(
+            TimmNetwork("swin_tiny_patch4_window7_224")(input_px, {**stem, **arguments})
+        )
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Return the last grid as tokens [B, N, D], row after row."""
@@ -323,13 +335,30 @@ def _halving(channels: int, wider: int) -> list[nn.Module]:
 
 def _resnet50_layer3(input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Build a ResNet-50 that ends after its third stage [B, 1024], as CLAM uses it."""
-    model: Any = _Timm("resnet50")(input_px, arguments)
+    model: Any = TimmNetwork("resnet50")(input_px, arguments)
     model.layer4, model.num_features = nn.Identity(), 1024
     third: nn.Module = model
     return third
 
 
+def _later(name: str) -> Callable[[int, Mapping[str, Any]], nn.Module]:
+    """Return a builder that imports its class of `headed_networks` when it is used."""
+
+    def build_network(input_px: int, arguments: Mapping[str, Any]) -> nn.Module:
+        module = importlib.import_module("ingest.teachers.heads.headed_networks")
+        network: nn.Module = getattr(module, name)(input_px, arguments)
+        return network
+
+    return build_network
+
+
 OWN: dict[str, Callable[[int, Mapping[str, Any]], nn.Module]] = {
+    "clip": _later("Clip"),
+    "coca": _later("Coca"),
+    "gemma4": _later("Gemma"),
+    "genbio": _later("GenBio"),
+    "isight": _later("ISight"),
+    "mettle": _later("Mettle"),
     "conch": Conch,
     "conch15": Conch15,
     "ctranspath": CTransPath,

@@ -84,7 +84,8 @@ def test_import_of_clam_asks_for_what_its_files_do_not_say(
 @pytest.mark.parametrize(
     ("name", "files"),
     [("trident", "20x_*/features_*/*.h5"), ("clam", "features_*/pt_files/*.pt"),
-     ("stamp", "*/*.h5"), ("anndata", "*.zarr"), ("geojson", "*.geojson")],
+     ("stamp", "*/*.h5"), ("hub", "cards/*.json"), ("anndata", "*.zarr"),
+     ("geojson", "*.geojson")],
 )  # fmt: skip
 def test_export_of_a_real_lake(
     filled: Path, tmp_path: Path, slidelake: Slidelake, as_json: AsJson, name: str, files: str
@@ -110,7 +111,10 @@ def test_export_and_import_say_what_is_wrong(
     code, _, error = parts(
         slidelake("export", filled, tmp_path / "o", "--format", "zip", "--mpp", "0.5", code=None)
     )
-    assert (code, "those that can: trident, clam, stamp, anndata, geojson" in error) == (2, True)
+    assert (code, "those that can: trident, clam, stamp, hub, anndata, geojson" in error) == (
+        2,
+        True,
+    )
     code, _, error = parts(
         slidelake("import", tmp_path / "lake", tmp_path, "--format", "stamp", code=None)
     )

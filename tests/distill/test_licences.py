@@ -9,13 +9,15 @@ from distill.recipes.recipe_table import make_recipe
 from distill.students.export import export_student
 from distill.students.student import student_card
 from distill.train.distill_run import plan_run
-from featurestore import Lake, open_lake, rename
+from featurestore import Lake, drop, open_lake, rename
+from featurestore.codecs.lance_quantising import quantise
 from featurestore.errors import LicenceError
 from featurestore.interop import Sharing, export_folder
 from featurestore.licences import Licence, check_licences
 from ingest import CARDS, column_licences
 from ingest.teachers.cards.card import card_from_json, card_json
 from tests.conftest import TEACHERS
+from tests.worlds.small_lake import add_teacher, write_columns
 
 STRICT = Licence(text="Lab only", forbids=("training on outputs", "sharing outputs"))
 
@@ -37,6 +39,20 @@ def test_a_column_keeps_its_licence_and_an_old_one_has_that_of_its_card(small: L
     assert licences == {"strict": STRICT, "uni2_h": CARDS["uni2_h"].terms}
     assert lake.licence("uni2_h", mpp=0.5) is None
     assert column_licences(lake, ["nobody"]) == {"nobody": Licence(text="not stated")}
+
+
+def test_codes_of_a_column_have_its_licence(small: Lake) -> None:
+    add_teacher(small, "t")
+    for mpp in small.config.mpps:
+        small.committer.add_teacher(mpp, "strict", 6, {"weights": "strict"}, STRICT)
+        small.committer.commit_columns(mpp, write_columns(small, mpp, "strict"))
+    quantise(small.refreshed(), "strict")
+    drop(small.refreshed(), "teacher", ["strict"])
+    lake = small.refreshed()
+    assert "strict" not in lake.teachers(mpp=0.5)
+    assert column_licences(lake, ["strict~int8"]) == {"strict~int8": STRICT}
+    with pytest.raises(LicenceError, match="training on outputs is forbidden"):
+        plan_run(lake, make_recipe("agglomerate", ("strict~int8",)), student="small")
 
 
 def test_distill_is_refused_where_a_licence_forbids_training(strict: Lake) -> None:
@@ -88,7 +104,12 @@ def test_an_export_says_the_licences_and_refuses_outputs_that_stay(
     sharing = Sharing(permission=words)
     export_folder(strict.uri, out, format="stamp", mpp=0.5, teachers=["strict"], sharing=sharing)
     kept = json.loads((out / "licences.json").read_text())
-    assert kept == {"licences": {"strict": STRICT.to_json()}, "permission": words}
+    assert kept["permission"] == words
+    # What an earlier export wrote is there still, so its licence is.
+    assert kept["licences"] == {
+        TEACHERS[0]: other.licences[TEACHERS[0]].to_json(),
+        "strict": STRICT.to_json(),
+    }
 
 
 def test_a_permission_of_blanks_is_none() -> None:

@@ -293,6 +293,8 @@ def names_in(command: PageCommand) -> tuple[set[str], set[str]]:
     }
     if parsed_command.name == "import":
         return set(), columns
+    if parsed_command.name == "encode":
+        return columns, {".".join([str(context.params["slide_encoder"]), *sorted(columns)])}
     return columns, {context.params["name"]} if parsed_command.name == "distill" else set()
 
 
@@ -352,6 +354,7 @@ PARSED_LINES = {
     r"(^| )(LAKE|DIR|RUN|FILE\S*)( |$)": "a placeholder stands for the user's own",
     r"--at 41\b": "version 41 of a lake that has many; tests/cli/test_options_edits.py restores",
     r"--tcga-patients": "slides with TCGA barcodes; tests/cli/test_options_edits.py runs it",
+    r"-encoder (titan|my_encoder)|^encode .* conch15": "weights, or a column, of the user's own",
     r"--like (slide7|SLIDE)": "a slide with a name of the user's own",
 }
 

@@ -195,6 +195,13 @@ def test_encoders(page: Run, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_slide_encoder(page: Run, demo: Path) -> None:
+    assert len(page("slide_encoder.md").answers) == 2  # the page compares vectors with the network
+    [encoding] = open_lake(demo / "demo-lake").slide_encodings()
+    assert (encoding.name, encoding.dim) == ("ours.efficientnet_lite0", 16)
+
+
+@pytest.mark.slow
 def test_recipe(page: Run, demo: Path) -> None:
     page("recipe.md")
     lake = open_lake(demo / "demo-lake")

@@ -48,16 +48,6 @@ def test_messages_of_troubleshooting_are_those_of_the_code() -> None:
     assert [piece for pieces in missing.values() for piece in pieces] == []
 
 
-def test_licences_of_features_are_those_of_the_cards() -> None:
-    text = (DOCS / "feature-licences.md").read_text()
-    table = text.partition("<!-- licences -->")[2].partition("<!-- /licences -->")[0]
-    told = {}
-    for line in table.strip().splitlines()[2:]:
-        licence, teachers, _ = (cell.strip() for cell in line.strip("|").split("|"))
-        told.update(dict.fromkeys(re.findall(r"`(\w+)`", teachers), licence))
-    assert told == {name: card.licence for name, card in CARDS.items()}
-
-
 def test_drawings_are_what_their_script_draws() -> None:
     drawings = runpy.run_path(str(DOCS / "images" / "draw_concepts.py"))["DRAWINGS"]
     text = (DOCS / "concepts.md").read_text()

@@ -22,7 +22,8 @@ PLUMBING = {
     "Annotation": {"as_dict", "at", "of"},
     "ExtractResult": {"add_made", "count_slides"},
     "Lake": {
-        *("catalog_rows", "check_teacher", "committer", "content_key", "exists", "features_of"),
+        *("catalog_rows", "check_teacher", "committer", "content_key", "encoded", "exists"),
+        "features_of",
         *("first_reads", "is_pinned", "known_mpp", "places_of", "read_bytes", "read_json"),
         *("row_reader", "slide_rows", "store", "table", "tiles_of", "version_of"),
         *("write_bytes", "write_json"),

@@ -11,6 +11,7 @@ import pytest
 import slidelake
 from examples.demo import STUDENT, TEACHERS
 from ingest import CARDS
+from ingest.slide_encoders import SLIDE_ENCODERS
 from tests.conftest import ROOT
 
 PACKAGES = slidelake.PACKAGES
@@ -105,6 +106,18 @@ def column_of(text: str) -> str:
     return text.partition(":")[0].partition("@")[0]
 
 
+def parts_of_vectors(name: str) -> list[str]:
+    """Return the columns of slides' vectors (ENCODER.COLUMN), and an encoder that has no card.
+
+    Another name is returned as it is.
+    """
+    encoder, _, rest = name.partition(".")
+    columns = [part for part in rest.split(".") if part not in ("patient", "section")]
+    if not rest:
+        return [name]
+    return columns if encoder in SLIDE_ENCODERS else [encoder, *columns]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_examples_name_teachers_that_exist(path: Path) -> None:
     text = path.read_text()
@@ -114,7 +127,8 @@ def test_examples_name_teachers_that_exist(path: Path) -> None:
         column_of(part)
         for name in (*OPTION.findall(text), *CALL.findall(text))
         if name not in PLACEHOLDERS and not name.endswith(".py")
-        for part in name.split("+")
+        for joined in name.split("+")
+        for part in parts_of_vectors(joined)
     }
     assert named <= columns, f"{named - columns}: no card, and no column of the demo's lake"
 

@@ -6,6 +6,7 @@ leaves nothing half done but this folder, which the next export empties. One exp
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -32,7 +33,10 @@ class Outbox:
 
     def __init__(self, root: str | os.PathLike[str], *, shows_paths: bool = True) -> None:
         if "://" in os.fspath(root):
-            msg = f"{os.fspath(root)} is a URL; exports are written to a local folder"
+            msg = (
+                f"{os.fspath(root)} is a URL; exports are written to a local folder, but for those "
+                "of the format hub"
+            )
             raise InteropError(msg)
         self.root = Path(root).expanduser().absolute()
         self._shows_paths = shows_paths
@@ -82,9 +86,26 @@ class Outbox:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def read_text(self, rel: str) -> str | None:
+        """Return the text of an exported file; None if it is not there."""
+        return self.path(rel).read_text() if self.path(rel).is_file() else None
+
+    def text_sha256(self, rel: str) -> str | None:
+        """Return the SHA-256 of a text file; None if it is not there."""
+        text = self.read_text(rel)
+        return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+    def holds(self, rel: str, size: int, sha256: str) -> bool:
+        """Whether a file is there with these bytes."""
+        path = self.path(rel)
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
     def write_text(self, rel: str, text: str) -> bool:
         """Write a small file, unless it is there and the same; return whether it was written."""
-        if self.path(rel).is_file() and self.path(rel).read_text() == text:
+        if self.read_text(rel) == text:
             return False
         with self.file(rel) as path:
             path.write_text(text)

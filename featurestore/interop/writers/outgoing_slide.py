@@ -4,14 +4,16 @@ A file counts as finished if it opens, its datasets have the shapes and the coor
 lake has, and it carries the checksums of its sources; its existence alone proves nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from featurestore.annotations.annotation_export import SlideAnnotations
+from featurestore.config import LakeConfig
 from featurestore.interop.foreign_files import dataset, opened_h5
 from featurestore.interop.foreign_slide import FloatArray, Int64Array, InteropError, SlideTiles
 from featurestore.licences import Licence
@@ -41,6 +43,9 @@ class SlideOut:
         tissue: function that returns the tissue as a GeoJSON FeatureCollection in level-0 pixels;
             None if the lake has none.
         annotations: users' own columns.
+        facts: what `slides` says of the slide, without pictures, number and state.
+        grid: the catalog's row of the slide's tiles; empty without tiles.
+        rows: function that reads all columns of the tiles, in their order, as `TILE_FIELDS`.
     """
 
     tiles: SlideTiles
@@ -49,6 +54,30 @@ class SlideOut:
     features: Callable[[str], FloatArray]
     tissue: Callable[[], dict[str, Any] | None]
     annotations: SlideAnnotations = field(default_factory=SlideAnnotations)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    rows: Callable[[], pa.Table] = lambda: pa.table({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortOut:
+    """A cohort to export, for formats that write files of the whole cohort.
+
+    Attributes:
+        config: settings of the lake.
+        mpp: microns per pixel of the exported tiles.
+        teachers: the exported columns.
+        licences: licence of each of them.
+        slides: names of all slides, as they are exported, also of those that failed this time.
+        random_names: whether the export is de-identified.
+    """
+
+    config: LakeConfig
+    mpp: float
+    teachers: Mapping[str, TeacherOut]
+    licences: Mapping[str, Licence]
+    slides: Sequence[str]
+    random_names: bool
 
 
 def mark_of(slide: SlideOut, *teachers: str) -> str:

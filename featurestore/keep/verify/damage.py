@@ -17,6 +17,8 @@ SHARD_INDEX, TABLE_INDEX = "shard index", "table index"
 FILE = "file"
 #: A table of an annotation; `slidelake annotate --replace` writes it again.
 ANNOTATION = "annotation"
+#: A table of slides' vectors; `slidelake encode` makes it again once it is dropped.
+ENCODING = "slide encoding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class Damage:
         part: `table` (a table as a whole), `root` (`lake.json`, `roots.json`, a snapshot), `row`
             (of `slides`), `tiles` (rows of a features table), `features`, `shard` (pixels only),
             `shard index`, `table index`, `stray` (rows that the catalog does not name),
-            `annotation` (an annotation's table), `file` (any other file).
+            `annotation` (an annotation's table), `slide encoding` (a table of slides' vectors),
+            `file` (any other file).
         fragment: number of the fragment, or None.
         number: the slide's number, if it is known.
         path: the damaged file or table, relative to the lake, or None.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from featurestore.codecs.codec_files import codec_paths
 from featurestore.keep.verify.damage import FILE, Damage
 from featurestore.keep.verify.index_checksums import add_index_checksums, unchecked_indexes
-from featurestore.keep.verify.lance_annotation_check import verify_annotations
+from featurestore.keep.verify.lance_annotation_check import verify_annotations, verify_encodings
 from featurestore.keep.verify.root_files import add_checksums, unchecked_files
 from featurestore.keep.verify.sealings import (
     Sealing,
@@ -63,6 +63,11 @@ ANNOTATIONS = FileCheck(
     name="annotations", damage=verify_annotations, missing=lambda _: 0, add=lambda _: 0
 )
 
+#: As those of annotations.
+ENCODINGS = FileCheck(
+    name="slide encodings", damage=verify_encodings, missing=lambda _: 0, add=lambda _: 0
+)
+
 #: Damage of these is found while shards are read: see `lance_verify`.
 SHARD_INDEXES = FileCheck(
     name="indexes of shards",
@@ -110,6 +115,7 @@ CHECKPOINTS = FileCheck(
 FILE_CHECKS: tuple[FileCheck, ...] = (
     ROOTS,
     ANNOTATIONS,
+    ENCODINGS,
     SHARD_INDEXES,
     STATS,
     CODECS,

@@ -7,6 +7,10 @@ from ingest.teachers.cards.card import Card, Pooling, Precision
 Rgb = tuple[float, float, float]
 IMAGENET: tuple[Rgb, Rgb] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[Rgb, Rgb] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+OPENAI: tuple[Rgb, Rgb] = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
 CFG = "timm 1.0.31, pretrained_cfg"
 SAFETENSORS = ("model.safetensors",)
 WHOLE_TILE = "the whole tile; timm's crop_pct below 1 is meant for photographs of things"
@@ -154,6 +158,36 @@ def lite(number: int, input_px: int, file: str) -> Card:
     )
 
 
+def radio(name: str, architecture: str, dim: int, registers: int, hub: str, keys: str) -> Card:
+    """Return the card of a C-RADIO; the first of its class tokens, one a teacher, is `cls`."""
+    return Card(
+        name=name,
+        architecture=architecture,
+        dim=dim,
+        input_px=224,
+        mean=OPENAI[0],
+        std=OPENAI[1],
+        poolings=("cls", "cls+mean"),
+        prefix_tokens=1 + registers,
+        patch_px=16,
+        licence="NVIDIA Open Model License",
+        source="NVIDIA, distilled from CLIP, DINO and SAM",
+        hub=f"nvidia/{hub}",
+        files=SAFETENSORS,
+        keys=keys,
+        references={
+            "network, mean, std, licence": CFG,
+            "names": f"_convert_radio of {CFG.partition(',')[0]}, vision_transformer.py",
+            "position table": "128 x 128, resized as radio/vit_patch_generator.py of NVlabs/RADIO",
+            "input": "224 px for tiles; 512 px is timm's default",
+        },
+        unverified=(
+            "precision",
+            "the summary of its own code joins the class tokens of several teachers",
+        ),
+    )
+
+
 def natural() -> Iterator[Card]:
     """Yield the cards of networks of natural images."""
     yield lite(0, 224, "efficientnet-lite0-57934424.pth")
@@ -179,3 +213,12 @@ def natural() -> Iterator[Card]:
     yield vit("vit_base_augreg2", base, "augreg2_in21k_ft_in1k", 768, HALF)
     yield vit("vit_small_dino", small, "dino", 384, IMAGENET)
     yield vit("vit_base_dino", base, "dino", 768, IMAGENET)
+    for number, size, dim, registers, letter, keys in (
+        (3, "base", 768, 7, "B", "radio_aligned"), (3, "large", 1024, 7, "L", "radio"),
+        (3, "huge", 1280, 7, "H", "radio_aligned"), (4, "so400m", 1152, 9, "SO400M", "radio"),
+        (4, "huge", 1280, 9, "H", "radio"),
+    ):  # fmt: skip
+        yield radio(
+            f"c_radio_v{number}_{letter.lower()}", f"vit_{size}_patch16_radio_v{number}", dim,
+            registers, f"C-RADIOv{number}-{letter}", keys,
+        )  # fmt: skip

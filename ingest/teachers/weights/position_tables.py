@@ -73,3 +73,19 @@ def as_conch15(grid: Tensor, side: int) -> Tensor:
     """
     ratio = (side + DINO_OFFSET) / grid.shape[-1]
     return F.interpolate(grid, scale_factor=(ratio, ratio), mode="bicubic")
+
+
+def as_radio(grid: Tensor, side: int) -> Tensor:
+    """Resize a position grid as RADIO does at inference: bilinear.
+
+    Source: `_get_pos_embeddings` of NVlabs/RADIO, radio/vit_patch_generator.py.
+    """
+    return F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def as_radio_aligned(grid: Tensor, side: int) -> Tensor:
+    """Resize a position grid as the hub's code of C-RADIOv3-B and -H does, with corners aligned.
+
+    Source: `_RADIO_ALIGN_CORNERS` of timm 1.0.31, vision_transformer.py.
+    """
+    return F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=True)

@@ -22,6 +22,8 @@ from ingest.teachers.weights.position_tables import (
     as_conch,
     as_conch15,
     as_hugging_face,
+    as_radio,
+    as_radio_aligned,
     as_timm,
     fitted,
 )
@@ -184,6 +186,51 @@ def _dinov3(tensors: Tensors, model: nn.Module) -> Tensors:
     }
 
 
+def _clip(tensors: Tensors, _: nn.Module) -> Tensors:
+    """Shape the class token and the position table of a CLIP as timm does; join its q, k and v."""
+    out = _joined(tensors, ("q_proj", "k_proj", "v_proj"))
+    for name, axes in (("trunk.cls_token", 3), ("trunk.pos_embed", 3)):
+        if name in out:
+            out[name] = out[name].reshape((1,) * (axes - out[name].ndim) + out[name].shape)
+    if "projection" in out:  # open_clip multiplies from the other side
+        out["proj.weight"] = out.pop("projection").T
+    return out
+
+
+def _siglip(tensors: Tensors, _: nn.Module) -> Tensors:
+    out = _joined(tensors, ("q_proj", "k_proj", "v_proj"))
+    for kind in ("weight", "bias"):
+        if (whole := out.pop(f"attn_pool.in_proj_{kind}", None)) is not None:
+            width = len(whole) // 3
+            out[f"attn_pool.q.{kind}"], out[f"attn_pool.kv.{kind}"] = whole[:width], whole[width:]
+    if "pos_embed" in out and out["pos_embed"].ndim == 2:
+        out["pos_embed"] = out["pos_embed"][None]
+    return out
+
+
+def _radio(tensors: Tensors, _: nn.Module) -> Tensors:
+    """Shape patches and tokens of a RADIO as timm does: its class tokens but one are registers."""
+    out = dict(tensors)
+    if "patches" in out:
+        weight = out.pop("patches")
+        side = round((weight.shape[1] / 3) ** 0.5)
+        out["patch_embed.proj.weight"] = weight.reshape(-1, 3, side, side)
+        out["patch_embed.proj.bias"] = weight.new_zeros(len(weight))
+    if "tokens" in out:
+        tokens = out.pop("tokens")[None]
+        out["cls_token"], out["reg_token"] = tokens[:, :1], tokens[:, 1:]
+    return out
+
+
+def _pathoduet(tensors: Tensors, _: nn.Module) -> Tensors:
+    """Put the class token before the pretext token, with its row of the position table."""
+    out = dict(tensors)
+    if "pos_embed" in out and "reg_token" in out:
+        table = out["pos_embed"]
+        out["pos_embed"] = torch.cat([table[:, 1:2], table[:, :1], table[:, 2:]], dim=1)
+    return out
+
+
 HF: Rules = (
     (r"^(vit|dinov2)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
@@ -234,6 +281,52 @@ MUSK: Rules = (
     (r"\.ffn\.ffn_layernorm\.", ".mlp.norm."),
     (r"\.ffn\.", ".mlp."),
     (r"^layer_norm\.", "norm."),
+)
+HF_CLIP: Rules = (
+    (r"^vision_model\.embeddings\.class_embedding$", "trunk.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "trunk.pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "trunk.patch_embed.proj."),
+    (r"^vision_model\.pre_layrnorm\.", "trunk.norm_pre."),
+    (r"^vision_model\.post_layernorm\.", "trunk.norm."),
+    (r"^vision_model\.encoder\.layers\.", "trunk.blocks."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.", ".attn."),
+    (r"^visual_projection\.", "proj."),
+)
+HF_SIGLIP: Rules = (
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^vision_model\.post_layernorm\.", "norm."),
+    (r"^vision_model\.encoder\.layers\.", "blocks."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.", ".attn."),
+    (r"^vision_model\.head\.probe$", "attn_pool.latent"),
+    (r"^vision_model\.head\.attention\.out_proj\.", "attn_pool.proj."),
+    (r"^vision_model\.head\.attention\.", "attn_pool."),
+    (r"^vision_model\.head\.layernorm\.", "attn_pool.norm."),
+    (r"^vision_model\.head\.mlp\.", "attn_pool.mlp."),
+)
+OPEN_CLIP: Rules = (
+    (r"^visual\.class_embedding$", "trunk.cls_token"),
+    (r"^visual\.positional_embedding$", "trunk.pos_embed"),
+    (r"^visual\.conv1\.", "trunk.patch_embed.proj."),
+    (r"^visual\.ln_pre\.", "trunk.norm_pre."),
+    (r"^visual\.transformer\.resblocks\.", "trunk.blocks."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^visual\.proj$", "projection"),
+)
+RADIO: Rules = (
+    (r"^radio_model\.model\.", ""),
+    (r"^patch_generator\.embedder\.weight$", "patches"),
+    (r"^patch_generator\.pos_embed$", "pos_embed"),
+    (r"^patch_generator\.cls_token\.token$", "tokens"),
+    (r"\.grandma$", ".gamma"),
 )
 # Downsampling ended a stage in timm 0.5 and begins the next one now; "!" keeps it from moving on.
 SWIN: Rules = (
@@ -286,6 +379,68 @@ KINDS: dict[str, Keys] = {
         r"|(language|vision)_head\..*|logit_scale",
         rules=MUSK,
         rename=_musk,
+        resample=as_hugging_face,
+    ),
+    "clip_hf": Keys(
+        unused=r"text_model\..*|text_projection\..*|logit_scale|.*\.position_ids",
+        rules=HF_CLIP,
+        rename=_clip,
+        resample=as_hugging_face,
+    ),
+    "clip_open": Keys(
+        unused=r"(?!visual\.).*",
+        rules=(*OPEN_CLIP, (r"^visual\.ln_post\.", "trunk.norm.")),
+        rename=_clip,
+    ),
+    "clip_timm": Keys(
+        unused=r"(?!visual\.).*",
+        rules=((r"^visual\.head\.proj\.", "proj."), (r"^visual\.trunk\.", "trunk.")),
+    ),
+    "coca": Keys(
+        unused=r"(?!(state_dict\.)?(module\.)?visual\.).*",
+        rules=(
+            (r"^(state_dict\.)?(module\.)?visual\.", "visual."),
+            (r"^visual\.attn_pool\.", ""),
+            (r"^visual\.(?=ln_post\.)", ""),
+            *OPEN_CLIP,
+        ),
+        rename=_clip,
+    ),
+    "gemma": Keys(rules=((r"^", "trunk."),)),
+    "genbio": Keys(
+        unused=r"mask_token|rope_embed\.periods",
+        rules=(*DINOV3, (r"^", "trunk.")),
+    ),
+    "isight": Keys(
+        unused=r"(?!model_state_dict\.(patch_encoder\.vision_model|visual_token_projection)\.).*"
+        r"|.*\.post_layernorm\..*|.*\.position_ids",
+        rules=(
+            (r"^model_state_dict\.(patch_encoder\.)?", ""),
+            (r"^visual_token_projection\.", "proj."),
+            *HF_CLIP,
+        ),
+        rename=_clip,
+    ),
+    "mettle": Keys(rules=((r"^backbone\.", "trunk."),)),
+    "pathoduet": Keys(
+        unused=r"head\..*", rules=((r"^pretext_token$", "reg_token"),), rename=_pathoduet
+    ),
+    "radio": Keys(
+        unused=r"radio_model\.(?!model\.(blocks|patch_generator)\.).*|(?!radio_model\.).*",
+        rules=RADIO,
+        rename=_radio,
+        resample=as_radio,
+    ),
+    "radio_aligned": Keys(
+        unused=r"radio_model\.(?!model\.(blocks|patch_generator)\.).*|(?!radio_model\.).*",
+        rules=RADIO,
+        rename=_radio,
+        resample=as_radio_aligned,
+    ),
+    "siglip_hf": Keys(
+        unused=r"text_model\..*|logit_(scale|bias)|.*\.position_ids",
+        rules=HF_SIGLIP,
+        rename=_siglip,
         resample=as_hugging_face,
     ),
     "resnet50_layer3": Keys(unused=r"(layer4|fc)\..*"),

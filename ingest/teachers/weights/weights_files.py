@@ -9,6 +9,7 @@ import socket
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Protocol
 
 from ingest.errors import TeacherError
 from ingest.teachers.cards.card import Card
@@ -19,12 +20,36 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
+class WeightsCard(Protocol):
+    """The facts of a card that say where weights are: of a teacher, or of a slide encoder."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the files in a user's folder."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the names of the files on the hub, first choice first."""
+
+    @property
+    def hub(self) -> str | None:
+        """Return the repository on the hub."""
+
+    @property
+    def package(self) -> str | None:
+        """Return the distribution that ships the weights."""
+
+    @property
+    def weights(self) -> str | None:
+        """Return the path of the file inside that distribution."""
+
+
 def has_onnx() -> bool:
     """Whether ONNX Runtime and the packages that export to it are installed."""
     return all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript"))
 
 
-def find_weights(card: Card, folder: str | None = None) -> Path | None:
+def find_weights(card: WeightsCard, folder: str | None = None) -> Path | None:
     """Return the path of the weights' file on this machine, or None.
 
     Weights in a bucket's folder are fetched to this machine first, once for all processes.
@@ -48,7 +73,7 @@ def find_weights(card: Card, folder: str | None = None) -> Path | None:
     return path or _in_package(card) or _cached(card)
 
 
-def has_weights(card: Card, folder: str | None = None) -> bool:
+def has_weights(card: WeightsCard, folder: str | None = None) -> bool:
     """Whether `find_weights` finds weights; nothing is fetched.
 
     Args:
@@ -65,7 +90,7 @@ def has_weights(card: Card, folder: str | None = None) -> bool:
     return find_weights(card, folder) is not None
 
 
-def _in_bucket(card: Card, url: str) -> str | None:
+def _in_bucket(card: WeightsCard, url: str) -> str | None:
     """Return the name of a card's file in a bucket's folder, by the same names as in a folder."""
     from ingest.teachers.weights.node_cache import bucket_names
 
@@ -77,7 +102,7 @@ def _in_bucket(card: Card, url: str) -> str | None:
     return next((name for name in candidates if name in names), None)
 
 
-def _in_folder(card: Card, folder: Path) -> Path | None:
+def _in_folder(card: WeightsCard, folder: Path) -> Path | None:
     files = [folder / f"{card.name}{suffix}" for suffix in SUFFIXES]
     files += [folder / card.name / name for name in card.files]
     inside = folder / card.name
@@ -86,7 +111,7 @@ def _in_folder(card: Card, folder: Path) -> Path | None:
     return next((path for path in files if path.is_file()), None)
 
 
-def _in_package(card: Card) -> Path | None:
+def _in_package(card: WeightsCard) -> Path | None:
     if card.package is None or card.weights is None:
         return None
     spec = importlib.util.find_spec(card.package.replace("-", "_"))
@@ -96,7 +121,7 @@ def _in_package(card: Card) -> Path | None:
     return path if path.is_file() else None
 
 
-def _cached(card: Card) -> Path | None:
+def _cached(card: WeightsCard) -> Path | None:
     if card.hub is None:
         return None
     from huggingface_hub import try_to_load_from_cache

@@ -434,6 +434,8 @@ def test_each_format_is_recognised_for_the_hint(tmp_path: Path) -> None:
     stamp(made["stamp"] / "uni", "a", grid(2, 2) * 0.25, values(4, 8))
     slide2vec_tiles(made["slide2vec"], "a", grid(2, 2))
     slide2vec_features(made["slide2vec"], "a", values(4, 8))
+    made["hub"].mkdir()
+    (made["hub"] / "cohort.json").write_text("{}")
     assert {name: looks_like(folder) for name, folder in made.items()} == {
         name: [name] for name in READABLE
     }

@@ -134,7 +134,8 @@ def test_completion_shows_what_a_user_uses(lake: Lake) -> None:
     assert names == {
         *("annotation", "annotations", "bag", "bags", "catalog", "config", "features", "identity"),
         "licence",
-        *("info", "nearest", "pairs", "pictures", "refreshed", "slide_means", "slides", "snapshot"),
+        *("info", "nearest", "pairs", "pictures", "refreshed", "slide_encodings"),
+        *("slide_features", "slide_means", "slides", "snapshot"),
         *("snapshots", "stream", "teachers", "thumbnail", "tiles", "to_anndata", "uri", "version"),
         "webdataset",
     }

@@ -23,6 +23,7 @@ from featurestore import (
     create_lake,
     fit_stats,
     open_lake,
+    verify,
 )
 from featurestore.interop.lake_tiles import tile_places
 from featurestore.read.selection import Selection
@@ -159,6 +160,13 @@ def test_every_reader_refuses_damaged_tiles(copied: Lake) -> None:
         with pytest.raises(DamageError) as error:
             read(open_lake(copied.uri), PLAIN)
         assert str(error.value) == f"{text}; {COMMAND}", name
+
+
+def test_verify_names_the_slide_whose_places_differ(copied: Lake) -> None:
+    flip_tiles(copied)
+    (damage,) = verify(open_lake(copied.uri)).damage
+    assert (damage.slide, damage.mpp, damage.teacher) == (SLIDE, MPP, None)
+    assert damage.description == "checksum of its tiles' rows differs"
 
 
 @pytest.mark.parametrize("column", [PLAIN, PACKED, "tile_id"])

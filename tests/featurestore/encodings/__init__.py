@@ -1,0 +1,1 @@
+"""Tests of the vectors of slides and patients in a lake."""
