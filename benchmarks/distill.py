@@ -157,7 +157,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="slidelake-bench-") as folder, ray_session():
         where = lake or Path(folder) / "lake"
         if not (where / "lake.json").exists():
-            make_lake(where)
+            make_lake(where, patients=24, slides=32)
         recipe = slidelake.make_recipe(
             "agglomerate",
             TEACHERS,

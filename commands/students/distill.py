@@ -60,8 +60,10 @@ class RecipeOptions:
             layers); random if not given.
         where: Train on tiles for which this holds, as "tissue > 0.5".
         per_slide: Most tiles of a slide, drawn at random.
-        balance: See groups equally often: slide, patient, or a column of an annotation
-            (clinical.site).
+        balance: See groups equally often: slide, patient, cluster (k-means on a column), or a
+            column of an annotation (clinical.site).
+        coreset: Keep a share of the tiles (--share): coverage, hard, easy or random.
+        share: Share of the tiles that --coreset keeps.
         decode: How tiles become the input in training: full, or scaled (faster, slightly other
             pixels).
         epochs: Passes over the training tiles.
@@ -88,7 +90,9 @@ class RecipeOptions:
     ] = None
     where: Annotated[str | None, typer.Option(metavar="SQL")] = None
     per_slide: Annotated[int | None, typer.Option(min=1)] = None
-    balance: Annotated[str | None, typer.Option(metavar="slide|patient|COLUMN")] = None
+    balance: Annotated[str | None, typer.Option(metavar="slide|patient|cluster|COLUMN")] = None
+    coreset: Annotated[str | None, typer.Option(metavar="coverage|hard|easy|random")] = None
+    share: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None
     decode: Annotated[str | None, typer.Option(show_default="full")] = None
     epochs: int | None = None
     batch_tiles: int | None = None
@@ -283,7 +287,10 @@ def _saved_changes(lake_uri: str, run: str, recipe: str | None) -> dict[str, Any
     }
     changes |= {**parts["views"], **parts["tiles"], **parts["schedule"]}
     if recipe in (None, changes["name"]):
-        changes |= parts["student"]
+        changes |= {
+            name: tuple(setting) if isinstance(setting, list) else setting
+            for name, setting in parts["student"].items()
+        }
         changes["terms"] = tuple(
             Term(**{**term, "teachers": tuple(term["teachers"])}) for term in terms
         )
@@ -321,6 +328,7 @@ def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
             f"{counted(count, 'slide')} without a patient, each taken for a patient of its own; "
             "slidelake annotate LAKE patients.csv --name patients"
         )
+    lines += switching_lines(report.get("switching", {}))
     speed = f"{report['tiles_per_s']:,.0f} tiles/s, {report['data_wait']:.1%} waiting for data"
     return [
         *lines,
@@ -329,6 +337,30 @@ def _distill_lines(report: dict[str, Any], name: str) -> list[str]:
         *([licences_text(licences)] if (licences := _licences(report)) else []),
         next_step(report["fidelity"], name),
     ]
+
+
+def switching_lines(switching: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each teacher on the sides and mpps at which it is predicted best and worst.
+
+    >>> ends = {"best": {"centred": 0.8, "side_px": 128, "mpp": "0.5"},
+    ...     "worst": {"centred": 0.5, "side_px": 64, "mpp": "2.0"}}
+    >>> for line in switching_lines({"uni2_h": {**ends, "gap": 0.3, "flagged": True}}):
+    ...     print(line)
+    uni2_h: centred cosine 0.800 at 128 px and mpp 0.5, 0.500 at 64 px and mpp 2.0: the student ...
+    """
+    lines = []
+    for teacher, one in switching.items():
+        best, worst = (
+            f"{one[end]['centred']:.3f} at {one[end]['side_px']} px and mpp {one[end]['mpp']}"
+            for end in ("best", "worst")
+        )
+        advice = (
+            ": the student switches modes; train it longer at the worse one, or leave that out"
+            if one["flagged"]
+            else ""
+        )
+        lines.append(f"{teacher}: centred cosine {best}, {worst}{advice}")
+    return lines
 
 
 def next_step(fidelity: Mapping[str, Mapping[str, float]], name: str) -> str:

@@ -70,6 +70,103 @@ def decoupled_loss(
     return (target_weight * target_B + other_weight * other_B) * temperature**2
 
 
+def label_loss(student_BC: Tensor, label_B: Tensor) -> Tensor:
+    """Compute the cross-entropy of labels, [B]; 0 for samples without one.
+
+    Args:
+        student_BC: the student's logits.
+        label_B: number of each sample's class, -1 without a label.
+    """
+    loss_B = F.cross_entropy(student_BC.float(), label_B.clamp_min(0), reduction="none")
+    return torch.where(label_B >= 0, loss_B, 0)
+
+
+def mixed_kl_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    label_B: Tensor,
+    *,
+    temperature: float = 4.0,
+    difficulty: float = 1.0,
+) -> Tensor:
+    """Compute T^2 KL(t' || student) with targets that lean on the label where a tile is hard, [B].
+
+    t' = l p_t + (1 - l) y with the one-hot label y, p_t = softmax(teacher / T) and l =
+    exp(-difficulty x d); d, the difficulty of a sample, is KL(p_t || p_s) at T = 1, without
+    gradient. Samples without a label keep l = 1.
+
+    Source: the mixture of Self-Evolution KD (arXiv 2412.15303), which mixes for tokens that are
+    hard by their KL; its function l(d) was not seen.
+
+    Args:
+        student_BC: the student's logits.
+        teacher_BC: the teacher's logits.
+        label_B: number of each sample's class, -1 without a label.
+        temperature: the temperature T.
+        difficulty: how fast the label takes over; at 0 this is `kl_loss`.
+
+    Raises:
+        DistillError: the teacher's logits require gradients, or the temperature is not above 0.
+    """
+    log_s_BC, log_t_BC = _log_softmaxes(student_BC, teacher_BC, temperature)
+    with torch.no_grad():
+        hard_B = _kl(*_log_softmaxes(student_BC, teacher_BC, 1.0))
+        share_B1 = torch.where(label_B >= 0, torch.exp(-difficulty * hard_B), 1.0)[:, None]
+        one_hot_BC = F.one_hot(label_B.clamp_min(0), student_BC.shape[1])
+        target_BC = share_B1 * log_t_BC.exp() + (1 - share_B1) * one_hot_BC
+    return F.kl_div(log_s_BC, target_BC, reduction="none").sum(dim=-1) * temperature**2
+
+
+def decoupled_levels_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    label_B: Tensor,
+    *,
+    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    target_weight: float = 1.0,
+    other_weight: float = 8.0,
+) -> Tensor:
+    """Compute multi-level distillation with each level decoupled, mean over temperatures, [B].
+
+    With b = (p_label, 1 - p_label) [B, 2] and q [B, C], the softmax over all other classes (0 at
+    the label), of softmax(logits / T), the loss is the sum over b (alpha) and q (beta) of
+
+    - T^2 KL(teacher || student), for each sample (`decoupled_loss`);
+    - ||x_t x_t^T - x_s x_s^T||^2 / B over the batch: a sample has the sum of its row;
+    - ||x_t^T x_t - x_s^T x_s||^2 / (2 or C) over classes: all samples have the same value.
+
+    Source: MDKD+ (KBS 2025) decouples each level of multi-level logit distillation; its code is not
+    public, so that the form of the two upper levels is ours: those of `multi_level_loss` over b and
+    q in place of p.
+
+    Raises:
+        DistillError: the teacher's logits require gradients, a temperature is not above 0 or none
+            is given, there are fewer than three classes, or B < 2.
+    """
+    check_batch(len(student_BC), "multi-level distillation")
+    if not temperatures:
+        msg = "multi-level distillation needs at least one temperature, none given"
+        raise DistillError(msg)
+    levels = []
+    for temperature in temperatures:
+        instance_B = decoupled_loss(
+            student_BC,
+            teacher_BC,
+            label_B,
+            temperature=temperature,
+            target_weight=target_weight,
+            other_weight=other_weight,
+        )
+        logs = _log_softmaxes(student_BC, teacher_BC, temperature)
+        (sure_s, rest_s), (sure_t, rest_t) = (_decoupled(log_BC, label_B) for log_BC in logs)
+        sure_B, over_sure = _correlations(sure_s, sure_t)
+        others = [_at_other_classes(rest, label_B) for rest in (rest_s, rest_t)]
+        rest_B, over_rest = _correlations(*others)
+        upper_B = target_weight * (sure_B + over_sure) + other_weight * (rest_B + over_rest)
+        levels.append(instance_B + upper_B)
+    return torch.stack(levels).mean(dim=0)
+
+
 def multi_level_loss(
     student_BC: Tensor,
     teacher_BC: Tensor,
@@ -127,6 +224,19 @@ def _decoupled(log_BC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
     # Summed and not 1 - p: where the teacher is sure, 1 - p is 0 in float32.
     total_B1 = rest_BC.logsumexp(dim=1, keepdim=True)
     return torch.cat([log_BC.gather(1, label_B[:, None]), total_B1], dim=1), rest_BC - total_B1
+
+
+def _at_other_classes(rest_BC: Tensor, label_B: Tensor) -> Tensor:
+    """Return logs of the other classes' softmax at their classes' places [B, C], -inf at the label.
+
+    Args:
+        rest_BC: logs of the softmax over the other classes [B, C - 1].
+        label_B: the class that is left out.
+    """
+    others = torch.arange(rest_BC.shape[1], device=rest_BC.device)
+    others_BC = others + (others >= label_B[:, None])
+    empty_BC = rest_BC.new_full((len(rest_BC), rest_BC.shape[1] + 1), -torch.inf)
+    return empty_BC.scatter(1, others_BC, rest_BC)
 
 
 def _correlations(log_s_BC: Tensor, log_t_BC: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,40 @@ Losses of teachers come stacked, [T, B]; `(weights * losses).sum(0)` is the loss
 Shape letters: T teachers, B samples.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.losses.over_workers import mean_over_workers
+from distill.losses.over_workers import loss_over_workers, mean_over_workers
 
 SMALL = 1e-12
+
+
+def self_paced_weights(loss_B: Tensor, share: float) -> Tensor:
+    """Return weights [B] that let the tiles of the smallest losses count, of all workers' tiles.
+
+    With N tiles over all workers, the k = ceil(share N) smallest losses weigh N / k each, all
+    others 0, so that the mean over tiles is the mean over those that count. Among equal losses the
+    first tiles count.
+
+    Source: self-paced learning (Kumar, Packer and Koller 2010) with its hard weights; samples enter
+    by growing loss as in self-paced resistance learning (SPRL), without its resistance term, whose
+    form was not seen.
+
+    Args:
+        loss_B: loss of each tile of this worker.
+        share: share of the tiles that count.
+    """
+
+    def weights(loss_N: Tensor) -> Tensor:
+        count = math.ceil(share * len(loss_N))
+        order_N = loss_N.argsort(stable=True)
+        return torch.zeros_like(loss_N).scatter(0, order_N[:count], len(loss_N) / count)
+
+    return loss_over_workers(weights, loss_B.detach().float())
 
 
 class Weighting(nn.Module):

@@ -13,6 +13,7 @@ from distill.errors import DistillError
 from distill.recipes.student_settings import StudentSettings
 
 Precision = Literal["float32", "bfloat16"]
+CORESETS = ("coverage", "hard", "easy", "random")
 Settings = TypeVar("Settings", bound=StudentSettings)
 
 
@@ -25,12 +26,15 @@ class Term:
         weight: weight of the term in the loss.
         teachers: columns that are matched; all columns of the recipe if empty.
         settings: numbers that replace the kind's defaults, by name.
+        labels: column of an annotation of tiles, slides or patients that gives the tiles' classes,
+            as `clinical.grade`; none if empty.
     """
 
     kind: str
     weight: float = 1.0
     teachers: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict)
+    labels: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,27 @@ class Views:
         dihedral: whether tiles are turned and flipped at random, cached grids with them.
         stain: largest change of scale and shift of haematoxylin, eosin and the residual, each.
         brightness: largest relative change of brightness, contrast and saturation, each.
+        shift: standard deviation of a shift down and across, in the student's tokens, rounded to
+            whole ones; no shift if 0. The tile is mirrored at its border; patch tokens that are
+            then seen at another place are compared there, mirrored ones not at all.
+        neighbours: whether a shifted view shows the tiles to the right and below in place of a
+            mirrored border, with their patch tokens as targets; tiles without these neighbours are
+            then not seen. Shifts go down and to the right, before the turn.
     """
 
     dihedral: bool = True
     stain: float = 0.05
     brightness: float = 0.0
+    shift: float = 0.0
+    neighbours: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shift < 0 or (self.neighbours and not self.shift):
+            msg = (
+                f"shift={self.shift:g}, neighbours={self.neighbours} given; a shift is 0 or more, "
+                "and neighbours are seen in shifted views alone: --set views.shift=0.5"
+            )
+            raise DistillError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +75,41 @@ class TileChoice:
     Attributes:
         where: predicate on the tiles' columns and annotations, as `tissue > 0.5`; all if empty.
         per_slide: greatest number of tiles of a slide, drawn at random; all if 0.
-        balance: groups that are seen equally often: slide, patient, or a column of an annotation of
-            slides or patients (`clinical.site`, or `site` where one annotation alone has it); none
-            if empty. An epoch stays as long: of large groups a part is seen, small ones come again.
+        balance: groups that are seen equally often: slide, patient, cluster (k-means on a column),
+            or a column of an annotation of slides or patients (`clinical.site`, or `site` where one
+            annotation alone has it); none if empty. An epoch stays as long: of large groups a part
+            is seen, small ones come again.
+        clusters: number of clusters of k-means.
+        coreset: how a share of the tiles is chosen: coverage (of each slide tiles that are far from
+            each other), hard or easy (far from or near to the centre of their cluster) or random;
+            all if empty.
+        share: share of the tiles that a coreset keeps.
+        column: column of features of clusters and coresets; the first embedding of the recipe's
+            teachers if empty.
     """
 
     where: str = ""
     per_slide: int = 0
     balance: str = ""
+    clusters: int = 64
+    coreset: str = ""
+    share: float = 1.0
+    column: str = ""
 
     def __post_init__(self) -> None:
+        if self.coreset not in ("", *CORESETS) or not 0 < self.share <= 1 or self.clusters < 2:
+            msg = (
+                f"coreset='{self.coreset}', share={self.share:g}, clusters={self.clusters} given; "
+                f"a coreset is {', '.join(CORESETS)} or none, its share above 0 and at most 1, and "
+                "clusters are 2 or more"
+            )
+            raise DistillError(msg)
+        if (self.share < 1) != bool(self.coreset):
+            msg = (
+                f"coreset='{self.coreset}', share={self.share:g} given; a coreset has a share "
+                "below 1, and a share a coreset: --coreset random --share 0.4"
+            )
+            raise DistillError(msg)
         if self.per_slide < 0:
             msg = f"per_slide={self.per_slide} given; give 1 or more, or 0 for all tiles"
             raise DistillError(msg)
@@ -89,6 +134,8 @@ class Schedule:
         ema: momentum of the moving average that is kept as the student; no average if 0.
         precision: precision of the networks' arithmetic; losses and statistics are always float32.
         compile: whether torch.compile is used.
+        self_paced: share of a step's tiles, those of the smallest losses, that count at the first
+            step; it grows linearly to 1, which it has from the middle of the run on. No pace if 1.
     """
 
     epochs: int = 8
@@ -101,8 +148,12 @@ class Schedule:
     ema: float = 0.0
     precision: Precision = "float32"
     compile: bool = False
+    self_paced: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.self_paced <= 1:
+            msg = f"self_paced={self.self_paced:g} given; a share above 0 and at most 1"
+            raise DistillError(msg)
         if self.epochs < 1 or self.accumulate < 1 or self.batch_tiles < 2 * self.accumulate:
             msg = (
                 f"epochs={self.epochs}, batch_tiles={self.batch_tiles}, accumulate="
@@ -204,6 +255,17 @@ class Recipe:
             True
         """
         return self.student.sees_pixels
+
+    @property
+    def class_columns(self) -> tuple[str, ...]:
+        """Return the columns of annotations that terms and student read, each once.
+
+        Examples:
+            >>> sl.make_recipe("agglomerate", ("uni2_h",)).class_columns
+            ()
+        """
+        named = [term.labels for term in self.terms if term.labels]
+        return tuple(dict.fromkeys([*named, *self.student.class_columns]))
 
     def student_as(self, kind: type[Settings]) -> Settings:
         """Return the student's settings, checked to be of a kind.

@@ -12,7 +12,13 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Schedule, Term
-from distill.recipes.student_settings import FusionStudent, RegionStudent, TileStudent
+from distill.recipes.student_settings import (
+    ContextStudent,
+    FusionStudent,
+    RegionStudent,
+    RobustStudent,
+    TileStudent,
+)
 
 Teachers = tuple[str, ...]
 
@@ -132,12 +138,48 @@ def pathme(teachers: Teachers) -> Recipe:
     )
 
 
+def context(teachers: Teachers) -> Recipe:
+    """Reconstruct all teachers' features of a region's tiles from any teacher's; nested mpps.
+
+    The student sees a coarse tile and the finer tiles under it, some of them hidden; no pixels. Its
+    vector is that of the coarse tile in its context.
+
+    Source: TICON (arXiv 2512.21331).
+    """
+    return Recipe(
+        name="context",
+        teachers=teachers,
+        student=ContextStudent(),
+        terms=(Term(kind="context"),),
+        levels=2,
+        schedule=Schedule(batch_tiles=32, learning_rate=5e-4, epochs=20),
+    )
+
+
+def robust(teachers: Teachers) -> Recipe:
+    """Train a small head on a frozen column that depends less on stain and site.
+
+    The first teacher is the column, the others are its stain variants (`TEACHER@S1`); no pixels.
+
+    Source: Mettle's head, SPECTRA's acquisition-aware InfoNCE.
+    """
+    return Recipe(
+        name="robust",
+        teachers=teachers,
+        student=RobustStudent(),
+        terms=(Term(kind="acquisition"), Term(kind="keep")),
+        schedule=Schedule(batch_tiles=256, learning_rate=1e-3, epochs=20),
+    )
+
+
 RECIPES: dict[str, Callable[[Teachers], Recipe]] = {
     "agglomerate": agglomerate,
+    "context": context,
     "g2l": g2l,
     "gpfm": gpfm,
     "h0": h0,
     "pathme": pathme,
+    "robust": robust,
     "shazam": shazam,
     "xmag": xmag,
 }
@@ -199,10 +241,13 @@ def _with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 
 
 def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
-    """Parse terms of the form KIND[:TEACHER][=WEIGHT].
+    """Parse terms of the form KIND[:TEACHER][/LABELS][=WEIGHT].
 
     >>> parse_terms(["contrast=0.1"])[0].weight
     0.1
+    >>> term = parse_terms(["kl:logits/clinical.grade"])[0]
+    >>> term.teachers, term.labels
+    (('logits',), 'clinical.grade')
 
     Raises:
         DistillError: a term is not of this form.
@@ -212,10 +257,12 @@ def parse_terms(texts: Sequence[str]) -> tuple[Term, ...]:
 
 def _parse_term(text: str) -> Term:
     term_name, _, weight = text.partition("=")
-    kind, _, teacher = term_name.partition(":")
+    column_name, _, labels = term_name.partition("/")
+    kind, _, teacher = column_name.partition(":")
     try:
         number = float(weight) if weight else 1.0
     except ValueError as error:
-        msg = f"term '{text}' has no number after '='; give KIND[:TEACHER][=WEIGHT]"
+        msg = f"term '{text}' has no number after '='; give KIND[:TEACHER][/LABELS][=WEIGHT]"
         raise DistillError(msg) from error
-    return Term(kind=kind, weight=number, teachers=(teacher,) if teacher else ())
+    teachers = (teacher,) if teacher else ()
+    return Term(kind=kind, weight=number, teachers=teachers, labels=labels)

@@ -6,7 +6,7 @@ the class.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
 from distill.errors import DistillError
@@ -20,6 +20,11 @@ class StudentSettings:
     """
 
     sees_pixels: ClassVar[bool] = False
+
+    @property
+    def class_columns(self) -> tuple[str, ...]:
+        """Return the columns of annotations that the student's training reads."""
+        return ()
 
     def needs(
         self, teachers: Sequence[str], read: Sequence[float], under: Sequence[float]
@@ -47,9 +52,15 @@ class TileStudent(StudentSettings):
             layers are taken where it has more; random weights if empty.
         decode: how tiles become the input in training: full (all pixels, and a resize, as `extract`
             does it) or scaled (libjpeg's scaled decode: faster, and slightly other pixels).
+        sizes: further sides of the input, in pixels; each step draws one of all sides. The student
+            is run at `input_px`, and its fidelity is measured at each.
+        size_balance: how often a side is drawn: steps (all equally often) or tokens (as many tokens
+            of each side over the run).
+        peer: timm's name of the second network that the term `mutual` trains beside this one; the
+            same as `architecture` if empty.
 
     Raises:
-        DistillError: there is no such way to decode.
+        DistillError: there is no such way to decode or to balance, or a side is not above 0.
     """
 
     sees_pixels: ClassVar[bool] = True
@@ -59,11 +70,30 @@ class TileStudent(StudentSettings):
     arguments: Mapping[str, object] = field(default_factory=dict)
     init: str = ""
     decode: Literal["full", "scaled"] = "full"
+    sizes: tuple[int, ...] = ()
+    size_balance: Literal["steps", "tokens"] = "steps"
+    peer: str = ""
 
     def __post_init__(self) -> None:
-        if self.decode not in get_args(type(self).__annotations__["decode"]):
-            msg = f"decode='{self.decode}' given; allowed: full, scaled"
+        for name in ("decode", "size_balance"):
+            allowed = get_args(type(self).__annotations__[name])
+            if getattr(self, name) not in allowed:
+                msg = f"{name}='{getattr(self, name)}' given; allowed: {', '.join(allowed)}"
+                raise DistillError(msg)
+        if min((self.input_px, *self.sizes)) < 1:
+            msg = f"input_px={self.input_px}, sizes={list(self.sizes)} given; each side is above 0"
             raise DistillError(msg)
+
+    def of_peer(self) -> "TileStudent":
+        """Return the settings of the second network of mutual distillation."""
+        if self.peer in ("", self.architecture):
+            return replace(self, peer="", init="")
+        return replace(self, architecture=self.peer, arguments={}, peer="", init="")
+
+    @property
+    def all_sizes(self) -> tuple[int, ...]:
+        """Return all sides of the input in pixels, ascending, each once."""
+        return tuple(sorted({self.input_px, *self.sizes}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +139,52 @@ class RegionStudent(StudentSettings):
             return super().needs(teachers, read, under)
         input_features = [(teachers[0], mpp) for mpp in (*read, *under)]
         return input_features + [(teacher, under[-1]) for teacher in teachers[1:]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextStudent(StudentSettings):
+    """A network that sees a coarse tile together with the tiles of finer mpps under it.
+
+    Attributes:
+        width: width of the tokens and of the vector.
+        depth: number of blocks of the encoder.
+        decoder_depth: number of blocks of the decoder, which is not needed after training.
+        heads: number of attention heads.
+        reads: teacher whose features make the student's column; the first teacher if empty.
+            Training reads each teacher in turn, so that any one will do.
+    """
+
+    width: int = 384
+    depth: int = 6
+    decoder_depth: int = 1
+    heads: int = 6
+    reads: str = ""
+
+    def needs(
+        self, teachers: Sequence[str], read: Sequence[float], under: Sequence[float]
+    ) -> list[tuple[str, float]]:
+        """Return all teachers at all mpps."""
+        return [(teacher, mpp) for mpp in (*read, *under) for teacher in teachers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustStudent(StudentSettings):
+    """A small head on a teacher's column that makes it less dependent on stain and site.
+
+    Attributes:
+        atoms: number of low-rank maps that are mixed for each tile.
+        rank: rank of each map.
+        hidden: hidden units of the two networks that mix the maps and shift the vector.
+        site: annotation's column of sites or scanners, as `clinical.site`; if empty, all slides
+            count as of one site.
+    """
+
+    atoms: int = 16
+    rank: int = 8
+    hidden: int = 256
+    site: str = ""
+
+    @property
+    def class_columns(self) -> tuple[str, ...]:
+        """Return the column of sites."""
+        return (self.site,) if self.site else ()

@@ -12,7 +12,7 @@ from torch import nn
 from distill.recipes.recipe import Recipe
 from distill.students.student_kind import TrainedStudent
 from distill.students.student_table import kind_of
-from distill.students.task import TrainingTask
+from distill.students.task import KeptStudent
 from featurestore import Lake, Licence, licence_from_json
 from featurestore.storage import sealed
 from ingest import column_licences, student_folder
@@ -21,7 +21,7 @@ from ingest.teachers import WEIGHTS, student_file
 
 def write_student(
     lake: Lake,
-    task: TrainingTask,
+    task: KeptStudent,
     report: Mapping[str, Any],
     *,
     name: str,

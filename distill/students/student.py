@@ -40,11 +40,13 @@ class StudentOutputs:
         embedding: the vector of each tile [B, D], which is written to the lake.
         tokens: tokens of the parts of each tile [B, H, W, D'].
         levels: for a ladder, embeddings of earlier levels [B, D_i] and the last one; else empty.
+        maps: for a ladder or hints, maps of earlier levels [B, D_i, H_i, W_i]; else empty.
     """
 
     embedding: Tensor
     tokens: Tensor
     levels: Sequence[Tensor] = ()
+    maps: Sequence[Tensor] = ()
 
 
 class TileNetwork(nn.Module):
@@ -52,7 +54,7 @@ class TileNetwork(nn.Module):
 
     Args:
         settings: settings of the network.
-        ladder: whether earlier levels are returned too.
+        ladder: whether earlier levels, and their maps, are returned too.
         crop_share: side of further, smaller inputs as a share of the network's; None if all inputs
             are of its own size.
 
@@ -63,6 +65,7 @@ class TileNetwork(nn.Module):
         grid: number of tokens down and across.
         level_dims: widths of the levels, for a ladder.
         crop_px: side of the smaller inputs, a whole number of tokens; None without them.
+        stride_px: side of the square of a token.
 
     Raises:
         DistillError: the network takes no inputs of another size, or its tokens are no grid.
@@ -74,19 +77,24 @@ class TileNetwork(nn.Module):
         super().__init__()
         self._ladder = ladder
         self.crop_px: int | None = None
-        for trunk in _trunks(settings, [{}] if crop_share is None else ANY_SIZE):
+        one_size = crop_share is None and not settings.sizes
+        for trunk in _trunks(settings, [{}] if one_size else ANY_SIZE):
             self.trunk = trunk
             probe = self._probe(settings.input_px)
             self.grid = (probe.tokens.shape[1], probe.tokens.shape[2])
-            if crop_share is None or self._takes_crops(settings, crop_share):
+            takes_crops = crop_share is None or self._takes_crops(settings, crop_share)
+            if takes_crops and all(map(self._takes, settings.sizes)):
                 break
         else:
+            shows = "inputs" if crop_share is None else f"crops of {crop_share:g} of a tile's side"
+            sizes = f" and {', '.join(map(str, settings.sizes))} px" if settings.sizes else ""
             msg = (
-                f"the recipe shows the student crops of {crop_share:g} of a tile's side, and "
-                f"{settings.architecture} takes {settings.input_px} px alone; take another "
-                "--architecture, or no crops (--set terms.N.settings.crops=0)"
+                f"the recipe shows the student {shows}{sizes}, and {settings.architecture} takes "
+                f"{settings.input_px} px alone; take another --architecture, or no crops and sizes "
+                "(--set terms.N.settings.crops=0, --set student.sizes=)"
             )
             raise DistillError(msg)
+        self.stride_px = max(1, settings.input_px // self.grid[0])
         self.dim, self.token_dim = probe.embedding.shape[-1], probe.tokens.shape[-1]
         self.level_dims = [level.shape[-1] for level in probe.levels]
 
@@ -102,8 +110,12 @@ class TileNetwork(nn.Module):
         """Set `crop_px`, and return whether the network takes inputs of this side."""
         stride = max(1, settings.input_px // self.grid[0])
         self.crop_px = max(1, round(settings.input_px * crop_share / stride)) * stride
+        return self._takes(self.crop_px)
+
+    def _takes(self, side_px: int) -> bool:
+        """Return whether the network takes inputs of a side."""
         try:
-            self._probe(self.crop_px)
+            self._probe(side_px)
         except (AssertionError, RuntimeError, ValueError):  # what timm and torch raise for a size
             return False
         return True
@@ -120,6 +132,7 @@ class TileNetwork(nn.Module):
             embedding=embedding,
             tokens=self._tokens(features),
             levels=[*levels, embedding] if levels else (),
+            maps=between,
         )
 
     def _tokens(self, features: Tensor) -> Tensor:

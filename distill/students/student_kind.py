@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from distill.recipes.recipe import Recipe
-from distill.students.task import Batch, TrainingTask
+from distill.students.task import Batch, KeptStudent, TrainingTask
 from distill.targets.target import Norms
 from distill.targets.target_sources import TeacherColumn
+from distill.targets.tile_classes import TileClasses
 from featurestore import Licence, forbidden_by_any
 from featurestore.storage import json_bytes
 from ingest import FEATURE_CARD
@@ -28,6 +29,7 @@ class TaskInputs:
         norms: norms of the targets, on the device that trains.
         under: finer mpps of the tiles under the tiles that are read, coarse to fine.
         initial: file of the tensors from which the student starts; None for random weights.
+        classes: classes of tiles, by the column of the annotation.
     """
 
     recipe: Recipe
@@ -35,6 +37,7 @@ class TaskInputs:
     norms: Norms
     under: tuple[float, ...]
     initial: bytes | None = None
+    classes: Mapping[str, TileClasses] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class TrainedStudent:
 
     name: str
     recipe: Recipe
-    task: TrainingTask
+    task: KeptStudent
     identities: Mapping[str, Any]
     mpps: tuple[float, ...]
     under: tuple[float, ...]

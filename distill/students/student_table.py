@@ -8,11 +8,14 @@ from distill.recipes.recipe_columns import columns_of
 from distill.students.student_kind import StudentKind, TaskInputs
 from distill.students.task import TrainingTask
 from distill.targets.target import Norms
+from distill.targets.tile_classes import read_classes
 from featurestore import Lake
 
 STUDENT_KINDS: dict[str, str] = {
+    "ContextStudent": "distill.students.of_features.context_task:CONTEXT",
     "FusionStudent": "distill.students.fusion:FUSION",
     "RegionStudent": "distill.terms.region_task:REGION",
+    "RobustStudent": "distill.students.of_features.robust_head:ROBUST",
     "TileStudent": "distill.students.tile_task:TILE",
 }
 
@@ -54,5 +57,6 @@ def make_task(
         norms=norms,
         under=under,
         initial=initial,
+        classes={name: read_classes(lake, name) for name in recipe.class_columns},
     )
     return kind_of(recipe).task(inputs)

@@ -8,12 +8,16 @@ Shape letters: B samples, H W pixels, D embedding, r children side by side.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from distill.recipes.student_settings import StudentSettings
 from distill.targets.target import TargetNorm
+from distill.train.mosaics import MosaicBatch
 from featurestore import TileBatch
 
 
@@ -40,6 +44,8 @@ class Batch:
         features: raw float16 features [B, D], by teacher.
         pixels: uint8 RGB pixels [B, H, W, 3], if the task reads pixels.
         under: the finer tiles under each tile, by mpp.
+        neighbours: the tiles to the right, below, and below to the right of each tile, if the views
+            show them.
     """
 
     mpp: float
@@ -47,6 +53,7 @@ class Batch:
     features: Mapping[str, Tensor]
     pixels: Tensor | None = None
     under: Mapping[float, FinerTiles] = field(default_factory=dict)
+    neighbours: Sequence["Batch"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,48 @@ class FeaturePrediction:
     features: Tensor
     norm: TargetNorm
     mpp: float
+
+
+class KeptStudent(Protocol):
+    """A trained student with the modules that are kept of it."""
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """Return the modules that are kept as NAME.safetensors; the student is `model`."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Return the width of the student's embedding."""
+        ...
+
+
+#: What names of predictions of a second student end with.
+SECOND = " peer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStudent:
+    """A second student that a run trains beside the first.
+
+    Attributes:
+        settings: settings of its network.
+        network: the network.
+        heads: its heads, which predict the teachers' embeddings.
+        trunk: the part of the network that is kept.
+        dim: width of its embedding.
+    """
+
+    settings: StudentSettings
+    network: nn.Module
+    heads: nn.Module
+    trunk: nn.Module
+    dim: int
+
+    @property
+    def kept_parts(self) -> dict[str, nn.Module]:
+        """Return the modules that are kept as NAME.safetensors; the student is `model`."""
+        return {"model": self.trunk, "heads": self.heads}
 
 
 class TrainingTask(nn.Module, ABC):
@@ -95,6 +144,25 @@ class TrainingTask(nn.Module, ABC):
     @abstractmethod
     def student(self) -> nn.Module:
         """Return the network that is kept for use; `model.safetensors` holds its weights."""
+
+    @property
+    def second_student(self) -> SecondStudent | None:
+        """Return the second student of mutual distillation, if the recipe trains one."""
+        return None
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Return the sides of the student's input in pixels, if training draws from several."""
+        return ()
+
+    def at_size(self, side_px: int) -> AbstractContextManager[None]:
+        """Return a context in which `predict` reads inputs of another side in pixels.
+
+        Raises:
+            NotImplementedError: the student has one size.
+        """
+        msg = f"{type(self).__name__} has inputs of one size, {side_px} px given"
+        raise NotImplementedError(msg)
 
     @property
     def kept_parts(self) -> dict[str, nn.Module]:
@@ -131,6 +199,7 @@ def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
     def moved(features: Mapping[str, object]) -> dict[str, Tensor]:
         return {name: torch.as_tensor(x).to(device) for name, x in features.items()}
 
+    neighbours = batch.neighbours if isinstance(batch, MosaicBatch) else ()
     return Batch(
         mpp=batch.mpp,
         tile_id=torch.from_numpy(batch.tile_id),
@@ -142,4 +211,5 @@ def on_device(batch: TileBatch, device: torch.device | str) -> Batch:
             )
             for mpp, under in batch.under.items()
         },
+        neighbours=[on_device(one, device) for one in neighbours],
     )

@@ -16,8 +16,8 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.students.student import StudentOutputs, pooled
 from distill.students.task import Batch, FeaturePrediction
-from distill.targets.target import Norms, align_grid
-from distill.train.views import moved_places, turned
+from distill.targets.target import Norms, TargetNorm, align_grid
+from distill.train.views import mosaic, moved_places, shifted_cells, turned
 
 # The outputs of a student that are matched.
 CLS, PATCH, GRID = "cls", "patch", "grid"
@@ -64,12 +64,29 @@ class Goal:
         features: the raw features of the target, of the same shape.
         weight: weight of each token [B, N], 0 where it is missing; if None, all count.
         cells: indices of the student's tokens [B, N]; if None, all tokens in order.
+        norm: normalisation between features and target, if it is that of one mpp.
     """
 
     target: Tensor
     features: Tensor
     weight: Tensor | None = None
     cells: Tensor | None = None
+    norm: TargetNorm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewGeometry:
+    """The geometry of the student's views of a batch, without their pixels.
+
+    Attributes:
+        turns: index among the eight symmetries of a square [B].
+        shifts: shift down and across in the student's tokens [B, 2], before the turn; None if none.
+        grid: number of the student's tokens down and across; its usual one if None.
+    """
+
+    turns: Tensor
+    shifts: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
 
 class TargetSource(ABC):
@@ -86,8 +103,8 @@ class TargetSource(ABC):
         self.column, self._norms = column, norms
 
     @abstractmethod
-    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return the goal of a batch whose views were turned by these symmetries."""
+    def goal(self, batch: Batch, geometry: ViewGeometry) -> Goal:
+        """Return the goal of a batch for the student's views."""
 
     @abstractmethod
     def mpp(self, batch: Batch) -> float:
@@ -122,10 +139,11 @@ class OwnSource(TargetSource):
 
     output = CLS
 
-    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return the normalised features; an embedding is not turned."""
+    def goal(self, batch: Batch, geometry: ViewGeometry) -> Goal:
+        """Return the normalised features; an embedding is neither turned nor shifted."""
         raw_BD = batch.features[self.column.name]
-        return Goal(target=self._norms[self.column.name, batch.mpp](raw_BD), features=raw_BD)
+        norm = self._norms[self.column.name, batch.mpp]
+        return Goal(target=norm(raw_BD), features=raw_BD, norm=norm)
 
     def mpp(self, batch: Batch) -> float:
         """Return the mpp of the batch."""
@@ -155,25 +173,86 @@ class PatchSource(TargetSource):
         """Return the mpp of the batch."""
         return batch.mpp
 
-    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+    def goal(self, batch: Batch, geometry: ViewGeometry) -> Goal:
         """Return the targets at their places in the student's view."""
         raw_BND = batch.features[self.column.name].view(len(batch.tile_id), -1, self.column.dim)
-        norm = self._norms[self.column.name, batch.mpp]
+        norm, grid = self._norms[self.column.name, batch.mpp], geometry.grid or self._grid
         if self.column.places is not None:
-            cells = self._cells(batch.features[self.column.places], turns_B)
-            return Goal(target=norm(raw_BND), features=raw_BND, cells=cells)
+            cells, weight_BN = self._cells(batch.features[self.column.places], geometry, grid)
+            return Goal(target=norm(raw_BND), features=raw_BND, cells=cells, weight=weight_BN)
         side = self.column.side or 0
-        raw_BhwD = turned(raw_BND.view(len(raw_BND), side, side, -1), turns_B, axes=(1, 2))
-        target_BHWD, _ = align_grid(norm(raw_BhwD), self._grid)
-        features_BHWD, _ = align_grid(raw_BhwD.float(), self._grid)
+        raw_BhwD, weight_BN = raw_BND.view(len(raw_BND), side, side, -1), None
+        if geometry.shifts is not None and batch.neighbours:
+            return self._mosaic_goal(batch, geometry, grid)
+        if geometry.shifts is None:
+            turned_BhwD = turned(raw_BhwD, geometry.turns, axes=(1, 2))
+            target_BHWD, _ = align_grid(norm(turned_BhwD), grid)
+            features_BHWD, _ = align_grid(turned_BhwD.float(), grid)
+        else:
+            cells, is_inside = shifted_cells(geometry.shifts, grid[0])
+            target_BHWD, features_BHWD = (
+                turned(_moved(align_grid(x, grid)[0], cells), geometry.turns, axes=(1, 2))
+                for x in (norm(raw_BhwD), raw_BhwD.float())
+            )
+            inside_BHW = is_inside.view(-1, *grid).float()
+            weight_BN = turned(inside_BHW, geometry.turns, axes=(1, 2)).flatten(1)
+            weight_BN = weight_BN.to(target_BHWD.device)
+        return Goal(
+            target=target_BHWD.flatten(1, 2),
+            features=features_BHWD.flatten(1, 2),
+            weight=weight_BN,
+        )
+
+    def _mosaic_goal(self, batch: Batch, geometry: ViewGeometry, grid: tuple[int, int]) -> Goal:
+        """Return the targets of views that show the tiles to the right and below."""
+        side, norm = self.column.side or 0, self._norms[self.column.name, batch.mpp]
+        raws = [
+            part.features[self.column.name].view(len(batch.tile_id), side, side, -1)
+            for part in (batch, *batch.neighbours)
+        ]
+        cells, _ = shifted_cells(geometry.shifts, 2 * grid[0])  # type: ignore[arg-type]
+        target_BHWD, features_BHWD = (
+            turned(
+                _moved(mosaic([align_grid(x, grid)[0] for x in parts], axes=(1, 2)), cells)[
+                    :, : grid[0], : grid[1]
+                ],
+                geometry.turns,
+                axes=(1, 2),
+            )
+            for parts in ([norm(raw) for raw in raws], [raw.float() for raw in raws])
+        )
         return Goal(target=target_BHWD.flatten(1, 2), features=features_BHWD.flatten(1, 2))
 
-    def _cells(self, places_BN: Tensor, turns_B: Tensor) -> Tensor:
-        """Return the student's tokens that cover the centres of the teacher's sampled tokens."""
-        side, (height, width) = self.column.side or 0, self._grid
-        turned_places = moved_places(side)[turns_B].gather(1, places_BN.long().cpu())
-        row, column = turned_places // side, turned_places % side
-        return (2 * row + 1) * height // (2 * side) * width + (2 * column + 1) * width // (2 * side)
+    def _cells(
+        self, places_BN: Tensor, geometry: ViewGeometry, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the student's tokens that cover the centres of the teacher's sampled tokens.
+
+        With a shift also whether each of them is in the view, as a weight.
+        """
+        side, (height, width) = self.column.side or 0, grid
+        if geometry.shifts is None:
+            turned_places = moved_places(side)[geometry.turns].gather(1, places_BN.long().cpu())
+            row, column = turned_places // side, turned_places % side
+            rows, columns = (
+                (2 * row + 1) * height // (2 * side),
+                (2 * column + 1) * width // (2 * side),
+            )
+            return rows * width + columns, None
+        place = places_BN.long().cpu()
+        row = (2 * (place // side) + 1) * height // (2 * side) - geometry.shifts[:, :1]
+        column = (2 * (place % side) + 1) * width // (2 * side) - geometry.shifts[:, 1:]
+        is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        cells = torch.where(is_inside, row * width + column, 0)
+        return moved_places(height)[geometry.turns].gather(1, cells), is_inside.float().to(
+            places_BN.device
+        )
+
+
+def _moved(x_BHWD: Tensor, cells_BN: Tensor) -> Tensor:
+    """Return a grid whose tokens are those of other places [B, H * W]."""
+    at = cells_BN.to(x_BHWD.device)[..., None].expand(-1, -1, x_BHWD.shape[-1])
+    return x_BHWD.flatten(1, 2).gather(1, at).view(x_BHWD.shape)
 
 
 class UnderSource(TargetSource):
@@ -195,11 +274,18 @@ class UnderSource(TargetSource):
         """Return the finer mpp."""
         return self._fine
 
-    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
-        """Return the targets [B, r * r, D] turned with the pixels; background has no weight."""
+    def goal(self, batch: Batch, geometry: ViewGeometry) -> Goal:
+        """Return the targets [B, r * r, D] turned with the pixels; background has no weight.
+
+        Raises:
+            DistillError: views are shifted, by less than a finer tile.
+        """
+        if geometry.shifts is not None:
+            msg = "views of tiles with finer tiles under them can't be shifted; set views.shift=0"
+            raise DistillError(msg)
         under = batch.under[self._fine]
-        raw_BrrD = turned(under.features[self.column.name], turns_B, axes=(1, 2))
-        mask_Brr = turned(under.mask, turns_B, axes=(1, 2))
+        raw_BrrD = turned(under.features[self.column.name], geometry.turns, axes=(1, 2))
+        mask_Brr = turned(under.mask, geometry.turns, axes=(1, 2))
         norm = self._norms[self.column.name, self._fine]
         # Features of tiles that do not exist must not reach the loss, not even times 0.
         target_BrrD = torch.where(mask_Brr[..., None], norm(raw_BrrD), 0)
@@ -219,9 +305,9 @@ class MeanUnderSource(UnderSource):
 
     output = CLS
 
-    def goal(self, batch: Batch, turns_B: Tensor) -> Goal:
+    def goal(self, batch: Batch, geometry: ViewGeometry) -> Goal:
         """Return the targets [B, D]; 0, the mean of all tiles, if all is background."""
-        grid = super().goal(batch, turns_B)
+        grid = super().goal(batch, geometry)
         weight_BN1 = (grid.weight if grid.weight is not None else grid.target[..., 0])[..., None]
         count_B1 = weight_BN1.sum(dim=1)
         raw_BND = torch.where(weight_BN1 > 0, grid.features.float(), 0)
@@ -229,6 +315,7 @@ class MeanUnderSource(UnderSource):
             target=grid.target.sum(dim=1) / count_B1.clamp_min(1),
             features=raw_BND.sum(dim=1) / count_B1.clamp_min(1),
             weight=(count_B1[:, 0] > 0).float(),
+            norm=self._norms[self.column.name, self._fine],
         )
 
     def student(self, outputs: StudentOutputs, goal: Goal) -> Tensor:

@@ -19,9 +19,10 @@ def check_term(recipe: Recipe, term: Term, settings: Collection[str]) -> None:
     """
     wrong = sorted({*term.settings} - {*settings})
     unknown = sorted({*term.teachers} - {*recipe.teachers})
-    if wrong or unknown:
+    if wrong or unknown or term.labels:
         msg = (
-            f"term '{term.kind}' given settings {wrong}, teachers {unknown}; it has settings "
-            f"{list(settings)}, the recipe teachers {list(recipe.teachers)}"
+            f"term '{term.kind}' given settings {wrong}, teachers {unknown}, labels "
+            f"'{term.labels or 'none'}'; it has settings {list(settings)}, the recipe teachers "
+            f"{list(recipe.teachers)}, and labels are for students of pixels"
         )
         raise DistillError(msg)

@@ -3,14 +3,17 @@
 Shape letters: B samples, T teachers, K prototypes, D embedding.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.losses.feature_losses import FeatureMatch, info_nce_loss, log_sum_loss
+from distill.errors import DistillError
+from distill.losses.angle_losses import Dispersion, angle_loss
+from distill.losses.feature_losses import FeatureMatch, cosine_loss, info_nce_loss, log_sum_loss
 from distill.losses.numeric import weighted_mean
 from distill.losses.over_workers import loss_over_workers
 from distill.losses.self_losses import dino_loss
@@ -23,11 +26,12 @@ class MatchLoss(TermLoss):
     """Computes cosine and smooth L1 of embeddings and tokens, teachers weighted by the recipe.
 
     Settings: `cosine` and `token_cosine`, shares of the cosine (the rest is smooth L1); `cls`,
-    `patch` and `grid`, weights of the outputs.
+    `patch` and `grid`, weights of the outputs; `angle`, the share of the cosine of embeddings that
+    is angle^2 / the teacher's dispersion in its place (C-RADIOv4).
     """
 
     allowed = MappingProxyType(
-        {"cosine": 0.9, "token_cosine": 0.9, CLS: 1.0, PATCH: 1.0, GRID: 1.0}
+        {"cosine": 0.9, "token_cosine": 0.9, CLS: 1.0, PATCH: 1.0, GRID: 1.0, "angle": 0.0}
     )
 
     def __init__(self, context: TermContext) -> None:
@@ -42,6 +46,11 @@ class MatchLoss(TermLoss):
             FeatureMatch(targets=context.recipe.targets, cosine_weight=self.settings[name])
             for name in ("cosine", "token_cosine")
         )
+        self._angle = check_share(self.settings["angle"], "angle")
+        dims = {column.name: column.dim for column in context.columns}
+        with_angle = [key for key in self.heads if key[1] == CLS and self._angle]
+        self._dispersion_places = {key: place for place, key in enumerate(with_angle)}
+        self.dispersions = nn.ModuleList(Dispersion(dims[name]) for name, _ in with_angle)
 
     def forward(self, inputs: TermInputs) -> Losses:
         """Return one loss [B] per teacher."""
@@ -61,9 +70,36 @@ class MatchLoss(TermLoss):
         goal = inputs.goals[key]
         if key[1] != CLS:
             return weighted_mean(self._token(inputs.predictions[key], goal.target), goal.weight)
-        all_predictions = [inputs.predictions, *inputs.nested]
-        losses = torch.stack([self._cls(p[key], goal.target) for p in all_predictions]).mean(dim=0)
+        all_predictions = [part[key] for part in (inputs.predictions, *inputs.nested)]
+        losses = torch.stack([self._cls(p, goal.target) for p in all_predictions]).mean(dim=0)
+        if self._angle:
+            losses = losses + self._angle_in_place(key, all_predictions, goal)
         return losses if goal.weight is None else losses * goal.weight
+
+    def _angle_in_place(self, key: Key, predictions: Sequence[Tensor], goal: Goal) -> Tensor:
+        """Return what the angle adds to the loss of embeddings, and the cosine no more does [B]."""
+        if goal.norm is None:
+            msg = f"no normalisation of {key[0]} for its angles"
+            raise TypeError(msg)
+        dispersion = self.dispersions[self._dispersion_places[key]](goal.features, goal.weight)
+        features_BD = goal.features.float()
+        changes = [
+            angle_loss(goal.norm.inverse(p), features_BD, dispersion) - cosine_loss(p, goal.target)
+            for p in predictions
+        ]
+        return self.settings["cosine"] * self._angle * torch.stack(changes).mean(dim=0)
+
+
+def check_share(number: float, name: str) -> float:
+    """Return a setting that is a share, from 0 to 1.
+
+    Raises:
+        DistillError: it is another number.
+    """
+    if not 0 <= number <= 1:
+        msg = f"setting '{name}' is a share from 0 to 1, {number:g} given"
+        raise DistillError(msg)
+    return number
 
 
 class ContrastLoss(TermLoss):

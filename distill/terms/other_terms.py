@@ -1,6 +1,6 @@
-"""Terms that any recipe may add: relations, logits of a classifier, a privileged branch.
+"""Terms that any recipe may add: relations between tiles or tokens, a privileged branch.
 
-Shape letters: B samples, C classes.
+Shape letters: B samples, D width.
 """
 
 from types import MappingProxyType
@@ -8,7 +8,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from distill.losses.logit_losses import decoupled_loss, kl_loss, multi_level_loss
 from distill.losses.over_workers import loss_over_workers
 from distill.losses.relation_losses import batch_relation_loss, token_relation_loss
 from distill.losses.vicreg import vicreg_loss
@@ -50,72 +49,6 @@ class TokenRelationLoss(TermLoss):
         goal = inputs.goals[key]
         mask = None if goal.weight is None else goal.weight > 0
         return token_relation_loss(inputs.predictions[key], goal.target, mask)
-
-
-class LogitLoss(TermLoss):
-    """Trains a classifier on the embedding to predict a teacher's logits, a column of the lake.
-
-    The true class of decoupled distillation is the teacher's class, since tiles have no labels.
-    """
-
-    raw = True
-
-    def __init__(self, context: TermContext) -> None:
-        super().__init__(context)
-        self._columns = [column.name for column in context.columns]
-        self.classifiers = nn.ModuleList(
-            nn.Linear(context.student.dim, column.dim) for column in context.columns
-        )
-
-    def forward(self, inputs: TermInputs) -> Losses:
-        """Return one loss [B] per column."""
-        losses: Losses = {}
-        for name, classifier in zip(self._columns, self.classifiers, strict=True):
-            logits_BC = inputs.batch.features[name].float()
-            losses[f"{self.kind} {name}"] = self.loss(
-                classifier(inputs.outputs.embedding), logits_BC
-            )
-        return losses
-
-    kind = "kl"
-
-    def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Return the loss per sample [B]."""
-        return kl_loss(student_BC, teacher_BC, temperature=self.settings["temperature"])
-
-
-class KlLoss(LogitLoss):
-    """Compares logits by KL divergence at a temperature."""
-
-    allowed = MappingProxyType({"temperature": 4.0})
-
-
-class DecoupledLoss(LogitLoss):
-    """Compares logits by decoupled knowledge distillation (DKD)."""
-
-    kind = "decoupled"
-    allowed = MappingProxyType({"temperature": 4.0, "target": 1.0, "other": 8.0})
-
-    def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Return the loss per sample [B]."""
-        return decoupled_loss(
-            student_BC,
-            teacher_BC,
-            teacher_BC.argmax(dim=1),
-            temperature=self.settings["temperature"],
-            target_weight=self.settings["target"],
-            other_weight=self.settings["other"],
-        )
-
-
-class MultiLevelLoss(LogitLoss):
-    """Compares logits by instance, batch and class at temperatures 2 to 6 (multi-level)."""
-
-    kind = "multi-level"
-
-    def loss(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """Return the loss per sample [B]."""
-        return loss_over_workers(multi_level_loss, student_BC, teacher_BC)
 
 
 class PrivilegedLoss(TermLoss):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe, Term
 from distill.students.student import StudentOutputs, TileNetwork
-from distill.students.task import Batch
+from distill.students.task import Batch, SecondStudent
 from distill.targets.target_sources import Goal, TeacherColumn
+from distill.targets.tile_classes import TileClasses
 
 Key = tuple[str, str]  # column, output
 Losses = dict[str, Tensor]
@@ -34,6 +35,7 @@ class TermInputs:
         outputs: the student's outputs for its view.
         goals: goals by column and output.
         predictions: predictions of the heads, by column and output.
+        view: the student's input [B, C, H, W], of which `outputs` are.
         nested: predictions from the embedding's first channels alone, by column; one entry a width.
         another: function that runs the student on another view.
         generator: generator of random draws.
@@ -45,6 +47,7 @@ class TermInputs:
     predictions: Mapping[Key, Tensor]
     generator: torch.Generator
     another: Callable[[], StudentOutputs]
+    view: Tensor | None = None
     nested: Sequence[Mapping[Key, Tensor]] = ()
 
 
@@ -58,6 +61,7 @@ class TermContext:
         student: the student's network, for its widths.
         columns: columns of the term's teachers.
         keys: columns and outputs of the term's teachers that have goals.
+        classes: classes of the tiles, if the term names labels.
     """
 
     recipe: Recipe
@@ -65,6 +69,7 @@ class TermContext:
     student: TileNetwork
     columns: Sequence[TeacherColumn]
     keys: Sequence[Key] = field(default_factory=list)
+    classes: TileClasses | None = None
 
     def keys_of(self, *outputs: str) -> list[Key]:
         """Return the (column, output) keys of the term that have one of these outputs.
@@ -93,6 +98,13 @@ class TermLoss(nn.Module, ABC):
     allowed: ClassVar[Mapping[str, float]] = MappingProxyType({})
     # Whether the term reads its columns raw, without normalised goals.
     raw: ClassVar[bool] = False
+    # Whether the term has its columns for itself: terms that name no teacher leave them out.
+    apart: ClassVar[bool] = False
+    # Whether the term reads the maps of the student's earlier levels.
+    reads_levels: ClassVar[bool] = False
+    # Whether the term may, or must, name labels.
+    takes_labels: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     def __init__(self, context: TermContext) -> None:
         super().__init__()
@@ -103,7 +115,16 @@ class TermLoss(nn.Module, ABC):
                 f"{', '.join(self.allowed) or 'none'}"
             )
             raise DistillError(msg)
+        named = bool(context.term.labels)
+        if (self.needs_labels and not named) or (named and not self.takes_labels):
+            msg = (
+                f"term '{context.term.kind}' with labels '{context.term.labels or 'none'}'; it "
+                f"{'needs' if self.needs_labels else 'takes no'} labels"
+                + (", as KIND/ANNOTATION.COLUMN" if self.needs_labels else "")
+            )
+            raise DistillError(msg)
         self.settings = {**self.allowed, **context.term.settings}
+        self.classes = context.classes
         self.heads: list[Key] = []
 
     @classmethod
@@ -114,6 +135,19 @@ class TermLoss(nn.Module, ABC):
             term: the term's entry in a recipe.
         """
         return None
+
+    @property
+    def second_student(self) -> SecondStudent | None:
+        """Return the second student that the term trains, if it trains one."""
+        return None
+
+    def labels(self, inputs: TermInputs) -> Tensor:
+        """Return the number of each tile's class [B], -1 without one, on the student's device."""
+        if self.classes is None:
+            msg = "the term has no labels"
+            raise TypeError(msg)
+        numbers = self.classes.of(inputs.batch.tile_id.cpu().numpy())
+        return torch.from_numpy(numbers).to(inputs.outputs.embedding.device)
 
     @abstractmethod
     def forward(self, inputs: TermInputs) -> Losses:

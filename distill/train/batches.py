@@ -11,6 +11,8 @@ import numpy.typing as npt
 from distill.recipes.recipe import Recipe
 from distill.recipes.recipe_columns import columns_of
 from distill.recipes.student_settings import TileStudent
+from distill.train.mosaics import MosaicStream
+from distill.train.tile_choice import rows_of_neighbours
 from featurestore import Lake, TileBatch
 from featurestore.read import Stream
 
@@ -38,7 +40,7 @@ class Feed:
     rows: Mapping[float, npt.NDArray[np.int64]] = field(default_factory=dict)
     cache_pixels_gb: float = 0.0
 
-    def training(self, *, rank: int = 0, world: int = 1) -> list[Stream]:
+    def training(self, *, rank: int = 0, world: int = 1) -> list[Stream | MosaicStream]:
         """Return one rank's streams of shuffled tiles, one for each mpp at which slides have tiles.
 
         A batch is a part of an optimiser step. All batches are whole: tiles that fill no batch are
@@ -48,24 +50,36 @@ class Feed:
             DistillError: the workers can't share a step equally.
         """
         batch = self.recipe.schedule.tiles_of_worker(world)
-        streams = []
+        streams: list[Stream | MosaicStream] = []
         for mpp in self._mpps():
             tiles = self._tiles(mpp)
             block = max(1, min(BLOCK_TILES, tiles // (8 * world)))
             is_whole = tiles >= world * (batch + block)
-            streams.append(
-                self._stream(
-                    mpp,
-                    batch_tiles=batch if is_whole else tiles // world + block,
-                    block_tiles=block,
-                    seed=self.recipe.seed,
-                    rank=rank,
-                    world=world,
-                    drop_last=is_whole,
-                    **self._decoding(tiles),
-                )
-            )
+            settings = {
+                "batch_tiles": batch if is_whole else tiles // world + block,
+                "block_tiles": block,
+                "seed": self.recipe.seed,
+                "rank": rank,
+                "world": world,
+                "drop_last": is_whole,
+                **self._decoding(tiles),
+            }
+            stream = self._stream(mpp, **settings)
+            if self.recipe.views.neighbours:
+                streams.append(MosaicStream([stream, *self._neighbours(mpp, settings)]))
+            else:
+                streams.append(stream)
         return streams
+
+    def _neighbours(self, mpp: float, settings: dict[str, Any]) -> list[Stream]:
+        """Return the streams of the tiles' neighbours, with the patch tokens that are targets."""
+        rows = rows_of_neighbours(self.lake, mpp, self.slide_ids, self.rows[mpp])
+        columns = columns_of(self.lake, self.recipe)
+        whole = [column.name for column in columns if column.tokens and not column.places]
+        return [
+            self._stream(mpp, rows=part, teachers=whole or [columns[0].name], **settings)
+            for part in rows.T
+        ]
 
     def _decoding(self, tiles: int) -> dict[str, Any]:
         """Return how a training stream of so many tiles makes the student's input of them.
@@ -77,7 +91,8 @@ class Feed:
             return {}
         all_tiles = sum(self._tiles(mpp) for mpp in self._mpps())
         cache_gb = self.cache_pixels_gb * tiles / all_tiles
-        side_px = min(student.input_px, self.lake.config.tile_px)
+        # Smaller sides are made of the largest one by the device that trains.
+        side_px = min(student.all_sizes[-1], self.lake.config.tile_px)
         # Pixels that are neither scaled nor kept are resized by the device that trains.
         sized = {"input_px": side_px} if student.decode == "scaled" or cache_gb else {}
         return {**sized, "decode": student.decode, "cache_pixels_gb": cache_gb}
@@ -98,7 +113,14 @@ class Feed:
             return len(self.rows[mpp])
         return int(self.lake.tiles_of(mpp=mpp, slide_ids=self.slide_ids)["tiles"].sum())
 
-    def _stream(self, mpp: float, **settings: Any) -> Stream:  # noqa: ANN401 - of `Lake.stream`
+    def _stream(
+        self,
+        mpp: float,
+        *,
+        rows: npt.NDArray[np.int64] | None = None,
+        teachers: Sequence[str] = (),
+        **settings: Any,  # noqa: ANN401 - of `Lake.stream`
+    ) -> Stream:
         places = [c.places for c in columns_of(self.lake, self.recipe) if c.places]
         _, under = self.recipe.levels_of(self.lake.config.mpps)
         teachers_by_mpp: dict[float, list[str]] = {level: [] for level in (mpp, *under)}
@@ -106,15 +128,16 @@ class Feed:
             if level in teachers_by_mpp:
                 teachers_by_mpp[level].append(teacher)
         # A region has many rows, so fewer regions than single tiles fit into the buffer.
-        rows = 1 if self.recipe.levels == 1 else sum(self._ratio(mpp, fine) ** 2 for fine in under)
+        held = 1 if self.recipe.levels == 1 else sum(self._ratio(mpp, fine) ** 2 for fine in under)
+        own_teachers = teachers_by_mpp.pop(mpp)
         return self.lake.stream(
-            [*teachers_by_mpp.pop(mpp), *places],
+            teachers or [*own_teachers, *places],
             mpp=mpp,
             slide_ids=self.slide_ids,
             pixels="uint8" if self.recipe.pixels else "none",
-            buffer_tiles=max(BUFFER_TILES // rows, 4 * settings["batch_tiles"]),
+            buffer_tiles=max(BUFFER_TILES // held, 4 * settings["batch_tiles"]),
             under=teachers_by_mpp,
-            rows=self.rows.get(mpp),
+            rows=self.rows.get(mpp) if rows is None else np.ascontiguousarray(rows),
             **settings,
         )
 
@@ -123,14 +146,16 @@ class Feed:
         return round(coarse / fine)
 
 
-def stream_order(streams: Sequence[Stream], *, epoch: int, seed: int) -> npt.NDArray[np.int64]:
+def stream_order(
+    streams: Sequence[Stream | MosaicStream], *, epoch: int, seed: int
+) -> npt.NDArray[np.int64]:
     """Draw the order of streams over the batches of an epoch, the same on all ranks."""
     order = np.repeat(np.arange(len(streams)), [stream.steps for stream in streams])
     return np.random.default_rng([seed, epoch]).permutation(order)
 
 
 def mixed(
-    streams: Sequence[Stream], *, epoch: int, seed: int, first: int = 0
+    streams: Sequence[Stream | MosaicStream], *, epoch: int, seed: int, first: int = 0
 ) -> Iterator[TileBatch]:
     """Yield the batches of an epoch from `first` on, as if the earlier batches had been read."""
     turns = stream_order(streams, epoch=epoch, seed=seed)

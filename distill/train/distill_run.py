@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster import extension_sha256
-from distill.recipes.recipe import Recipe, TileChoice
+from distill.recipes.recipe import Recipe
 from distill.targets.missing_stats import split_slides
+from distill.targets.tile_classes import read_classes
 from distill.terms.term_table import TERMS
 from distill.train.tile_choice import choose_tiles
 from featurestore import Lake, Licence, check_licences, mpp_name
@@ -34,6 +35,7 @@ class DistillRun:
             step, and which random views they get.
         initial: facts of the weights from which the student starts; empty for random ones.
         tiles: facts of the training tiles, by mpp, where not all are seen.
+        classes: facts of the classes of tiles, by the annotation's column that gives them.
     """
 
     student: str
@@ -49,6 +51,7 @@ class DistillRun:
     workers: int = 1
     initial: Mapping[str, Any] = field(default_factory=dict)
     tiles: Mapping[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def report_path(self) -> str:
@@ -126,10 +129,20 @@ class DistillRun:
             "workers": self.workers,
             "initial": dict(self.initial),
             "tiles": dict(self.tiles),
+            "classes": dict(self.classes),
             "recipe": asdict(self.recipe),
             "licences": {name: licence.to_json() for name, licence in self.licences.items()},
             "permission": self.permission,
         }
+
+
+def second_name(student: str) -> str:
+    """Return the name of the second student of mutual distillation.
+
+    >>> second_name("small")
+    'small-peer'
+    """
+    return f"{student}-peer"
 
 
 # Long for what it is given: all that decides a student.
@@ -164,6 +177,7 @@ def plan_run(
     train, held = split_slides(lake, holdout=recipe.holdout, seed=recipe.split_seed, slides=slides)
     chosen = choose_tiles(lake, recipe, train)
     tiles = {mpp_name(mpp): part.record() for mpp, part in chosen.items()}
+    classes = {name: read_classes(lake, name).record() for name in recipe.class_columns}
     identities = {
         f"{teacher}@{mpp_name(mpp)}": lake.identity(teacher, mpp=mpp)
         for teacher, mpp in recipe.needs(lake.config.mpps)
@@ -179,6 +193,7 @@ def plan_run(
         **({"workers": workers} if workers > 1 else {}),
         **({"initial": dict(initial)} if initial else {}),
         **({"tiles": tiles} if tiles else {}),
+        **({"classes": classes} if classes else {}),
     }
     text = json.dumps(hashed_inputs, sort_keys=True)
     return DistillRun(
@@ -193,20 +208,32 @@ def plan_run(
         workers=workers,
         initial=initial or {},
         tiles=tiles,
+        classes=classes,
         licences=licences,
         permission=permission,
     )
 
 
+#: Fields that earlier versions did not have, with the values that stand for what these did.
+LATER_FIELDS: Mapping[str, Mapping[str, object]] = {
+    "student": {"init": "", "decode": "full", "sizes": (), "size_balance": "steps", "peer": ""},
+    "views": {"shift": 0.0, "neighbours": False},
+    "schedule": {"self_paced": 1.0},
+    "tiles": {"clusters": 64, "coreset": "", "share": 1.0, "column": ""},
+    "terms": {"labels": ""},
+    "": {"tiles": {"where": "", "per_slide": 0, "balance": ""}},
+}
+
+
 def _hashed_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe without later fields at their defaults, so that earlier runs go on."""
     settings = asdict(recipe)
-    if not settings["student"].get("init"):
-        settings["student"].pop("init", None)
-    if recipe.tiles == TileChoice():
-        del settings["tiles"]
-    if settings["student"].get("decode") == "full":
-        del settings["student"]["decode"]
+    parts = {"": [settings], "terms": settings["terms"]}
+    for group, later in LATER_FIELDS.items():
+        for part in parts.get(group) or [settings[group]]:
+            for name, default in later.items():
+                if part.get(name) == default:
+                    del part[name]
     return settings
 
 

@@ -20,10 +20,12 @@ from torch import nn
 
 from distill.errors import DistillError
 from distill.evaluate.measures.fidelity import Fidelity
+from distill.losses.weighting import self_paced_weights
 from distill.recipes.recipe import Recipe, Schedule
 from distill.students.task import TrainingTask, on_device
 from distill.train.batches import mixed
 from distill.train.ema import Ema, average_running_statistics
+from distill.train.mosaics import MosaicStream
 from featurestore import TileBatch
 from featurestore.read import Stream
 
@@ -130,6 +132,15 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     return schedule.learning_rate * 0.5 * decay
 
 
+def pace(schedule: Schedule, step: int, steps: int) -> float:
+    """Return the share of a step's tiles that count: growing to 1 in the first half of the run.
+
+    >>> [pace(Schedule(self_paced=0.5), step, 100) for step in (0, 25, 50, 99)]
+    [0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, schedule.self_paced + (1 - schedule.self_paced) * 2 * step / steps)
+
+
 def seed_of(seed: int, *place: int) -> int:
     """Return a seed for one place of a run, independent of those of all other places."""
     (word,) = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64).tolist()
@@ -160,7 +171,7 @@ class Loop:
         self,
         recipe: Recipe,
         state: State,
-        streams: Sequence[Stream],
+        streams: Sequence[Stream | MosaicStream],
         *,
         device: torch.device | str = "cpu",
         model: nn.Module | None = None,
@@ -242,6 +253,8 @@ class Loop:
                 losses = self._model(on_device(batch, self.device), generator)
             total_B = torch.stack(list(losses.values())).sum(dim=0)
             broken = (~torch.isfinite(total_B.detach())).nonzero()[:, 0].tolist()
+            if (share := pace(schedule, self.state.step, self.steps)) < 1:
+                total_B = total_B * self_paced_weights(total_B, share)
             # The common gradient becomes NaN, so that all workers stop together.
             total = total_B.mean() if not broken else total_B.mean() * math.nan
             (total / schedule.accumulate).backward()  # type: ignore[no-untyped-call]

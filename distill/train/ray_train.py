@@ -41,7 +41,7 @@ from distill.recipes.recipe_columns import check
 from distill.recipes.student_settings import TileStudent
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms
-from distill.train.distill_run import DistillRun, plan_run
+from distill.train.distill_run import DistillRun, plan_run, second_name
 from distill.train.tile_choice import choice_lines, choose_tiles
 from distill.train.train_here import fit_here, place_here
 from featurestore import Lake, LakeError, ResultDict, mpp_name, open_lake, tile_parts
@@ -132,6 +132,7 @@ def distill(
             return ResultDict(report, name=f"student {name}", uri=lake.uri)
         msg = f"a student '{name}' is there from other data or settings; choose another --name"
         raise DistillError(msg)
+    _check_second_name(lake, run)
     for line in choice_lines(run.tiles):
         print_note("distill", line)
     start = time.perf_counter()
@@ -144,23 +145,27 @@ def distill(
             _fit_here(lake, run, local, checkpoint_s, cache_pixels_gb)
         else:
             _fit(lake, run, placement, checkpoint_s, cache_pixels_gb)
+    facts = {"seconds": round(time.perf_counter() - start, 3), **_slide_facts(lake, run)}
+    facts |= {"licences": run.to_json()["licences"], "permission": permission}
+    second = f"{student_folder(second_name(name))}/report.json"
+    for path in [run.report_path, *([second] if lake.exists(second) else [])]:
+        report = resealed({**read_sealed(lake.store, path), **facts})
+        if report["run"] == run.run:
+            lake.write_json(path, report)
     report = read_sealed(lake.store, run.report_path)
+    return ResultDict(report, name=f"student {name}", uri=lake.uri)
+
+
+def _slide_facts(lake: Lake, run: DistillRun) -> dict[str, Any]:
+    """Return which slides and patients a student was trained on."""
     used = pl.col("slide_id").is_in([*run.train, *run.held_out])
     patients = lake.slides().filter(used).select("slide_id", "patient_id").collect()
     trained = patients.filter(pl.col("slide_id").is_in(list(run.train)))
-    report = resealed(
-        {
-            **report,
-            "seconds": round(time.perf_counter() - start, 3),
-            "slides_without_patient": patients["patient_id"].null_count(),
-            "train_slide_ids": sorted(run.train),
-            "licences": run.to_json()["licences"],
-            "permission": permission,
-            "train_patients": sorted(set(trained["patient_id"].drop_nulls())),
-        }
-    )
-    lake.write_json(run.report_path, report)
-    return ResultDict(report, name=f"student {name}", uri=lake.uri)
+    return {
+        "slides_without_patient": patients["patient_id"].null_count(),
+        "train_slide_ids": sorted(run.train),
+        "train_patients": sorted(set(trained["patient_id"].drop_nulls())),
+    }
 
 
 def _check_gpus(placement: Placement) -> None:
@@ -188,6 +193,24 @@ def _check_name(lake: Lake, recipe: Recipe, name: str) -> None:
         name in teacher_names and not lake.exists(f"{student_folder(name)}/report.json")
     ):
         msg = f"'{name}' is a teacher with features in {lake.uri}; choose another --name"
+        raise DistillError(msg)
+
+
+def _check_second_name(lake: Lake, run: DistillRun) -> None:
+    """Refuse a run whose second student would have the name of another student.
+
+    Raises:
+        DistillError: there is a student of this name, of another run.
+    """
+    name = second_name(run.student)
+    path = f"{student_folder(name)}/report.json"
+    if any(term.kind == "mutual" for term in run.recipe.terms) and lake.exists(path):
+        if read_sealed(lake.store, path)["run"] == run.run:
+            return
+        msg = (
+            f"the second student's name '{name}' is there already, from another run; choose "
+            "another --name"
+        )
         raise DistillError(msg)
 
 

@@ -16,13 +16,16 @@ import polars as pl
 from cluster import counted
 from distill.errors import DistillError
 from distill.recipes.recipe import Recipe
+from distill.targets.tile_classes import PATIENT, SLIDE, annotation_column
+from distill.train.clustered_slides import ChoiceTiles, cluster_slides, coreset_places
+from distill.train.coresets import EASY, HARD
+from distill.train.mosaics import neighbour_rows
 from featurestore import Lake, LakeError, matrix, mpp_name
 from featurestore.annotations import Where
 from featurestore.tables import features_table
 from ingest.teachers import in_share
 
-SLIDE, PATIENT = "slide", "patient"
-
+CLUSTER = "cluster"
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -35,28 +38,34 @@ class ChosenTiles:
         all: number of tiles of the slides.
         without_features: tiles that a teacher was not run on.
         without_where: other tiles for which the recipe's predicate does not hold.
+        without_neighbours: other tiles that lack a neighbour to the right or below, where views
+            show those.
     """
 
     rows: Int64Array
     all: int
     without_features: int
     without_where: int
+    without_neighbours: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return the numbers of the choice, and a hash of its rows.
 
         `chosen` counts rows, and `again` those that are a row's second or later one.
         """
+        alone = {"without_neighbours": self.without_neighbours} if self.without_neighbours else {}
         return {
             "all": self.all,
             "chosen": len(self.rows),
             "without_features": self.without_features,
             "without_where": self.without_where,
+            **alone,
             "again": len(self.rows) - len(np.unique(self.rows)),
             "sha256": hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest(),
         }
 
 
+# Long for its counts of what is left out, and why.
 def choose_tiles(
     lake: Lake, recipe: Recipe, slide_ids: Sequence[str], *, held_out: bool = False
 ) -> dict[float, ChosenTiles]:
@@ -78,36 +87,77 @@ def choose_tiles(
     chosen = {}
     for mpp in read:
         restrictions = _restrictions(lake, recipe, mpp)
-        picks = not held_out and (choice.where or choice.per_slide or choice.balance)
-        if not restrictions and not picks:
+        picks = choice.where or choice.per_slide or choice.balance or choice.coreset
+        in_mosaics = recipe.views.neighbours and not held_out
+        picks = picks or in_mosaics
+        if not restrictions and (held_out or not picks):
             continue
         slides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).filter(pl.col("tiles") > 0)
         kept, total, without_features, without_where = list[Int64Array](), 0, 0, 0
+        alone = 0
         where = Where(lake, choice.where) if choice.where and not held_out else None
+        slide_tiles = list[ChoiceTiles]()
         for slide in _slides(lake, mpp, slides):
             has_features = slide.mask(restrictions)
             is_wanted = slide.where(where) if where else np.ones(len(slide.tile_id), bool)
             rows = np.flatnonzero(has_features & is_wanted)
+            if in_mosaics:
+                among = neighbour_rows(slide.tile_id)[rows]
+                has_all = (among >= 0).all(axis=1) & has_features[among].all(axis=1)
+                rows, alone = rows[has_all], alone + int((~has_all).sum())
             if choice.per_slide and not held_out:
                 rows = _drawn(rows, choice.per_slide, [recipe.seed, slide.number])
             kept.append(total + rows)
+            slide_tiles.append(ChoiceTiles(name=slide.name, tile_id=slide.tile_id[rows]))
             total += len(slide.tile_id)
             without_features += int((~has_features).sum())
             without_where += int((has_features & ~is_wanted).sum())
-        rows = np.concatenate([*kept, np.empty(0, np.int64)])
-        if choice.balance and not held_out:
-            groups = slide_groups(lake, slides["slide_id"].to_list(), choice.balance)
-            rows = balanced(kept, groups, seed=recipe.seed)
-        if not len(rows) and len(slides) and not held_out:
+        if not sum(map(len, kept)) and len(slides) and not held_out:
             msg = f"no tile at mpp {mpp_name(mpp)} is left to train on: {_reasons(recipe)}"
             raise DistillError(msg)
+        rows = np.concatenate([*kept, np.empty(0, np.int64)])
+        if (choice.balance or choice.coreset) and not held_out:
+            rows = _picked(lake, recipe, mpp, slide_tiles, kept)
         chosen[mpp] = ChosenTiles(
             rows=rows.astype(np.int64),
             all=total,
             without_features=without_features,
             without_where=without_where,
+            without_neighbours=alone,
         )
     return chosen
+
+
+def _picked(
+    lake: Lake,
+    recipe: Recipe,
+    mpp: float,
+    slides: Sequence[ChoiceTiles],
+    rows: Sequence[Int64Array],
+) -> Int64Array:
+    """Return the rows of a coreset, or in balance, or both, ascending."""
+    choice, rows = recipe.tiles, list(rows)
+    clustered = None
+    if choice.balance == CLUSTER or choice.coreset in (HARD, EASY):
+        clustered = cluster_slides(lake, recipe, mpp, slides)
+    if choice.coreset:
+        places = coreset_places(lake, recipe, mpp, slides, clustered)
+        rows = [part[at] for part, at in zip(rows, places, strict=True)]
+        if clustered is not None:
+            clustered = [part.at(at) for part, at in zip(clustered, places, strict=True)]
+    if not choice.balance:
+        return np.concatenate(rows)
+    if choice.balance != CLUSTER or clustered is None:
+        groups = slide_groups(lake, [slide.name for slide in slides], choice.balance)
+        return balanced(rows, groups, seed=recipe.seed)
+    all_rows = np.concatenate(rows)
+    cluster_N = np.concatenate([part.cluster for part in clustered])
+    numbers = np.unique(cluster_N).tolist()
+    return balanced(
+        [all_rows[cluster_N == number] for number in numbers],
+        [f"{number:09d}" for number in numbers],
+        seed=recipe.seed,
+    )
 
 
 def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -119,11 +169,14 @@ def choice_lines(tiles: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for mpp, part in tiles.items():
         seen_tiles = part["chosen"] - part["again"]
-        not_drawn = part["all"] - part["without_features"] - part["without_where"] - seen_tiles
+        alone = part.get("without_neighbours", 0)
+        left_out = part["without_features"] + part["without_where"] + alone
+        not_drawn = part["all"] - left_out - seen_tiles
         counts = {
             "lack a teacher's features": part["without_features"],
             "are left out by --where": part["without_where"],
-            "are left out by --per-slide or --balance": not_drawn,
+            "have no neighbour to the right or below": alone,
+            "are left out by --per-slide, --coreset or --balance": not_drawn,
             "come again": part["again"],
         }
         reasons = [f"{count:,} {text}" for text, count in counts.items() if count]
@@ -235,6 +288,25 @@ def _slides(lake: Lake, mpp: float, slides: pl.DataFrame) -> Iterator[_Slide]:
         )
 
 
+def rows_of_neighbours(
+    lake: Lake, mpp: float, slide_ids: Sequence[str], rows: Int64Array
+) -> Int64Array:
+    """Return the row numbers of the three neighbours of some tiles [N, 3].
+
+    Args:
+        lake: the lake at the run's version.
+        mpp: mpp of the tiles.
+        slide_ids: names of the slides that are numbered through.
+        rows: row numbers of tiles that have all neighbours.
+    """
+    slides = lake.tiles_of(mpp=mpp, slide_ids=slide_ids).filter(pl.col("tiles") > 0)
+    among, total = [np.empty((0, 3), np.int64)], 0
+    for slide in _slides(lake, mpp, slides):
+        among.append(neighbour_rows(slide.tile_id) + total)
+        total += len(slide.tile_id)
+    return np.concatenate(among)[rows]
+
+
 # ---------------------------------------------------------------------- numbers and balance
 
 
@@ -291,7 +363,13 @@ def slide_groups(lake: Lake, slide_ids: Sequence[str], balance: str) -> list[str
     patients = dict(slides.iter_rows())
     if balance == PATIENT:
         return [patients[name] or name for name in slide_ids]
-    annotation, column = _group_column(lake, balance)
+    annotation, column = annotation_column(
+        lake,
+        balance,
+        levels=(SLIDE, PATIENT),
+        option="--balance",
+        others="slide, patient, cluster, or ",
+    )
     table = lake.annotation(annotation.name).collect()
     values: Mapping[str, object] = dict(table.select(annotation.key, column).iter_rows())
     keys = {name: patients[name] if annotation.level == PATIENT else name for name in slide_ids}
@@ -305,22 +383,3 @@ def slide_groups(lake: Lake, slide_ids: Sequence[str], balance: str) -> list[str
         )
         raise DistillError(msg)
     return [str(group) for group in groups]
-
-
-def _group_column(lake: Lake, balance: str) -> tuple[Any, str]:
-    """Return the annotation of a group and its column."""
-    name, dot, column = balance.rpartition(".")
-    of_slides = {n: a for n, a in lake.annotations().items() if a.level in (SLIDE, PATIENT)}
-    matching = [
-        annotation
-        for title, annotation in of_slides.items()
-        if (column if dot else balance) in annotation.columns and (not dot or title == name)
-    ]
-    if len(matching) != 1:
-        columns = [f"{n}.{c}" for n, a in of_slides.items() for c in a.columns]
-        msg = (
-            f"--balance {balance}: give slide, patient, or a column of an annotation of slides or "
-            f"patients; there are {', '.join(columns) or 'none'}"
-        )
-        raise DistillError(msg)
-    return matching[0], column if dot else balance

@@ -8,6 +8,7 @@ Shape letters: B samples, C channels, H W pixels, S stains, h w a grid, D embedd
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,24 +50,93 @@ class DrawnView:
     Attributes:
         pixels: the student's input, float32 [B, C, H, W].
         turns: index among the eight symmetries of a square, for each tile [B], on the CPU.
+        shifts: shift down and across in tokens [B, 2], before the turn; None if there is none.
     """
 
     pixels: Tensor
     turns: Tensor
+    shifts: Tensor | None = None
 
 
-def draw(x_BCHW: Tensor, views: Views, generator: torch.Generator) -> DrawnView:
-    """Draw a random view of sized uint8 tiles."""
+def draw(
+    x_BCHW: Tensor,
+    views: Views,
+    generator: torch.Generator,
+    *,
+    stride_px: int = 0,
+    mosaics: bool = False,
+) -> DrawnView:
+    """Draw a random view of sized uint8 tiles.
+
+    Args:
+        x_BCHW: the tiles, or mosaics of 2 x 2 tiles.
+        views: sizes of the changes.
+        generator: generator of random draws, on the CPU.
+        stride_px: side in pixels of the square of a token, for shifts; no shifts if 0.
+        mosaics: whether the tiles are mosaics, in which shifts go down and to the right.
+    """
     samples = len(x_BCHW)
     turns = torch.zeros(samples, dtype=torch.int64)
     if views.dihedral:
         turns = torch.randint(0, TURNS, (samples,), generator=generator)
-    light = x_BCHW
+    light, shifts_B2 = x_BCHW, None
+    if views.shift and stride_px:
+        side_px = x_BCHW.shape[2] // (2 if mosaics else 1)
+        most = side_px // stride_px - 1
+        drawn_B2 = torch.randn(samples, 2, generator=generator) * views.shift
+        shifts_B2 = drawn_B2.round().clamp(-most, most).long()
+        if mosaics:
+            shifts_B2 = shifts_B2.abs()
+            light = shifted(light, shifts_B2 * stride_px)[:, :, :side_px, :side_px]
+        else:
+            light = shifted(light, shifts_B2 * stride_px)
     if views.stain:
         light = restained(light, views.stain, generator)
     if views.brightness:
         light = recoloured(light, views.brightness, generator)
-    return DrawnView(pixels=normalised(turned(light, turns, axes=(2, 3))), turns=turns)
+    pixels = normalised(turned(light, turns, axes=(2, 3)))
+    return DrawnView(pixels=pixels, turns=turns, shifts=shifts_B2)
+
+
+def mosaic(tiles: Sequence[Tensor], *, axes: tuple[int, int]) -> Tensor:
+    """Join tiles with those to the right, below, and below to the right, along two axes.
+
+    >>> mosaic([torch.full((1, 1, 1), n) for n in range(4)], axes=(1, 2))[0].tolist()
+    [[0, 1], [2, 3]]
+    """
+    own, right, below, diagonal = tiles
+    down, across = axes
+    upper, lower = torch.cat([own, right], across), torch.cat([below, diagonal], across)
+    return torch.cat([upper, lower], down)
+
+
+def shifted(x_BCHW: Tensor, shifts_B2: Tensor) -> Tensor:
+    """Shift each tile up and to the left by pixels [B, 2], mirrored at its border.
+
+    The pixel at (i, j) is that of (i + down, j + across) before, as a window that moves down and
+    across sees it.
+    """
+    side = x_BCHW.shape[2]
+    place_B2S = torch.arange(side) + shifts_B2[..., None]
+    place_B2S = torch.where(place_B2S < 0, -1 - place_B2S, place_B2S)
+    place_B2S = torch.where(place_B2S >= side, 2 * side - 1 - place_B2S, place_B2S)
+    rows_BS, columns_BS = place_B2S.to(x_BCHW.device).unbind(dim=1)
+    samples = torch.arange(len(x_BCHW), device=x_BCHW.device)[:, None, None]
+    moved_BHWC = x_BCHW[samples, :, rows_BS[:, :, None], columns_BS[:, None, :]]
+    return moved_BHWC.permute(0, 3, 1, 2)
+
+
+def shifted_cells(shifts_B2: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return each token's place before a shift [B, side^2], and whether it is inside the tile.
+
+    Places outside are 0.
+    """
+    place_B2S = torch.arange(side) + shifts_B2[..., None]
+    inside_B2S = (place_B2S >= 0) & (place_B2S < side)
+    (rows, columns), (has_row, has_column) = place_B2S.unbind(1), inside_B2S.unbind(1)
+    is_inside = (has_row[:, :, None] & has_column[:, None, :]).flatten(1)
+    cells = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
+    return torch.where(is_inside, cells, 0), is_inside
 
 
 def turned(x: Tensor, turns_B: Tensor, *, axes: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ Checkpoints are files of the lake, so a run continues on any machine that can re
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,15 @@ from torch import nn
 
 from cluster import Placement
 from distill.errors import DistillError
+from distill.evaluate.measures.embedding_measures import MUCH_WORSE
 from distill.evaluate.measures.fidelity import Fidelity, combined_fidelity
 from distill.recipes.recipe import Recipe
 from distill.students.saved_student import write_student
 from distill.students.student_table import make_task
-from distill.students.task import TrainingTask
+from distill.students.task import SECOND, SecondStudent, TrainingTask
 from distill.targets.norms import read_norms
 from distill.train.batches import Feed
-from distill.train.distill_run import DistillRun
+from distill.train.distill_run import DistillRun, second_name
 from distill.train.loop import Loop, NotFiniteError, State, TrainingStep, measure
 from distill.train.run_log import (
     Recorder,
@@ -216,6 +217,7 @@ class RunRecords:
         self._seal()
         state.finish()
         fidelity = measure(self._task, self._all_held, device=self._loop.device)
+        sizes = self._per_size()
         report = {
             "student": run.student,
             "recipe": asdict(run.recipe),
@@ -224,16 +226,20 @@ class RunRecords:
             "steps": state.step,
             **({"initial": dict(run.initial)} if run.initial else {}),
             **({"tiles": dict(run.tiles)} if run.tiles else {}),
+            **({"classes": dict(run.classes)} if run.classes else {}),
             "parameters": sum(p.numel() for p in self._task.student.parameters()),
             "train_slides": len(run.train),
             "held_out_slides": list(run.held_out),
             **_fidelity(fidelity, run.recipe),
+            **({"fidelity_per_size": sizes, "switching": switching(sizes)} if sizes else {}),
             **_speed(state.lines),
             "history": epochs_of(state.lines),
             "train_seconds": round(state.seconds, 3),
             **asdict(self._placement),
             "cpus": os.cpu_count(),
         }
+        if (second := self._task.second_student) is not None:
+            self._write_second(second, report, fidelity)
         write_student(
             self._lake,
             self._task,
@@ -243,6 +249,80 @@ class RunRecords:
             identities=run.identities,
             initial=run.initial,
         )
+
+    def _write_second(
+        self,
+        second: SecondStudent,
+        report: Mapping[str, Any],
+        fidelity: Mapping[str, Mapping[float, Fidelity]],
+    ) -> None:
+        """Write the second student of mutual distillation, with its own fidelity."""
+        run = self._run
+        recipe = replace(run.recipe, student=second.settings)
+        own = {
+            name.removesuffix(SECOND): parts
+            for name, parts in fidelity.items()
+            if name.endswith(SECOND)
+        }
+        second_report = {
+            **report,
+            "student": second_name(run.student),
+            "recipe": asdict(recipe),
+            "parameters": sum(p.numel() for p in second.kept_parts["model"].parameters()),
+            "beside": run.student,
+            **_fidelity(own, recipe),
+        }
+        for name in ("initial", "fidelity_per_size", "switching"):
+            second_report.pop(name, None)
+        write_student(
+            self._lake,
+            second,
+            second_report,
+            name=second_name(run.student),
+            recipe=recipe,
+            identities=run.identities,
+        )
+
+    def _per_size(self) -> dict[str, dict[str, Any]]:
+        """Return the fidelity at each side of the input, by prediction and mpp.
+
+        A student that has features of another kind at another size tells so here.
+        """
+        sizes = {}
+        for side_px in self._task.sizes:
+            with self._task.at_size(side_px):
+                fidelity = measure(self._task, self._all_held, device=self._loop.device)
+            sizes[str(side_px)] = _by_mpp_name(fidelity)
+        return sizes
+
+
+def switching(sizes: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return where each teacher is predicted best and worst over sides of the input and mpps.
+
+    A student that has other features at another size or mpp is far worse there.
+
+    Args:
+        sizes: fidelity by side in pixels, teacher and mpp.
+
+    Returns:
+        By teacher `best` and `worst` (side in pixels, mpp, centred cosine), the `gap` of the
+        cosines, and whether the gap is as large as `evaluate` flags it.
+    """
+    places: dict[str, list[tuple[float, str, str]]] = {}
+    for side_px, fidelity in sizes.items():
+        for name, by_mpp in fidelity.items():
+            for mpp, part in by_mpp.items():
+                places.setdefault(name, []).append((part["centred"], side_px, mpp))
+    answers = {}
+    for name, ranked in places.items():
+        best, worst = max(ranked), min(ranked)
+        ends = {
+            key: {"centred": centred, "side_px": int(side_px), "mpp": mpp}
+            for key, (centred, side_px, mpp) in (("best", best), ("worst", worst))
+        }
+        gap = best[0] - worst[0]
+        answers[name] = {**ends, "gap": round(gap, 5), "flagged": gap > MUCH_WORSE}
+    return answers
 
 
 def _by_mpp_name(

@@ -359,7 +359,7 @@ DISTILL = command_line(
     "distill {bags} --teacher good --teacher noise --recipe agglomerate --name both --mpp 0.5 "
     "--architecture test_efficientnet --input-px 32 --epochs 1 --batch-tiles 16 --accumulate 2 "
     "--learning-rate 0.002 --targets z-score --head linear --weighting static --term contrast=0.1 "
-    "--where 'y >= 0' --per-slide 30 --balance slide "
+    "--where 'y >= 0' --per-slide 30 --balance slide --coreset random --share 0.9 "
     "--width 8 --stain 0.1 --ema 0.5 --precision bfloat16 --slides {first} --distinct-ids "
     "--holdout 0.3 --split-seed 2 --seed 4 --device cpu --workers 1 --cpus-per-worker 0.5 "
     "--gpus-per-worker 0 --checkpoint-s 0.01 --at 8 --i-have-permission 'the authors, by letter' "
@@ -411,7 +411,9 @@ def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places
         "weighting": "static",
     }
     assert {name: recipe[name] for name in expected} == expected
-    assert recipe["tiles"] == {"where": "y >= 0", "per_slide": 30, "balance": "slide"}
+    chosen = {"where": "y >= 0", "per_slide": 30, "balance": "slide"}
+    chosen |= {"coreset": "random", "share": 0.9}
+    assert recipe["tiles"] == {**recipe["tiles"], **chosen}
     assert 0 < kept["tiles"]["0.5"]["chosen"] <= kept["tiles"]["0.5"]["all"]
 
 

@@ -32,7 +32,7 @@ FILE = re.compile(r"[\w/.-]*\w\.py")
 OTHER_FILES = {"FILE.py", "ingest.py", "json.py", "numpy.py", "my_encoder.py", "my_score.py",
                "my_segmenter.py", "layers/hmsa.py", "metrics/retrieval.py", "plotting/metrics.py",
                "create_heatmaps.py", "create_splits_seq.py", "eval.py", "main.py",
-               "LinearProbeExperiment.py", "CoxNetExperiment.py",
+               "LinearProbeExperiment.py", "CoxNetExperiment.py", "mettle.py", "ticon.py",
                "modeling/crossval.py"}  # fmt: skip
 DATA_FILE = re.compile(r".*\.(?:html|json|png)")
 #: Options of a command line, and calls in Python, that take names of teachers.

@@ -15,7 +15,8 @@ from torch import Tensor
 from distill.students.task import Batch, FeaturePrediction, FinerTiles, TrainingTask
 from distill.targets.norm_arrays import norm_arrays
 from distill.targets.target import Norms, TargetNorm, norm_of
-from featurestore import Moments, PhiS
+from distill.targets.tile_classes import TileClasses
+from featurestore import Moments, PhiS, tile_ids
 from featurestore.stats import phi_s
 
 Floats = npt.NDArray[np.float64]
@@ -82,12 +83,20 @@ def tile_batch(world: World, samples: int, seed: int, mpp: float = 0.5) -> Batch
 
 
 def region_batch(
-    world: World, samples: int, seed: int, *, side: int = 4, each: int = 4, share: float = 0.7
+    world: World,
+    samples: int,
+    seed: int,
+    *,
+    side: int = 4,
+    each: int = 4,
+    share: float = 0.7,
+    everywhere: bool = False,
 ) -> Batch:
     """Regions of three mpps: the causes of a tile are the mean of those under it.
 
     Causes vary more between mid tiles than within one; `share` is that of fine tiles that are
-    not background, and every mid tile above one of these is there.
+    not background, and every mid tile above one of these is there. The first teacher is at all
+    mpps, the others at the finest alone, or `everywhere`.
     """
     rng, big = np.random.default_rng(seed), side * each
     between = rng.normal(size=(samples, side, side, CAUSES)) * 0.7
@@ -99,13 +108,14 @@ def region_batch(
     mid_there = np.asarray(blocks.any(axis=(2, 4)))
     mid = fine.reshape(samples, side, each, side, each, CAUSES).mean(axis=(2, 4))
     eye, *others = world.dims
+    coarse = [eye, *others] if everywhere else [eye]
     under = {
-        1.0 * each: _under(world, [eye], mid, mid_there, rng),
+        1.0 * each: _under(world, coarse, mid, mid_there, rng),
         1.0: _under(world, [eye, *others], fine, fine_there, rng),
     }
-    whole = world.features(eye, mid.mean(axis=(1, 2)), rng)
+    whole = {name: world.features(name, mid.mean(axis=(1, 2)), rng) for name in coarse}
     mpp = 1.0 * each * side
-    return Batch(mpp=mpp, tile_id=torch.arange(samples), features={eye: whole}, under=under)
+    return Batch(mpp=mpp, tile_id=torch.arange(samples), features=whole, under=under)
 
 
 def _under(
@@ -125,8 +135,7 @@ def _under(
 
 def region_norms(world: World, batch: Batch, name: str = "phi-s") -> Norms:
     """Normalisations of a region batch's features, of tiles that are there."""
-    eye = next(iter(world.dims))
-    features = {(eye, batch.mpp): batch.features[eye]}
+    features = {(name, batch.mpp): x for name, x in batch.features.items()}
     for mpp, under in batch.under.items():
         features |= {(name, mpp): x[under.mask] for name, x in under.features.items()}
     return norms_of(features, name)
@@ -164,3 +173,44 @@ def centred_cosine(prediction: FeaturePrediction) -> float:
     mean = prediction.norm.mean.double()
     predicted = prediction.norm.inverse(prediction.predicted).double() - mean
     return float(torch.nn.functional.cosine_similarity(predicted, raw - mean).mean())
+
+
+STAINED = "t"
+SITES = 2
+
+
+def stained_batch(samples: int, seed: int, *, variants: int = 1, mpp: float = 0.5) -> Batch:
+    """Tiles of 8 slides of two sites with one teacher's column and its stain variants.
+
+    The teacher sees 4 hidden causes, and with them the stain of each variant along 3 directions and
+    the site along one more, all at the size of the causes.
+    """
+    maps = np.random.default_rng(1)
+    causes_map, stain_map, site_map = (maps.normal(size=(n, 24)) for n in (CAUSES, 3, 1))
+    causes = stained_causes(samples, seed)
+    rng = np.random.default_rng([seed, 1])
+    slide = rng.integers(0, 8, samples)
+    keys = np.concatenate([tile_ids(int(s), mpp, [0], [place]) for place, s in enumerate(slide)])
+    features = {}
+    for name in [STAINED, *(f"{STAINED}@S{n + 1}" for n in range(variants))]:
+        stain = rng.normal(size=(samples, 3))
+        x = causes @ causes_map + stain @ stain_map + (slide % SITES)[:, None] * site_map + 1
+        features[name] = torch.from_numpy((x + 0.05 * rng.normal(size=x.shape)).astype(np.float16))
+    return Batch(mpp=mpp, tile_id=torch.from_numpy(keys), features=features)
+
+
+def stained_causes(samples: int, seed: int) -> Floats:
+    """Return the hidden causes [B, 4] of the tiles of `stained_batch`."""
+    return np.random.default_rng(seed).normal(size=(samples, CAUSES))
+
+
+def stained_sites() -> TileClasses:
+    """Return the site of each of the 8 slides."""
+    slides = np.arange(8)
+    return TileClasses(
+        column="clinical.site",
+        names=("x", "y"),
+        of_slides=True,
+        keys=slides,
+        numbers=slides % SITES,
+    )

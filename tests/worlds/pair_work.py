@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distill.losses.acquisition_losses import acquisition_nce_loss
+from distill.losses.angle_losses import Dispersion, angle_loss
 from distill.losses.feature_losses import info_nce_loss
-from distill.losses.logit_losses import multi_level_loss
+from distill.losses.logit_losses import decoupled_levels_loss, multi_level_loss
 from distill.losses.over_workers import loss_over_workers, mean_over_workers
 from distill.losses.relation_losses import batch_relation_loss
 from distill.losses.self_losses import koleo_loss
 from distill.losses.vicreg import vicreg_loss
+from distill.losses.weighting import self_paced_weights
 from distill.recipes.recipe import Recipe
 from distill.students.heads import NormedHead
 from distill.students.task import TrainingTask
@@ -93,7 +96,18 @@ def trained_pair() -> dict[str, tuple[Numbers, Numbers]]:
 
 # ---------------------------------------------------------------------- losses
 
-LOSSES = ("koleo", "contrast", "relation", "multi-level", "vicreg", "normed")
+LOSSES = (
+    "koleo",
+    "contrast",
+    "relation",
+    "multi-level",
+    "decoupled-levels",
+    "acquisition",
+    "angle",
+    "self-paced",
+    "vicreg",
+    "normed",
+)
 
 
 def inputs(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,6 +130,19 @@ def losses_and_gradient(
         loss = loss_over_workers(batch_relation_loss, x, teacher[:, :OTHER_DIM])
     elif name == "multi-level":
         loss = loss_over_workers(multi_level_loss, x, teacher)
+    elif name == "decoupled-levels":
+        loss = loss_over_workers(
+            lambda s, t: decoupled_levels_loss(s, t, t.argmax(dim=1)), x, teacher
+        )
+    elif name == "acquisition":
+        variants = torch.stack([x, x.tanh() + teacher], dim=1)
+        slide = (teacher[:, 0] > 0) + 2.0 * (teacher[:, 1] > 0)
+        loss = loss_over_workers(acquisition_nce_loss, variants, slide > 1, slide)
+    elif name == "angle":
+        loss = angle_loss(x, teacher, Dispersion(DIM).train()(teacher))
+    elif name == "self-paced":
+        loss = (x - teacher).square().mean(dim=1)
+        loss = loss * self_paced_weights(loss, 0.4)
     elif name == "vicreg":
         loss = loss_over_workers(lambda *branches: vicreg_loss(branches), x, x.tanh(), teacher)
     else:
@@ -153,6 +180,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "agglomerate-vit": {"arguments": {"patch_size": 8}},
     "g2l": {"architecture": "test_vit", "arguments": {"patch_size": 8}},
     "shazam": {},
+    "robust": {},
     "terms": {"arguments": {"patch_size": 8}},
 }
 
@@ -161,7 +189,7 @@ def case_losses(name: str, rank: int, world: int) -> tuple[dict[str, float], Num
     """Return the mean loss of each term over all workers, and the common gradient of a step."""
     case = CASES[name]
     changes = QUIET | ALIKE[name]
-    if name == "shazam":
+    if name in ("shazam", "robust"):
         changes = {"weighting": "static"}
     if name == "terms":
         # "self" draws crops and masks for each worker.

@@ -10,13 +10,24 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from distill.recipes.recipe import Recipe
+from distill.recipes.recipe import Recipe, Term
 from distill.recipes.recipe_table import make_recipe, parse_terms
 from distill.students.fusion import FusionTask
+from distill.students.of_features.context_task import ContextTask
+from distill.students.of_features.robust_head import RobustTask
 from distill.students.task import Batch, FinerTiles, TrainingTask
 from distill.terms.region_task import RegionTask
 from featurestore import TileBatch, Under
-from tests.worlds.feature_worlds import World, norms_of, region_batch, region_norms, tile_batch
+from tests.worlds.feature_worlds import (
+    STAINED,
+    World,
+    norms_of,
+    region_batch,
+    region_norms,
+    stained_batch,
+    stained_sites,
+    tile_batch,
+)
 from tests.worlds.tile_worlds import FINE, TileWorld
 
 STEP_TILES = 16
@@ -36,7 +47,15 @@ DROPPED_VIT = {
     "arguments": {"patch_size": 8, "drop_path_rate": 0.5, "proj_drop_rate": 0.2},
 }
 #: Terms that compare the tiles of a batch with each other.
-BATCH_TERMS = ("contrast", "relation=10", "multi-level:b", "privileged:b=0.1", "self=0.1")
+BATCH_TERMS = (
+    "contrast",
+    "relation=10",
+    "multi-level:b",
+    "decoupled-levels:b/clinical.grade=0.1",
+    "label/clinical.grade",
+    "privileged:b=0.1",
+    "self=0.1",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +90,13 @@ class Case:
         if self.recipe == "shazam":
             features = {(name, 0.5): x for name, x in tile_batch(FUSED, 128, 5).features.items()}
             return FusionTask(recipe, FUSED.dims, norms_of(features, recipe.targets))
+        if self.recipe == "context":
+            norms = region_norms(FUSED, _regions(32, 7), "z-score")
+            return ContextTask(recipe, FUSED.dims, norms)
+        if self.recipe == "robust":
+            features = {(STAINED, 0.5): stained_batch(128, 5).features[STAINED]}
+            norms = norms_of(features, recipe.targets)
+            return RobustTask(recipe, {STAINED: 24}, norms, stained_sites())
         if self.recipe == "pathme":
             norms = region_norms(REGIONS, region_batch(REGIONS, 32, 7, side=2, each=2), "z-score")
             return RegionTask(recipe, REGIONS.dims, norms)
@@ -81,9 +107,17 @@ class Case:
         """Return the tiles of a step, over all workers."""
         if self.recipe == "shazam":
             return tile_batch(FUSED, STEP_TILES, 50 + step)
+        if self.recipe == "context":
+            return _regions(STEP_TILES, 50 + step)
+        if self.recipe == "robust":
+            return stained_batch(STEP_TILES, 50 + step)
         if self.recipe == "pathme":
             return region_batch(REGIONS, STEP_TILES, 50 + step, side=2, each=2)
         return TileWorld.make(scale=1.0).batch(STEP_TILES, 50 + step)
+
+
+def _regions(samples: int, seed: int) -> Batch:
+    return region_batch(FUSED, samples, seed, side=2, each=2, everywhere=True)
 
 
 CASES: dict[str, Case] = {
@@ -95,6 +129,23 @@ CASES: dict[str, Case] = {
     "agglomerate-vit": Case(
         recipe="agglomerate", settings={**DROPPED_VIT, "weighting": "balance"}
     ),
+    "agglomerate-options": Case(
+        recipe="agglomerate",
+        teachers=("a", "a:patches", "b"),
+        settings={
+            **CNN,
+            "shift": 0.5,
+            "sizes": (64,),
+            "size_balance": "tokens",
+            "self_paced": 0.5,
+            "terms": (
+                Term(kind="match", settings={"angle": 1.0}),
+                Term(kind="average", weight=0.5),
+                Term(kind="mutual", labels="clinical.grade"),
+                Term(kind="hint", teachers=("b",)),
+            ),
+        },
+    ),
     "xmag": Case(recipe="xmag", settings=DROPPED_CNN),
     "gpfm": Case(recipe="gpfm", settings={**CNN, "input_px": 64}),
     "gpfm-vit": Case(recipe="gpfm", settings=DROPPED_VIT),
@@ -102,6 +153,15 @@ CASES: dict[str, Case] = {
     "g2l": Case(recipe="g2l", teachers=("a",), settings=CNN),
     "terms": Case(recipe="agglomerate", settings=DROPPED_VIT, terms=BATCH_TERMS),
     "shazam": Case(recipe="shazam", settings={"width": 16, "blocks": 1, "head_width": 16}),
+    "context": Case(
+        recipe="context",
+        settings={"width": 16, "depth": 1, "heads": 2, "head_width": 16, "levels": 3},
+    ),
+    "robust": Case(
+        recipe="robust",
+        teachers=(STAINED, f"{STAINED}@S1"),
+        settings={"atoms": 2, "rank": 2, "hidden": 8, "site": "clinical.site"},
+    ),
     "pathme": Case(
         recipe="pathme",
         teachers=("eye", "expert"),

@@ -12,6 +12,7 @@ from distill.students.task import Batch, FinerTiles
 from distill.students.tile_task import TileTask
 from distill.targets.target import Norms, TargetNorm
 from distill.targets.target_sources import TeacherColumn
+from distill.targets.tile_classes import TileClasses
 from featurestore import Moments
 from featurestore.stats import phi_s
 from tests.worlds.feature_worlds import make_norm
@@ -91,14 +92,23 @@ class TileWorld:
     def task(
         self, recipe: Recipe, *, fine: float | None = None, initial: bytes | None = None
     ) -> TileTask:
-        """A task with weights of the recipe's seed."""
+        """A task with weights of the recipe's seed; labels are `GRADES`."""
         torch.manual_seed(recipe.seed)
         columns = [COLUMNS[name] for name in recipe.teachers]
         norms = self.norms(recipe.targets)
-        return TileTask(recipe, columns, norms, fine=fine, initial=initial)
+        classes = {GRADES.column: GRADES}
+        return TileTask(recipe, columns, norms, fine=fine, initial=initial, classes=classes)
 
 
 MOVING = ("dino", "ibot")
+#: Classes of the first 256 tiles but each fifth, as many as a teacher's channels.
+GRADES = TileClasses(
+    column="clinical.grade",
+    names=tuple(map(str, range(DIM))),
+    of_slides=False,
+    keys=np.arange(256)[np.arange(256) % 5 > 0],
+    numbers=(np.arange(256) % DIM)[np.arange(256) % 5 > 0],
+)
 COLUMNS = {
     "a": TeacherColumn(name="a", teacher="a", dim=DIM),
     "b": TeacherColumn(name="b", teacher="b", dim=DIM),

@@ -70,7 +70,7 @@ class OwnTiles:
         self._shard.close()
 
 
-class RegionTiles:
+class RegionPixels:
     """Regions of r x r tiles of a finer mpp under the rows' tiles.
 
     A tile that the lake did not keep is cut from the slide, or filled with background. Beyond the

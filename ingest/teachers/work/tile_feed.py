@@ -21,8 +21,8 @@ from ingest.teachers.views.field_of_view import FieldOfView
 from ingest.teachers.views.region_tiles import (
     FETCHED_SHARE,
     OwnTiles,
+    RegionPixels,
     RegionSource,
-    RegionTiles,
 )
 from ingest.teachers.work.units import Row, Unit
 from ingest.tile_jpeg import decode_tiles
@@ -252,11 +252,11 @@ class _Opener:
 
     def _regions(
         self, row: Row, ids: Int64Array, chosen: Int64Array, views: Sequence[FieldOfView]
-    ) -> RegionTiles:
+    ) -> RegionPixels:
         """Open the finer tiles under a slide's rows."""
         store = self._store
         config = LakeConfig.from_json(store.read_bytes("lake.json"), uri=store.uri)
-        regions = RegionTiles(store, config, row, ids, views)
+        regions = RegionPixels(store, config, row, ids, views)
         regions.fetch(chosen)
         return regions
 

@@ -8,9 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 
 from distill.errors import DistillError
-from distill.losses.logit_losses import decoupled_loss, kl_loss, multi_level_loss
+from distill.losses.logit_losses import (
+    decoupled_levels_loss,
+    decoupled_loss,
+    kl_loss,
+    label_loss,
+    mixed_kl_loss,
+    multi_level_loss,
+)
 
 RNG = np.random.default_rng(0)
 S, T = 3 * RNG.normal(size=(5, 6)), 3 * RNG.normal(size=(5, 6))
@@ -116,6 +124,62 @@ def test_multi_level_by_hand() -> None:
         STUDENT, TEACHER, temperatures=temperatures, batch_weight=0, class_weight=0
     )
     np.testing.assert_allclose(alone, np.mean([i for i, _, _ in parts], axis=0), rtol=1e-4)
+
+
+def decoupled_parts(row: list[float], label: int) -> tuple[list[float], list[float]]:
+    """(p, 1 - p) of the label, and the softmax over the other classes with 0 at the label."""
+    others = [0.0 if c == label else p / (1 - row[label]) for c, p in enumerate(row)]
+    return [row[label], 1 - row[label]], others
+
+
+def decoupled_levels_by_hand(temperature: float, alpha: float, beta: float) -> np.ndarray:
+    p, q = (np.array([softmax(row, temperature) for row in x.tolist()]) for x in (T, S))
+    total = np.array(dkd_by_hand(alpha, beta, temperature))
+    for part, weight in ((0, alpha), (1, beta)):
+        t, s = (
+            np.array([decoupled_parts(list(r), y)[part] for r, y in zip(x, LABELS, strict=True)])
+            for x in (p, q)
+        )
+        total += weight * ((t @ t.T - s @ s.T) ** 2).sum(axis=1)
+        total += weight * ((t.T @ t - s.T @ s) ** 2).sum() / t.shape[1]
+    return total
+
+
+def test_decoupled_levels_by_hand() -> None:
+    temperatures = (2.0, 5.0)
+    expected = np.mean([decoupled_levels_by_hand(t, 0.5, 3) for t in temperatures], axis=0)
+    loss = decoupled_levels_loss(
+        STUDENT, TEACHER, LABEL, temperatures=temperatures, target_weight=0.5, other_weight=3
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    same = decoupled_levels_loss(TEACHER, TEACHER, LABEL)
+    torch.testing.assert_close(same, torch.zeros(5), atol=1e-5, rtol=0)
+    with pytest.raises(DistillError, match="at least one temperature"):
+        decoupled_levels_loss(STUDENT, TEACHER, LABEL, temperatures=())
+
+
+def test_labels_by_scikit_learn() -> None:
+    expected = [
+        log_loss([y], [softmax(s, 1.0)], labels=range(6))
+        for s, y in zip(S.tolist(), LABELS, strict=True)
+    ]
+    np.testing.assert_allclose(label_loss(STUDENT, LABEL), expected, rtol=1e-4)
+    some = torch.tensor([-1, 5, -1, 2, 4])
+    assert (label_loss(STUDENT, some) == 0).tolist() == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("difficulty", [0.5, 3.0])
+def test_hard_tiles_lean_on_the_label(difficulty: float) -> None:
+    labels = [0, -1, 2, 2, 4]
+    expected = []
+    for s, t, label in zip(S.tolist(), T.tolist(), labels, strict=True):
+        share = math.exp(-difficulty * kl(softmax(t, 1.0), softmax(s, 1.0))) if label >= 0 else 1
+        mixed = [share * p + (1 - share) * (c == label) for c, p in enumerate(softmax(t, 4.0))]
+        expected.append(16 * kl(mixed, softmax(s, 4.0)))
+    loss = mixed_kl_loss(STUDENT, TEACHER, torch.tensor(labels), difficulty=difficulty)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    plain = mixed_kl_loss(STUDENT, TEACHER, LABEL, difficulty=0.0)
+    torch.testing.assert_close(plain, kl_loss(STUDENT, TEACHER))
 
 
 def test_logit_losses_are_0_at_the_teacher_and_do_not_see_order() -> None:

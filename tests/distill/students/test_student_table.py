@@ -28,7 +28,7 @@ def test_a_student_that_extract_restores_sees_no_pixels(name: str) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(DistillError, match="no kind of student 'SoundStudent'; there are Fusion"):
+    with pytest.raises(DistillError, match="no kind of student 'SoundStudent'; there are Context"):
         student_kind("SoundStudent")
 
 

@@ -9,7 +9,14 @@ from torch._dynamo.utils import counters
 from tests.worlds.recipe_cases import CASES
 
 #: A case of each kind of network, and the operations of its network that graphs must hold.
-COMPILED = {"gpfm": 20, "agglomerate-vit": 20, "shazam": 10, "pathme": 20}
+COMPILED = {
+    "gpfm": 20,
+    "agglomerate-vit": 20,
+    "shazam": 10,
+    "pathme": 20,
+    "context": 20,
+    "robust": 8,
+}
 
 
 @pytest.fixture(autouse=True)

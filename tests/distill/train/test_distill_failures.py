@@ -13,7 +13,7 @@ from distill.students.student_table import make_task
 from distill.students.task import on_device
 from distill.targets.missing_stats import fit_missing
 from distill.targets.norms import fit_norms, read_norms
-from distill.targets.target_sources import CLS, GRID, PATCH
+from distill.targets.target_sources import CLS, GRID, PATCH, ViewGeometry
 from distill.train.batches import Feed
 from distill.train.loop import Loop, State, TrainingStep, measure
 from distill.train.views import draw, sized, turned
@@ -90,7 +90,7 @@ def test_failure_20_cached_grids_turn_with_the_pixels(name: str, output: str) ->
     task = world.task(recipe, fine=fine)
     assert task.network.grid == (4, 4)
     source = task.source(name, output)
-    goal = source.goal(batch, turns)
+    goal = source.goal(batch, ViewGeometry(turns=turns))
     again = world.of("a", colours(pixels, 2 if fine else 4)).flatten(1, 2)
     if output == CLS:
         mask = batch.under[FINE].mask.flatten(1)[..., None]

@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 
 from distill.errors import DistillError
-from distill.recipes.recipe import Recipe, TileChoice
+from distill.recipes.recipe import CORESETS, Recipe, TileChoice
 from distill.recipes.recipe_columns import check
 from distill.recipes.recipe_table import make_recipe
 from distill.train.batches import Feed, mixed
+from distill.train.clustered_slides import ChoiceTiles, cluster_slides
+from distill.train.coresets import farthest_first, projected
 from distill.train.distill_run import plan_run
 from distill.train.tile_choice import balanced, choice_lines, choose_tiles
 from featurestore import Lake, LakeError, annotate, open_lake
@@ -110,6 +112,62 @@ def test_slides_patients_and_sites_are_seen_equally_often(lake_copy: Path) -> No
     annotate(lake, sites[1:].rename({"site": "ward"}), "wards")
     with pytest.raises(DistillError, match=f"1 slide has no ward, {names[0]} first"):
         choose_tiles(lake.refreshed(), recipe(balance="ward"), names)
+
+
+def features_of(lake: Lake, name: str) -> np.ndarray:
+    bag = lake.bag(name, TEACHERS[0], mpp=MPP)
+    return np.asarray(bag.features)[np.argsort(bag.tile_id)].astype(np.float32)
+
+
+def test_clusters_of_a_column_are_seen_equally_often(lake: Lake) -> None:
+    names = slide_ids(lake)
+    made = recipe(balance="cluster", clusters=4)
+    chosen = choose_tiles(lake, made, names)[MPP]
+    tiles = all_tiles(lake)
+    slides = [
+        ChoiceTiles(name=n, tile_id=tiles.filter(pl.col("slide_id") == n)["tile_id"].to_numpy())
+        for n in dict.fromkeys(tiles["slide_id"])
+    ]
+    clustered = cluster_slides(lake, made, MPP, slides)
+    cluster = np.concatenate([part.cluster for part in clustered])
+    counts = Counter(cluster[chosen.rows].tolist())
+    groups = set(cluster.tolist())
+    assert 2 <= len(groups) <= 4
+    assert counts == dict.fromkeys(groups, tiles.height // len(groups))
+    assert max(Counter(cluster.tolist()).values()) > tiles.height / len(groups)
+    again = choose_tiles(lake, made, names)[MPP]
+    np.testing.assert_array_equal(again.rows, chosen.rows)
+
+
+@pytest.mark.parametrize("kind", CORESETS)
+def test_a_coreset_keeps_a_share_of_the_tiles(lake: Lake, kind: str) -> None:
+    names, tiles = slide_ids(lake), all_tiles(lake)
+    chosen = choose_tiles(lake, recipe(coreset=kind, share=0.3, clusters=4), names)[MPP]
+    assert (np.diff(chosen.rows) > 0).all()
+    assert len(chosen.rows) == pytest.approx(0.3 * tiles.height, abs=len(names))
+    slides = tiles["slide_id"].to_list()
+    if kind == "coverage":
+        expected = []
+        for name in dict.fromkeys(slides):
+            first, x_ND = slides.index(name), projected(features_of(lake, name))
+            expected += sorted(first + farthest_first(x_ND, max(1, round(0.3 * len(x_ND)))))
+        np.testing.assert_array_equal(chosen.rows, sorted(expected))
+    both = recipe(coreset=kind, share=0.3, balance="slide", clusters=4)
+    counts = Counter(slides[row] for row in choose_tiles(lake, both, names)[MPP].rows)
+    assert len(set(counts.values())) == 1
+    held = choose_tiles(lake, recipe(coreset=kind, share=0.3), names, held_out=True)
+    assert held == {}
+
+
+def test_choices_that_do_not_fit_are_refused(lake: Lake) -> None:
+    with pytest.raises(DistillError, match=r"coreset='middle', share=0\.5, clusters=64 given"):
+        recipe(coreset="middle", share=0.5)
+    with pytest.raises(DistillError, match=r"a share a coreset: --coreset random --share 0\.4"):
+        recipe(share=0.5)
+    with pytest.raises(
+        DistillError, match=r"a column of embeddings at mpp 0\.5, and nothing is none"
+    ):
+        choose_tiles(lake, recipe(balance="cluster", column="nothing"), slide_ids(lake))
 
 
 def test_a_column_of_some_tiles_is_distilled_from_those(lake_copy: Path) -> None:
