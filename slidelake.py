@@ -90,7 +90,7 @@ if TYPE_CHECKING:
     from featurestore.storage import DiskFullError
     from featurestore.tables.annotation import AnnotationError
     from featurestore.tables.slide_encoding import SlideEncoding
-    from ingest import BuildResult, InputError, SlideError, TeacherError
+    from ingest import BuildResult, FieldError, InputError, SlideError, TeacherError
     from ingest.errors import SlideEncoderError
     from ingest.ray_ingest import IngestResult, ingest
     from ingest.slide_encoders import EncodeResult, SlideCard, encode
@@ -122,6 +122,7 @@ PUBLIC = {
     "EncodeResult": "ingest.slide_encoders",
     "ExtensionError": "cluster",
     "ExtractResult": "ingest.teachers.ray_extract",
+    "FieldError": "ingest",
     "FormatError": "featurestore",
     "IdentityError": "featurestore",
     "InUseError": "featurestore.errors",
@@ -213,6 +214,7 @@ __all__ = [
     "EncodeResult",
     "ExtensionError",
     "ExtractResult",
+    "FieldError",
     "FormatError",
     "IdentityError",
     "InUseError",

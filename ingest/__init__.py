@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ingest.errors import InputError, SlideError, TeacherError
+    from ingest.errors import FieldError, InputError, SlideError, TeacherError
     from ingest.estimate.extract_record import read_rates_of
     from ingest.lake_building import BuildOptions, BuildResult, build_lake
     from ingest.ray_ingest import ingest
@@ -37,6 +37,7 @@ MODULES = {
     "BuildOptions": "ingest.lake_building",
     "BuildResult": "ingest.lake_building",
     "Card": "ingest.teachers.cards.card",
+    "FieldError": "ingest.errors",
     "InputError": "ingest.errors",
     "SlideError": "ingest.errors",
     "Teacher": "ingest.teachers.find_teacher",
@@ -66,6 +67,7 @@ __all__ = [
     "BuildOptions",
     "BuildResult",
     "Card",
+    "FieldError",
     "InputError",
     "SlideError",
     "Teacher",

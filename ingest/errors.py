@@ -58,4 +58,9 @@ class TeacherError(ValueError):
 
 
 class FieldError(TeacherError):
-    """A field of view that rows of a lake do not have; the text says what they have instead."""
+    """A field of view that rows of a lake do not have; the text says what they have instead.
+
+    Examples:
+        >>> issubclass(sl.FieldError, sl.TeacherError)
+        True
+    """

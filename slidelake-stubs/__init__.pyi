@@ -79,6 +79,7 @@ from featurestore.storage import DiskFullError as DiskFullError
 from featurestore.tables.annotation import AnnotationError as AnnotationError
 from featurestore.tables.slide_encoding import SlideEncoding as SlideEncoding
 from ingest import BuildResult as BuildResult
+from ingest import FieldError as FieldError
 from ingest import InputError as InputError
 from ingest import SlideError as SlideError
 from ingest import TeacherError as TeacherError
@@ -121,6 +122,7 @@ __all__ = [
     "EncodeResult",
     "ExtensionError",
     "ExtractResult",
+    "FieldError",
     "FormatError",
     "IdentityError",
     "InUseError",
