@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from featurestore.codecs.lance_quantising import Quantised, quantise
     from featurestore.errors import InUseError, LicenceError
     from featurestore.interop.foreign_slide import InteropError
+    from featurestore.interop.hub.places import PlaceError
     from featurestore.read.stream import Stream
     from featurestore.read.torch_bags import Bags
     from featurestore.storage import DiskFullError
@@ -139,6 +140,7 @@ PUBLIC = {
     "MilSettings": "downstream",
     "Pairs": "featurestore",
     "PatientPredictions": "downstream.kept.predict_patients",
+    "PlaceError": "featurestore.interop.hub.places",
     "Plan": "downstream",
     "ProbeError": "downstream",
     "ProbeOptions": "downstream",
@@ -231,6 +233,7 @@ __all__ = [
     "MilSettings",
     "Pairs",
     "PatientPredictions",
+    "PlaceError",
     "Plan",
     "ProbeError",
     "ProbeOptions",

@@ -73,6 +73,7 @@ from featurestore.codecs.lance_quantising import quantise as quantise
 from featurestore.errors import InUseError as InUseError
 from featurestore.errors import LicenceError as LicenceError
 from featurestore.interop.foreign_slide import InteropError as InteropError
+from featurestore.interop.hub.places import PlaceError as PlaceError
 from featurestore.read.stream import Stream as Stream
 from featurestore.read.torch_bags import Bags as Bags
 from featurestore.storage import DiskFullError as DiskFullError
@@ -139,6 +140,7 @@ __all__ = [
     "MilSettings",
     "Pairs",
     "PatientPredictions",
+    "PlaceError",
     "Plan",
     "ProbeError",
     "ProbeOptions",
