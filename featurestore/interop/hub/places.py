@@ -25,7 +25,12 @@ HF = "hf"
 
 
 class PlaceError(InteropError):
-    """Raised where a place can't be used at all, so that an export or import ends."""
+    """Raised where a place can't be used at all, so that an export or import ends.
+
+    Examples:
+        >>> issubclass(sl.PlaceError, sl.LakeError)
+        True
+    """
 
 
 class ExportPlace(Protocol):
