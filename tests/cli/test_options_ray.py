@@ -392,6 +392,7 @@ EXTRACT = command_line(
 )
 
 
+@pytest.mark.usefixtures("on_this_machine")
 def test_a_student_is_distilled_with_the_given_settings(run: Run, places: Places) -> None:
     report = run(DISTILL).value
     assert (report["student"], set(report["fidelity"])) == ("both", {"good", "noise"})

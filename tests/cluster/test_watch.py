@@ -215,6 +215,7 @@ def test_no_shell_reads_the_command(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_end_is_killed_with_all_it_started(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -319,6 +319,7 @@ def test_models_and_probes_side_by_side(lake: Lake) -> None:
         assert np.mean(np.sign(pairs[:, 1] - pairs[:, 0])) >= 0.5, model
 
 
+@pytest.mark.slow
 def test_inner_splits_are_an_ensemble(lake: Lake) -> None:
     """Every patient of the other folds validates once; the test is the mean of the members."""
     label = [p % 2 for p in range(PATIENTS)]
@@ -400,6 +401,7 @@ def test_other_tasks(lake: Lake, task: str) -> None:
     assert set(predictions["part"]) == {"test", "validation"}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_a_finished_one_is_read(lake: Lake) -> None:
     made = study(lake, seed=1, features=("good",))
     with pytest.raises(KeyboardInterrupt):

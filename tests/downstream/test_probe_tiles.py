@@ -368,6 +368,7 @@ def test_rare_strata_go_together() -> None:
 # ---------------------------------------------------------------------- few shots, runs
 
 
+@pytest.mark.slow
 def test_few_shots_are_drawn_again_and_again(lake: Lake, table: Path) -> None:
     options = ProbeOptions(shots=2, draws=6, models=("linear",))
     few = run_probe(lake.uri, table, "tissue", ["good"], mpp=MPP, options=options)

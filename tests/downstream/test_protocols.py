@@ -207,6 +207,7 @@ def test_what_is_set_otherwise_than_the_protocol_is_told(
     assert "models.names is (), STAMP's is ('transformer',)" in told
 
 
+@pytest.mark.slow
 def test_trained_on_one_source_and_tested_on_another(
     lake: Lake, pooled: Floats, run_here: RunHere, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def probe(lake: Lake, table: Path, *, unseen: bool = False) -> dict[str, Any]:
     return run_tile_probe(lake.uri, spec)
 
 
+@pytest.mark.slow
 def test_a_run_says_how_many_tested_patients_its_students_know(lake: Lake, table: Path) -> None:
     labels = read_tile_labels(lake, table, "tissue", mpp=MPP)
     splits = tile_splits(labels.rows, OPTIONS)

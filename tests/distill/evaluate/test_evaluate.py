@@ -104,6 +104,7 @@ def test_all_comparators_stand_beside_the_students(report: dict[str, Any]) -> No
     assert len(keys) == 1, "every embedding has the same keys"
 
 
+@pytest.mark.slow
 def test_fidelity_is_of_held_out_tiles_and_in_the_order_that_must_be(
     report: dict[str, Any],
 ) -> None:
@@ -122,6 +123,7 @@ def test_fidelity_is_of_held_out_tiles_and_in_the_order_that_must_be(
         assert same["knn_overlap"]["mean"] == same["cka"]["mean"] == 1
 
 
+@pytest.mark.slow
 def test_labels_are_probed_on_the_trunk_and_searched(report: dict[str, Any]) -> None:
     """Failure 22: a head may mimic a teacher where the trunk is poor, so the trunk is measured."""
     trunk = timm.create_model(ARCHITECTURE, num_classes=0).num_features
@@ -139,6 +141,7 @@ def test_labels_are_probed_on_the_trunk_and_searched(report: dict[str, Any]) -> 
     assert report["left_out"] == []
 
 
+@pytest.mark.slow
 def test_robustness_and_speed_are_of_all_that_runs_on_pixels(report: dict[str, Any]) -> None:
     for embedding in report["embeddings"]:
         ran = embedding["kind"] != "pca"
@@ -156,6 +159,7 @@ def test_robustness_and_speed_are_of_all_that_runs_on_pixels(report: dict[str, A
     assert fast["slides_min"]["min"] == pytest.approx(rate, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_caching_is_accounted_for(report: dict[str, Any]) -> None:
     amortised = report["amortisation"]
     assert set(amortised["teacher_seconds_per_tile"]) == set(TEACHERS)
@@ -165,6 +169,7 @@ def test_caching_is_accounted_for(report: dict[str, Any]) -> None:
     assert 1 < ratio < amortised["most_saved"]
 
 
+@pytest.mark.slow
 def test_report_is_strict_json_of_numbers_and_the_page_needs_no_network(
     report: dict[str, Any], studied: Path
 ) -> None:

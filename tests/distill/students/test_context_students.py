@@ -146,6 +146,7 @@ def test_what_does_not_fit_is_refused() -> None:
         task()(replace(batch(), mpp=1.0, under={}), generator())
 
 
+@pytest.mark.slow
 def test_the_column_holds_the_vector_of_each_coarse_tile(tmp_path: Path) -> None:
     lake = made(tmp_path / "lake")
     small = make_recipe(

@@ -131,6 +131,7 @@ def test_code_of_the_readme_gives_the_numbers_of_extract(student: Lake, tmp_path
     assert json.loads((out / "card.json").read_text())["mpps"] == [0.5, 2.0]
 
 
+@pytest.mark.slow
 def test_code_of_students_of_a_fixed_size_gives_the_numbers_of_extract(
     lake_copy: Path, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_single_teacher_is_its_own_expert() -> None:
     assert [name for name in losses if name.startswith("expert")] == ["expert eye"]
 
 
+@pytest.mark.slow
 def test_it_learns_its_expert_and_the_mean_of_a_region() -> None:
     """Held-out regions; the mean of the features gives a centred cosine of 0."""
     made, held = task(), batch(128, 999)

@@ -44,6 +44,7 @@ def kept(lake: Lake, recipe: Recipe, name: str) -> TrainingTask:
     return task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_students_column_holds_its_embedding_of_each_tile(tmp_path: Path, name: str) -> None:
     lake = made(tmp_path / "lake")

@@ -244,6 +244,7 @@ def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not(lake_copy: Path) -> 
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_tiles(lake_copy: Path) -> None:
     lake = open_lake(lake_copy)
     task, tiles = ready(lake, SMALL)
@@ -266,6 +267,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_tiles(lake_copy: 
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_measuring_sees_each_held_out_tile_once(lake_copy: Path) -> None:
     lake = open_lake(lake_copy)
     task, tiles = ready(lake, SMALL)

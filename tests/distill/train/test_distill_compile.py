@@ -31,6 +31,7 @@ def counted_graphs() -> Iterator[None]:
 
 
 # Dynamo looks at `.grad` of every input, also of those that have none.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_step_runs_through_compiled_graphs(name: str) -> None:

@@ -28,6 +28,7 @@ def slide_ids(lake: Lake) -> list[str]:
     return lake.slides().collect()["slide_id"].to_list()
 
 
+@pytest.mark.slow
 def test_failure_13_every_teacher_is_matched_at_every_mpp_and_measured_at_each(
     lake_copy: Path,
 ) -> None:
@@ -52,6 +53,7 @@ def test_failure_13_a_teacher_that_an_mpp_lacks_is_refused(lake_copy: Path) -> N
         check(lake.refreshed(), make_recipe("agglomerate", (TEACHERS[0], "other")))
 
 
+@pytest.mark.slow
 def test_failure_16_statistics_are_exact_and_do_not_move_while_training(lake_copy: Path) -> None:
     lake, ids = open_lake(lake_copy), slide_ids(open_lake(lake_copy))
     recipe = make_recipe("agglomerate", TEACHERS, **TINY, targets="z-score")

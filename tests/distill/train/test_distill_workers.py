@@ -42,6 +42,7 @@ def check_equal(ours: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert float((ours[name].double() - tensor.double()).abs().max()) < 1e-6, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_one_worker_that_was_killed_ends_like_one_that_was_not(name: str) -> None:
     check_equal(pair_work.trained(name, kill_after=2), pair_work.trained(name))
@@ -57,6 +58,7 @@ def test_two_workers_that_were_killed_end_like_two_that_were_not(
         check_equal(resumed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_both_workers_end_in_one_state(pair: list[dict[str, Any]], name: str) -> None:
     """Also in that of the moving average that teaches, with its batch norms' statistics."""

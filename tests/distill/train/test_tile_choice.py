@@ -170,6 +170,7 @@ def test_choices_that_do_not_fit_are_refused(lake: Lake) -> None:
         choose_tiles(lake, recipe(balance="cluster", column="nothing"), slide_ids(lake))
 
 
+@pytest.mark.slow
 def test_a_column_of_some_tiles_is_distilled_from_those(lake_copy: Path) -> None:
     """Batches hold no tile that a teacher was not run on, in training and held out."""
     column = f"{TEACHERS[0]}@S1"

@@ -103,6 +103,7 @@ def check_weights(measure: Measure, truth: tuple[Any, ...], prediction: Floats, 
         assert estimate == pytest.approx(expected, abs=1e-9, nan_ok=True), measure.name
 
 
+@pytest.mark.slow
 @given(seed=SEEDS, classes=st.sampled_from([2, 3, 4]))
 @settings(max_examples=40, deadline=None)
 def test_weights_are_repeated_patients_in_classification(seed: int, classes: int) -> None:

@@ -85,6 +85,7 @@ def cohort(name: str, bags: int, *, seed: int) -> tuple[list[Tensor], list[Tenso
     return features, coords, label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_aggregator_learns_a_planted_signal(name: str) -> None:
     """Padded batches, few steps; 0.5 is chance."""

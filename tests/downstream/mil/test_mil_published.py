@@ -407,6 +407,7 @@ def test_branches_learn_survival_by_its_own_loss(name: str, head: str) -> None:
     assert all(taught)
 
 
+@pytest.mark.slow
 def test_experts_teach_the_branches() -> None:
     torch.set_default_dtype(torch.float32)
     train, test = (cohort(40, seed=seed, shift=5.0) for seed in (0, 1))

@@ -78,6 +78,7 @@ def test_a_page_of_two_classes(lake: Lake) -> None:
     assert len(lake.read_bytes(f"runs/{run}/report.html")) < 800_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "pictures"),
     [

@@ -344,6 +344,7 @@ def test_a_hub_keeps_every_bit_in_few_commits(source: Lake, hub: Hub, tmp_path: 
     assert bits(pull(tmp_path / "copy2", f"{hub.url}@main")) == bits(source)
 
 
+@pytest.mark.slow
 @OF_THE_CLIENT
 def test_a_hub_that_refuses_is_gone_on_with(
     source: Lake, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

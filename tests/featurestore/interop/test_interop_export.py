@@ -178,6 +178,7 @@ def polygons(path: Path) -> tuple[dict[str, list[Any]], list[list[npt.NDArray[np
     return columns, polygon_rings
 
 
+@pytest.mark.slow
 def test_anndata_opens_the_export(filled: Path, lake: Lake, tmp_path: Path) -> None:
     run(filled, tmp_path, "anndata")
     for row in slides_of(lake):

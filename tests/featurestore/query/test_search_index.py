@@ -360,6 +360,7 @@ def test_kill_before_the_index_is_in_the_lake(world: Lake, monkeypatch: pytest.M
     assert state_of(lake) == (1200, 1200)
 
 
+@pytest.mark.slow
 def test_index_in_a_bucket(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_lake, "values_of", blobs)
     create_lake(any_store.uri, LakeConfig(mpps=(0.5,)))

@@ -178,6 +178,7 @@ def test_tensors_may_be_changed_in_place(lake: Lake) -> None:
     torch.testing.assert_close(bags[0].features + 1, bag.features)
 
 
+@pytest.mark.slow
 def test_bags_in_torchs_own_tools(lake: Lake) -> None:
     bags = lake.bags("plain", mpp=0.5)
     assert isinstance(bags, Dataset)

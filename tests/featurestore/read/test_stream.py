@@ -249,6 +249,7 @@ def readers() -> int:
     return sum("slidelake-stream" in thread.name for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_a_stream_left_early_stops_its_threads(lake: Lake) -> None:
     stream = lake.stream("plain", **SMALL, pixels="uint8", threads=3)
     for batch in stream:

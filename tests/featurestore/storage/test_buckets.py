@@ -210,6 +210,7 @@ def requests_of(bucket: Bucket, work: Callable[[], T]) -> tuple[T, list[Request]
     return outcome, bucket.faults.seen
 
 
+@pytest.mark.slow
 def test_commits_and_vacuum_take_few_requests(
     faulty: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_commits_and_vacuum_take_few_requests(
     assert all(count <= most for count, most in counts.values()), counts
 
 
+@pytest.mark.slow
 def test_a_stream_reads_neighbours_at_once_and_nothing_twice(
     faulty: Bucket, tmp_path: Path
 ) -> None:

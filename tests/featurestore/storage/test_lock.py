@@ -266,6 +266,7 @@ def test_renewed_lease_is_not_taken_over(bucket: Bucket) -> None:
         writing.check()
 
 
+@pytest.mark.slow
 def test_holder_that_cannot_renew_stops_believing_before_others_take_over(
     faulty: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -293,6 +294,7 @@ def _mine(held: lock.Held) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_failing_unlock_does_not_hide_the_error_inside(
     faulty: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:

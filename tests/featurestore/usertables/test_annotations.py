@@ -256,6 +256,7 @@ def test_exports_carry_annotations(lake: Lake, tmp_path: Path) -> None:
     assert back.drop("tile_id", "slide_id", "x", "y", "mpp").rows()[0] == ("T", 0.5)
 
 
+@pytest.mark.slow
 def test_an_export_is_written_again_where_annotations_changed(copy: Lake, tmp_path: Path) -> None:
     anndata = pytest.importorskip("anndata", reason="the extra [anndata] is not installed")
     pytest.importorskip("zarr", reason="the extra [anndata] is not installed")

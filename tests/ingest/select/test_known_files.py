@@ -189,6 +189,7 @@ def test_the_arrival_of_a_file_counts_though_its_time_is_old(tmp_path: Path) -> 
     assert file[str(path)].changed_s == path.stat().st_ctime
 
 
+@pytest.mark.slow
 def test_a_buckets_listing_is_all_that_is_asked(
     faulty: Bucket, read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

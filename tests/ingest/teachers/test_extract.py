@@ -374,6 +374,7 @@ def test_questions_that_tiles_can_not_answer(lake_copy: Path) -> None:
         extract(str(lake_copy), TEACHERS, share=0)
 
 
+@pytest.mark.slow
 def test_stain_variants_are_those_of_the_tiles(lake_copy: Path) -> None:
     lake = fill(open_lake(lake_copy), [f"{TEACHERS[0]}@S1", TEACHERS[0]])
     row = lake.tiles_of(mpp=2.0).row(0, named=True)

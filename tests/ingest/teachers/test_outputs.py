@@ -93,6 +93,7 @@ def test_other_columns_are_refused(name: str) -> None:
     assert not TEACHER_NAME.fullmatch(name)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 4000), st.integers(2, 400), st.data())
 def test_places_are_a_function_of_the_key(slide: int, patches: int, data: st.DataObject) -> None:
     sample = data.draw(st.integers(1, patches - 1))

@@ -139,6 +139,7 @@ def test_keep(tmp_path: Path, scale: str) -> None:
     torch.testing.assert_close(model(images(card)), x / x.norm(dim=-1, keepdim=True))
 
 
+@pytest.mark.slow
 def test_resnet_up_to_its_third_stage(tmp_path: Path) -> None:
     """The whole network's file fills both cards; the first stages are the same."""
     whole = timm.create_model("resnet50", num_classes=1000).eval()
