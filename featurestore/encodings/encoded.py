@@ -19,6 +19,17 @@ from featurestore.tables.slide_encoding import PATIENT, SlideEncoding
 
 Float32Array = npt.NDArray[np.float32]
 SHOWN = 3
+#: Columns of the rows of all encodings together.
+ALL_ROWS: dict[str, type[pl.DataType] | pl.DataType] = {
+    "name": pl.String,
+    "unit": pl.String,
+    "mpp": pl.Float64,
+    "slide_id": pl.String,
+    "patient_id": pl.String,
+    "section": pl.Int32,
+    "tiles": pl.Int32,
+    "vector": pl.List(pl.Float32),
+}
 
 
 def named_encoding(
@@ -145,26 +156,21 @@ class EncodedRows:
 
 
 def encodings_frame(lake: LakeView, encodings: Sequence[SlideEncoding]) -> pl.LazyFrame:
-    """Return the rows of all encodings in one frame: the table `slide_features` of queries."""
-    empty = pl.DataFrame(
-        schema={
-            "name": pl.String,
-            "unit": pl.String,
-            "mpp": pl.Float64,
-            "slide_id": pl.String,
-            "patient_id": pl.String,
-            "section": pl.Int32,
-            "tiles": pl.Int32,
-            "vector": pl.List(pl.Float32),
-        }
-    )
-    parts = [
-        current_rows(lake, one).with_columns(
-            pl.lit(one.name).alias("name"),
-            pl.lit(one.unit).alias("unit"),
-            pl.lit(one.mpp).alias("mpp"),
-            pl.col("vector").arr.to_list(),
-        )
-        for one in encodings
-    ]
-    return pl.concat([empty, *parts], how="diagonal").lazy()
+    """Return the rows of all encodings in one frame: the table `slide_features` of queries.
+
+    They are read when the frame is collected, so that a question about other tables reads none.
+    """
+
+    def rows() -> pl.DataFrame:
+        parts = [
+            current_rows(lake, one).with_columns(
+                pl.lit(one.name).alias("name"),
+                pl.lit(one.unit).alias("unit"),
+                pl.lit(one.mpp).alias("mpp"),
+                pl.col("vector").arr.to_list(),
+            )
+            for one in encodings
+        ]
+        return pl.concat([pl.DataFrame(schema=ALL_ROWS), *parts], how="diagonal")
+
+    return pl.defer(rows, schema=ALL_ROWS)

@@ -1,7 +1,6 @@
 """Vectors of slides put into a lake: one commit for many of them, and none by halves."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -80,7 +79,7 @@ def put_vectors(lake: Lake, encoding: SlideEncoding, frame: pl.DataFrame) -> Sli
             "nothing was written. Look at its tiles' features, or at the encoder's weights"
         )
         raise LakeError(msg)
-    placed = registry.write_encoding(lake.store, replace(encoding), frame)
+    placed = registry.write_encoding(lake.store, encoding, frame)
     committer = lake.committer
     with committer.exclusive():
         older = {one.place: one for one in lake.refreshed().slide_encodings()}.get(encoding.place)

@@ -154,7 +154,7 @@ def read_stats(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
         DamageError: the stored statistics are damaged.
     """
     card = read_card(lake, teacher, mpp=mpp, slide_ids=slide_ids)
-    return None if card is None else _moments(lake, card)
+    return None if card is None else moments_of(lake, card)
 
 
 def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]) -> PhiS | None:
@@ -170,7 +170,7 @@ def read_phi_s(lake: Lake, teacher: str, *, mpp: float, slide_ids: Sequence[str]
     if card is None:
         return None
     if "formula" not in card:
-        moments = _moments(lake, card)
+        moments = moments_of(lake, card)
         return phi_s(moments.mean, moments.covariance)
     arrays = _arrays(lake, card, f"{card['path']}/phi_s.safetensors")
     return PhiS(mean=arrays["mean"], rotation=arrays["rotation"], scale=card["scale"])
@@ -200,10 +200,6 @@ def moments_of(lake: Lake, card: dict[str, Any]) -> Moments:
     Raises:
         DamageError: the stored statistics are damaged.
     """
-    return _moments(lake, card)
-
-
-def _moments(lake: Lake, card: dict[str, Any]) -> Moments:
     name = f"{card['path']}/moments" if "formula" in card else card["path"]
     arrays = _arrays(lake, card, f"{name}.safetensors")
     return Moments(n=card["n"], mean=arrays["mean"], covariance=arrays["covariance"])

@@ -14,12 +14,14 @@ from featurestore.storage.sealed_json import (
     resealed,
     sealed,
 )
+from featurestore.storage.shown_uris import WEB, protocol_of, shown, shown_text
 from featurestore.storage.user_files import bucket_errors_explained, files_at
 from featurestore.storage.zip_files import check_zip
 
 __all__ = [
     "CHECKSUMS",
     "DENIED",
+    "WEB",
     "DiskFullError",
     "LakeUri",
     "bucket_clients",
@@ -35,10 +37,13 @@ __all__ = [
     "json_bytes",
     "meaning_of",
     "missing_keys_error",
+    "protocol_of",
     "read_named",
     "read_sealed",
     "reading",
     "resealed",
     "sealed",
+    "shown",
+    "shown_text",
     "writer_lease",
 ]

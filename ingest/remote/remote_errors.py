@@ -8,11 +8,18 @@ import re
 from collections.abc import Iterator
 
 from featurestore import LakeError
-from featurestore.storage import DENIED, bucket_clients, causes, codes, explain
+from featurestore.storage import (
+    DENIED,
+    bucket_clients,
+    causes,
+    codes,
+    explain,
+    protocol_of,
+    shown,
+)
 from ingest.errors import SlideError
 
 BUCKETS = frozenset(bucket_clients.EXTRAS)
-WEB = frozenset({"http", "https"})
 TRIES = 6
 SILENT_S = 60.0  # a server that sends nothing for so long is given up
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -30,25 +37,6 @@ class HttpStatusError(OSError):
 
 class ShortReadError(EOFError):
     """A server answered with other bytes than were requested."""
-
-
-def shown(uri: str) -> str:
-    """Return a URI that may be printed: without user, password, query and fragment.
-
-    >>> shown("https://me:secret@host/a.svs?X-Amz-Signature=1f")
-    'https://host/a.svs'
-    >>> shown("/slides/what?.svs")
-    '/slides/what?.svs'
-    """
-    if "://" not in uri:
-        return uri
-    plain = re.sub(r"(?<=://)[^/@]*@", "", uri)
-    return re.split(r"[?#]", plain, maxsplit=1)[0] if protocol_of(uri) in WEB else plain
-
-
-def protocol_of(uri: str) -> str:
-    """Return the protocol of a URI; "file" for a path."""
-    return uri.partition("://")[0].rpartition("::")[2] if "://" in uri else "file"
 
 
 @contextlib.contextmanager

@@ -15,17 +15,14 @@ import fsspec
 import fsspec.asyn
 import fsspec.config
 
-from featurestore.storage import bucket_clients
+from featurestore.storage import WEB, bucket_clients, protocol_of, shown
 from ingest.remote import remote_errors
 from ingest.remote.remote_errors import (
     BUCKETS,
-    WEB,
     HttpStatusError,
     ShortReadError,
     as_slide_errors,
     passes,
-    protocol_of,
-    shown,
 )
 
 PAUSE_S = 0.25  # before the second try; doubled before each further one, 8 s in all

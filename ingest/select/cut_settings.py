@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from ingest.remote.remote_errors import shown
+from featurestore.storage import shown
 from ingest.tissue.tissue_methods import STANDARD
 
 UserSettings = Mapping[str, Any]

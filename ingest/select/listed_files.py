@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from featurestore.storage import protocol_of
 from ingest.errors import SlideError
-from ingest.remote.remote_errors import BUCKETS, as_slide_errors, protocol_of
+from ingest.remote.remote_errors import BUCKETS, as_slide_errors
 from ingest.remote.remote_files import RemoteFile, is_local, open_fs, split_image
 
 AT_ONCE = 16  # on a file server and in a bucket it is nothing but waiting

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from cluster import counted
+from featurestore.storage import shown
 from ingest.errors import SlideError
-from ingest.remote.remote_errors import shown
 from ingest.select.cut_settings import CutSettings, UserSettings
 from ingest.select.known_files import KnownFile
 from ingest.select.listed_files import NOTHING, Listing, list_files

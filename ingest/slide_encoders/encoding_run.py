@@ -127,9 +127,8 @@ def encode(
     plan = EncodingPlan.of(
         lake, encoder, columns, mpp=at, by=by, name=name, differences=differences
     )
-    network = plan.network(lake, device)
     with writer_lease(lake.store, f"encode {plan.encoding.name}"):
-        counts = _run(lake, plan, network)
+        counts = _run(lake, plan, device)
     newest = lake.refreshed()
     return EncodeResult(
         name=plan.encoding.name,
@@ -342,10 +341,8 @@ class _Counts:
     failed: list[dict[str, str]] = field(default_factory=list)
 
 
-def _run(
-    lake: "Lake", plan: EncodingPlan, encode_tiles: Callable[[EncoderTiles], Float32Array]
-) -> _Counts:
-    """Encode what lacks a vector, and commit the vectors on the way."""
+def _run(lake: "Lake", plan: EncodingPlan, device: str | None) -> _Counts:
+    """Encode what lacks a vector, and commit the vectors on the way; else no network is built."""
     key, counts = plan.encoding.keys[0], _Counts()
     earlier = {one.place: one for one in lake.slide_encodings()}.get(plan.encoding.place)
     encoding = replace(plan.encoding, dim=earlier.dim if earlier else 0)
@@ -353,6 +350,9 @@ def _run(
     done = set() if kept is None else set(kept[key])
     counts.dim, counts.vectors = encoding.dim, len(done)
     todo = plan.sources.filter(~pl.col(key).is_in(list(done)))
+    if not todo.height:
+        return counts
+    encode_tiles = plan.network(lake, device)
     new: list[Row] = []
     committed = time.monotonic()
     with progress("encode", total=todo.height, unit=f"{plan.encoding.unit}s") as bar:

@@ -16,7 +16,7 @@ from cluster import extension_sha256
 from ingest.errors import SlideEncoderError
 from ingest.slide_encoders.slide_card import SlideCard
 from ingest.slide_encoders.slide_card_table import SLIDE_ENCODERS
-from ingest.teachers.own_file import run_file
+from ingest.teachers.own_file import own_weights, run_file
 from ingest.teachers.weights.file_hash import sha256_of
 from ingest.teachers.weights.weights_files import find_weights
 
@@ -145,12 +145,8 @@ def _own_encoder(path: str, code: Path | None) -> SlideEncoder:
         msg = f"{path} calls itself '{card.name}', which is a slide encoder of slidelake's own"
         raise SlideEncoderError(msg)
     hashes = {"file": hashlib.sha256(source.encode()).hexdigest()}
-    weights = getattr(module, "WEIGHTS", None)
-    if weights is not None:
-        if not Path(weights).is_file():
-            msg = f"{path}: its WEIGHTS, {weights}, are not a file on this machine"
-            raise SlideEncoderError(msg)
-        hashes["weights"] = sha256_of(Path(weights))
+    if (weights := own_weights(module, path, SlideEncoderError)) is not None:
+        hashes["weights"] = sha256_of(weights)
     if code is not None:
         hashes["code"] = code_sha256(code)
     return SlideEncoder(card=card, sha256=hashes, source=source, path=path, code=code)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ingest.errors import TeacherError
 from ingest.teachers.cards.card import Card
-from ingest.teachers.own_file import run_file, split_own
+from ingest.teachers.own_file import own_weights, run_file, split_own
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,15 +28,11 @@ def card_from_user_file(code: str, path: str) -> tuple[Card, Path | None]:
         TeacherError: the file can't be run, or defines no card or no `build`.
     """
     module = run_file(code, path, TeacherError)
-    card, weights = getattr(module, "CARD", None), getattr(module, "WEIGHTS", None)
+    card = getattr(module, "CARD", None)
     if not isinstance(card, Card) or not callable(getattr(module, "build", None)):
         msg = f"{path} must define CARD, a slidelake.Card, and build(), which gives the network"
         raise TeacherError(msg)
-    weights_path = None if weights is None else Path(weights)
-    if weights_path is not None and not weights_path.is_file():
-        msg = f"{path}: its WEIGHTS, {weights_path}, are not a file on this machine"
-        raise TeacherError(msg)
-    return card, weights_path
+    return card, own_weights(module, path, TeacherError)
 
 
 def own_network(code: str, path: str) -> "nn.Module":

@@ -30,6 +30,23 @@ def split_own(teacher: str) -> tuple[str, str] | None:
     return None if match is None else (match["path"], match["taken"])
 
 
+def own_weights(module: Any, where: str, error_type: type[Exception]) -> Path | None:  # noqa: ANN401
+    """Return the path of the weights that a user's file names as `WEIGHTS`; None if it names none.
+
+    Args:
+        module: the module of the file.
+        where: path of the file, for messages.
+        error_type: class of the error that is raised if they are not on this machine.
+    """
+    weights = getattr(module, "WEIGHTS", None)
+    if weights is None:
+        return None
+    if not Path(weights).is_file():
+        msg = f"{where}: its WEIGHTS, {weights}, are not a file on this machine"
+        raise error_type(msg)
+    return Path(weights)
+
+
 def run_file(source: str, where: str, error_type: type[Exception]) -> Any:  # noqa: ANN401
     """Run a file's text and return its module.
 

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cluster import counted
+from featurestore.storage import shown
 from ingest.errors import InputError, SlideError
-from ingest.remote.remote_errors import as_slide_errors, shown
+from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import name_of, open_fs
 from ingest.select.folders import is_shadow
 from ingest.tissue.masks import SUFFIXES

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from featurestore.storage import shown
 from ingest.errors import SlideError
-from ingest.remote.remote_errors import as_slide_errors, shown
+from ingest.remote.remote_errors import as_slide_errors
 from ingest.remote.remote_files import name_of, open_fs
 
 SUFFIXES = (".geojson", ".json", ".png")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.errors import InputError, SlideError
-from ingest.teachers.own_file import run_file
+from ingest.teachers.own_file import own_weights, run_file
 from ingest.teachers.weights.file_hash import sha256_of
 
 MPP_RANGE = (1.0, 64.0)
@@ -103,7 +103,7 @@ def read_segmenter(path: str) -> OwnSegmenter:
         msg = f"{path} can't be read: {error}"
         raise InputError(msg) from error
     module = run_file(source, path, InputError)
-    card, weights = getattr(module, "SEGMENTER", None), getattr(module, "WEIGHTS", None)
+    card = getattr(module, "SEGMENTER", None)
     if not isinstance(card, Segmenter) or not callable(getattr(module, "build", None)):
         msg = (
             f"{path} must define SEGMENTER, a slidelake.Segmenter, and build(), which gives a "
@@ -111,11 +111,8 @@ def read_segmenter(path: str) -> OwnSegmenter:
         )
         raise InputError(msg)
     digest = hashlib.sha256(source.encode())
-    if weights is not None:
-        if not Path(weights).is_file():
-            msg = f"{path}: its WEIGHTS, {weights}, are not a file on this machine"
-            raise InputError(msg)
-        digest.update(sha256_of(Path(weights)).encode())
+    if (weights := own_weights(module, path, InputError)) is not None:
+        digest.update(sha256_of(weights).encode())
     return OwnSegmenter(card=card, source=source, where=path, sha256=digest.hexdigest())
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore import LakeConfig, create_lake
+from featurestore.storage import shown
 from ingest.cut import cut_slide
 from ingest.errors import InputError, SlideError
 from ingest.readers.openslide_reader import OpenSlideReader
@@ -338,7 +339,7 @@ def test_each_trouble_has_its_own_line(
     with slide_server() as gone:
         url = gone.url
     assert "no connection, or it breaks off (ClientConnectorError)" in reason(f"{url}/a.svs")
-    assert remote_errors.shown("http://me:hush@h/a.svs?b#c") == "http://h/a.svs"
+    assert shown("http://me:hush@h/a.svs?b#c") == "http://h/a.svs"
 
 
 def test_file_that_changes_or_ends_early_is_no_slide(server: SlideServer, wide: Path) -> None:

@@ -17,10 +17,10 @@ import fsspec
 
 from featurestore.interop.foreign_slide import InteropError
 from featurestore.messages import counted
+from featurestore.storage import WEB, protocol_of, shown, shown_text
 from featurestore.storage.store import Store
 
 STORES = ("", "file", "s3", "gs", "az")
-WEB = ("http", "https")
 HF = "hf"
 
 
@@ -109,10 +109,10 @@ class UrlPlace:
     files_at_once = 1
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.protocol = url.partition("://")[0]
+        self.url = shown(url).rstrip("/")  # messages and imported lakes hold it
+        self.protocol = protocol_of(url)
         with self._clear_errors():
-            self.fs, root = fsspec.core.url_to_fs(self.url)
+            self.fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
         self._root = str(root).rstrip("/")
 
     def read(self, rel: str) -> bytes:
@@ -164,7 +164,7 @@ class UrlPlace:
         except (FileNotFoundError, PlaceError):
             raise
         except Exception as error:  # each file system of fsspec has errors of its own
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            why = " ".join(shown_text(f"{type(error).__name__}: {error}").split())[:200]
             msg = f"{self.url} can't be used: {why}"
             raise PlaceError(msg) from error
 
@@ -183,7 +183,7 @@ class HubPlace(UrlPlace):
 
     def __init__(self, url: str) -> None:
         if not url.startswith("hf://datasets/"):
-            msg = f"{url} names no data set on the hub; write hf://datasets/NAME/DATASET"
+            msg = f"{shown(url)} names no data set on the hub; write hf://datasets/NAME/DATASET"
             raise PlaceError(msg)
         super().__init__(url)
 

@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from featurestore.storage import protocol_of, shown
 from ingest.errors import SlideError, TeacherError
-from ingest.remote.remote_errors import BUCKETS, as_slide_errors, protocol_of, shown
+from ingest.remote.remote_errors import BUCKETS, as_slide_errors
 from ingest.remote.remote_files import FileState, RemoteFile, is_local, name_of, open_fs
 from ingest.teachers.weights.file_hash import sha256_of
 

@@ -1,6 +1,7 @@
 """The tiles of a unit as decoded batches: shards are opened, and tiles decoded, ahead of use."""
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -250,13 +251,15 @@ class _Opener:
                 shard.fetch(first, stop)
         return shard
 
+    @functools.cached_property
+    def _config(self) -> LakeConfig:
+        return LakeConfig.from_json(self._store.read_bytes("lake.json"), uri=self._store.uri)
+
     def _regions(
         self, row: Row, ids: Int64Array, chosen: Int64Array, views: Sequence[FieldOfView]
     ) -> RegionPixels:
         """Open the finer tiles under a slide's rows."""
-        store = self._store
-        config = LakeConfig.from_json(store.read_bytes("lake.json"), uri=store.uri)
-        regions = RegionPixels(store, config, row, ids, views)
+        regions = RegionPixels(self._store, self._config, row, ids, views)
         regions.fetch(chosen)
         return regions
 

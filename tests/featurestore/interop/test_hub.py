@@ -313,20 +313,45 @@ def test_any_file_system_of_fsspec(source: Lake, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_a_plain_web_server_is_read(source: Lake, tmp_path: Path) -> None:
-    push(source, tmp_path / "out")
+def web_folder(folder: Path) -> type[SimpleHTTPRequestHandler]:
+    """Return a web server's handler of the files of a folder."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def __init__(self, *words: Any) -> None:  # noqa: ANN401
-            super().__init__(*words, directory=str(tmp_path))
+            super().__init__(*words, directory=str(folder))
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with serving(Quiet) as url:
+    return Quiet
+
+
+def test_a_plain_web_server_is_read(source: Lake, tmp_path: Path) -> None:
+    push(source, tmp_path / "out")
+
+    with serving(web_folder(tmp_path)) as url:
         assert bits(pull(tmp_path / "copy", f"{url}/out")) == bits(source)
         with pytest.raises(InteropError, match="can only be read; write to s3://"):
             push(source, f"{url}/out")
+
+
+def test_a_password_in_a_url_is_in_no_lake_and_no_message(source: Lake, tmp_path: Path) -> None:
+    push(source, tmp_path / "out")
+
+    with serving(web_folder(tmp_path)) as url:
+        secret = url.replace("://", "://me:hush99@")
+        lake = pull(tmp_path / "copy", f"{secret}/out")
+        errors = []
+        for work in (push, lambda one, at: pull(tmp_path / "other", at)):
+            with pytest.raises(InteropError) as error:
+                work(source, f"{secret}/nothing")
+            errors.append(str(error.value))
+    with pytest.raises(InteropError) as error:
+        push(source, f"{secret}/out".replace("http", "nowhere"))
+    errors.append(str(error.value))
+    rows = lake.slides().collect().rows()
+    assert not [text for text in (*errors, str(rows), str(lake.info())) if "hush99" in text]
+    assert f"{url}/out/cards/" in str(rows)
 
 
 @OF_THE_CLIENT
