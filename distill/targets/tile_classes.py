@@ -19,6 +19,8 @@ from featurestore import Annotation, Lake, tile_parts
 SLIDE, PATIENT, TILE = "slide", "patient", "tile"
 #: The class of a tile that has none.
 NO_CLASS = -1
+#: Classes that are whole numbers lie below this; greater ones are names, such as ids.
+MOST_CLASSES = 10_000
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -84,6 +86,7 @@ def read_classes(lake: Lake, column: str) -> TileClasses:
         slides = lake.slides().select("slide", "slide_id", "patient_id").collect()
         table = slides.join(table, on=annotation.key, how="inner").select("slide", name)
     texts = table[name].cast(pl.String)
+    _check_numbers(table[name], f"{annotation.name}.{name}")
     names = class_names(table[name])
     if texts.n_unique() < 2:
         msg = (
@@ -102,6 +105,21 @@ def read_classes(lake: Lake, column: str) -> TileClasses:
         keys=keys[order],
         numbers=numbers[order],
     )
+
+
+def _check_numbers(values: pl.Series, column: str) -> None:
+    """Refuse whole numbers that are names, such as years or ids: they would be classes' places.
+
+    Raises:
+        DistillError: a number is far beyond the number of classes.
+    """
+    greatest = values.max() if values.dtype.is_integer() and len(values) else None
+    if isinstance(greatest, int) and greatest >= MOST_CLASSES:
+        msg = (
+            f"{column} has whole numbers up to {greatest}, which are taken as classes' places from "
+            f"0, below {MOST_CLASSES:,}; annotate names as text"
+        )
+        raise DistillError(msg)
 
 
 def class_names(values: pl.Series) -> tuple[str, ...]:

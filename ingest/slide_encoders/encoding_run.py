@@ -22,7 +22,7 @@ from featurestore.storage import writer_lease
 from ingest.errors import SlideEncoderError
 from ingest.slide_encoders.find_slide_encoder import SlideEncoder, find_slide_encoder, with_weights
 from ingest.slide_encoders.slide_card_table import BASELINE
-from ingest.slide_encoders.slide_tiles import EncoderTiles, check_inputs, read_tiles
+from ingest.slide_encoders.slide_tiles import EncoderTiles, check_inputs, read_tiles, tile_sides
 
 if TYPE_CHECKING:
     from torch import nn
@@ -378,10 +378,13 @@ def _encoded(
 ) -> Iterator[list[Row]]:
     """Yield the rows of each slide or patient; none for one that failed."""
     encoding, card = plan.encoding, plan.encoder.card
+    sides = tile_sides(lake, mpp=encoding.mpp)
     for source in todo.iter_rows(named=True):
         name = source[encoding.keys[0]]
         try:
-            tiles = read_tiles(card, lake, source["slides"], encoding.columns, mpp=encoding.mpp)
+            tiles = read_tiles(
+                card, lake, source["slides"], encoding.columns, mpp=encoding.mpp, sides=sides
+            )
             parts = [tiles]
             if encoding.unit == "section":
                 parts = tiles.by_section(tile_um=lake.config.tile_px * encoding.mpp)

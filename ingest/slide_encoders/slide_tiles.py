@@ -120,10 +120,29 @@ def check_inputs(
     return differences
 
 
+def tile_sides(lake: "Lake", *, mpp: float) -> dict[str, int | None]:
+    """Return the side of each slide's tiles in level-0 pixels; None where the lake knows none."""
+    return dict(lake.tiles_of(mpp=mpp).select("slide_id", "tile_px_level0").iter_rows())
+
+
 def read_tiles(
-    card: SlideCard, lake: "Lake", slide_ids: Sequence[str], columns: Sequence[str], *, mpp: float
+    card: SlideCard,
+    lake: "Lake",
+    slide_ids: Sequence[str],
+    columns: Sequence[str],
+    *,
+    mpp: float,
+    sides: Mapping[str, int | None],
 ) -> EncoderTiles:
     """Return the tiles of some slides with features of all columns.
+
+    Args:
+        card: the slide encoder, whose rule tells the places.
+        lake: read at its own version.
+        slide_ids: names of the slides.
+        columns: columns of tile features, side by side.
+        mpp: microns per pixel of the tiles.
+        sides: of `tile_sides`, looked up once for all slides.
 
     Raises:
         SlideEncoderError: no tile has features of all columns.
@@ -134,9 +153,6 @@ def read_tiles(
     if not len(rows.tile_id):
         msg = f"no tile of {', '.join(slide_ids)} has features of {', '.join(columns)}"
         raise SlideEncoderError(msg)
-    sides = dict(
-        lake.tiles_of(mpp=mpp, slide_ids=slide_ids).select("slide_id", "tile_px_level0").iter_rows()
-    )
     places = np.empty((len(rows.tile_id), 2), np.int64)
     for number, slide in enumerate(slide_ids):
         own = slide_N == number

@@ -146,6 +146,10 @@ def test_classes_of_slides_patients_and_tiles(lake_copy: Path) -> None:
     assert by_patient.of(slide_of_tile["tile_id"].to_numpy()).tolist() == expected_grades
     with pytest.raises(DistillError, match=r"classes stage: give a column.*clinical\.grade"):
         read_classes(lake, "stage")
+    dates = patients_table.with_row_index("seen").with_columns(pl.col("seen").cast(pl.Int64))
+    annotate(lake, dates.with_columns(pl.col("seen") + 20240101), "visits")
+    with pytest.raises(DistillError, match=r"visits\.seen has whole numbers up to 2024010\d"):
+        read_classes(lake.refreshed(), "seen")
 
 
 def test_labels_are_part_of_the_run(lake_copy: Path) -> None:
