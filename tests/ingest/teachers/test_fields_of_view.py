@@ -187,8 +187,8 @@ def test_a_region_is_what_openslide_reads(lake: Lake) -> None:
             rgba = np.asarray(slide.read_region((x, y), 0, (512, 512)))
             regions.append(np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8))
     pixels = np.stack(regions)
-    # Pixels differ by 1 to 2 grey levels in all rows. Why a network of photographs is more sensitive
-    # to that where tiles were cut from the slide (0.993) is not known.
+    # Pixels differ by 1 to 2 grey levels in all rows. Why a network of photographs minds that more
+    # where tiles were cut from the slide (0.993) is not known.
     for teacher, least in ((wide, 0.999), (lite0, 0.99)):
         name = teacher.card.name
         encoder = load_encoder(lake.store, teacher)
